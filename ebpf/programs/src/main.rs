@@ -1,0 +1,5 @@
+//! Placeholder.
+#![no_std]
+#![no_main]
+#[panic_handler]
+fn p(_: &core::panic::PanicInfo) -> ! { loop {} }
