@@ -1,1 +1,37 @@
-//! Placeholder.
+//! The wire protocol between the controller and its clients: delta discovery, workloads and
+//! services, authorization, certificate signing, and what is Karst's own for node agents.
+//!
+//! It holds generated types, resource type URLs and validated conversions. It holds no policy, no
+//! Kubernetes types and no connection handling (that is `karst-client` and `karst-controller`).
+//! Start with `proto/workload.proto`; the Rust under `src/gen` is written by `cargo xtask codegen`.
+
+pub mod ca;
+pub mod convert;
+pub mod discovery;
+pub mod node;
+pub mod security;
+pub mod workload;
+
+pub use convert::FieldError;
+
+/// Resource type of [`workload::Address`].
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+
+/// Resource type of [`security::Authorization`].
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// Resource type of [`node::NodePod`].
+pub const NODE_POD_TYPE: &str = "type.googleapis.com/karst.node.v1.NodePod";
+
+/// Subscribes to every resource of a type.
+pub const WILDCARD: &str = "*";
+
+/// Key of the signing request's metadata that holds the wanted SPIFFE ID.
+pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
+
+/// The trust domain meant by an empty `trust_domain` on the wire.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+/// Largest message either side accepts, in bytes. Istio's own limit: a first push of a large mesh
+/// must fit when the other side does not split it (Karst's controller does).
+pub const MAX_MESSAGE_BYTES: usize = 200 * 1024 * 1024;

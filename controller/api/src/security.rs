@@ -1,0 +1,3 @@
+//! Layer-4 authorization policies (`istio.security`).
+
+include!("gen/security.rs");
