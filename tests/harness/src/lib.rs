@@ -1,1 +1,26 @@
-//! Placeholder.
+//! The lab: nodes, pods and a control plane out of network namespaces on one machine, with
+//! the real `karst-controller` and one real `karst-node-agent` a node. Tests, the demo, the
+//! benchmark and `cargo xtask lab` stand on it.
+//!
+//! The lab plays what a cluster brings: the API server (a directory of manifests that the
+//! controller watches), the kubelet (a pod's first container is a host program in the pod's
+//! own network and mount namespace and cgroup) and the CNI plugin (addresses, routes, and
+//! the word to the agent). It has no route out of the machine, writes no packet filter rule
+//! and does not proxy Service addresses: an un-enrolled pod cannot dial a ClusterIP here.
+//!
+//! Start reading at [`Lab`]; `network` builds the wire, `kubelet` runs pods, `mesh` runs
+//! the controller and the agents. Everything a lab leaves on the machine is named after it:
+//! namespaces `karst-<lab>-*`, cgroups `karst-lab/<lab>`, pins `karst-lab/<lab>`, files
+//! `/run/karst-lab/<lab>`; so [`Lab::tear_down`] needs no record to remove it.
+
+mod lab;
+mod options;
+mod running;
+mod status;
+mod wait;
+
+pub use lab::Lab;
+pub use options::{LabName, LabOptions, Lifetime, MAX_NODES, Mesh};
+pub use running::Running;
+pub use status::{LabStatus, NodeStatus, PodStatus};
+pub use wait::until;
