@@ -1,0 +1,171 @@
+//! Network namespaces: named by device and inode, entered for one short call at a time.
+//!
+//! A socket belongs for life to the namespace it was made in, so the agent enters a pod's
+//! namespace only to make sockets and comes straight back on the same thread.
+
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::process;
+use std::sync::OnceLock;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::fstat;
+use serde::Serialize;
+
+/// `NS_GET_NSTYPE` of linux/nsfs.h: which kind of namespace a descriptor stands for (Linux 4.11).
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+
+/// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14), not yet named by libc everywhere.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+thread_local! {
+    /// The namespace this thread belongs to, opened once: `/proc` need not be read again to return.
+    static HOME: OnceLock<File> = const { OnceLock::new() };
+}
+
+/// Which network namespace: stable as long as it lives, reused by the kernel afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct NetnsId {
+    /// Device of the nsfs.
+    pub dev: u64,
+    /// Inode in the nsfs.
+    pub ino: u64,
+}
+
+/// A network namespace held open, so that it cannot be reused while we look at it.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    id: NetnsId,
+    cookie: OnceLock<u64>,
+}
+
+impl Netns {
+    /// Opens the namespace at `path` (`/run/netns/NAME`, `/proc/PID/ns/net`).
+    ///
+    /// # Errors
+    /// The file cannot be opened, or is not a network namespace.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::from_file(File::open(path)?)
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    fn from_file(file: File) -> io::Result<Self> {
+        // SAFETY: the descriptor is open for the whole call and this request takes no argument.
+        let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+        if kind != libc::CLONE_NEWNET {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a network namespace",
+            ));
+        }
+        let stat = fstat(&file)?;
+        Ok(Self {
+            file,
+            id: NetnsId {
+                dev: stat.st_dev,
+                ino: stat.st_ino,
+            },
+            cookie: OnceLock::new(),
+        })
+    }
+
+    /// Device and inode.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// The kernel's number for this namespace, never reused until reboot (Linux 5.14).
+    ///
+    /// # Errors
+    /// As [`Netns::run`], or the kernel is older.
+    pub fn cookie(&self) -> io::Result<u64> {
+        if let Some(cookie) = self.cookie.get() {
+            return Ok(*cookie);
+        }
+        // Any socket will do: a Unix one needs no address family to be up.
+        let probe = self.run(|| {
+            socket(
+                AddressFamily::Unix,
+                SockType::Datagram,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )
+        })??;
+        let cookie = socket_netns_cookie(probe.as_fd())?;
+        Ok(*self.cookie.get_or_init(|| cookie))
+    }
+
+    /// Runs `f` on this thread inside the namespace and returns; aborts the process if the
+    /// thread cannot return, because everything it did afterwards would be in the wrong place.
+    /// `f` must not block or await.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered (no `CAP_SYS_ADMIN`), or `/proc` is not mounted.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+        HOME.with(|home| {
+            let home = match home.get() {
+                Some(home) => home,
+                None => {
+                    let here = File::open("/proc/thread-self/ns/net")?;
+                    home.get_or_init(|| here)
+                }
+            };
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            let back = Return(home);
+            let value = f();
+            drop(back);
+            Ok(value)
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Brings the thread home, also when the closure panics.
+struct Return<'a>(&'a File);
+
+impl Drop for Return<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%error, "cannot leave a pod's network namespace, aborting");
+            process::abort();
+        }
+    }
+}
+
+/// The cookie of the namespace a socket lives in.
+pub(crate) fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to live locals and `length` is the size of the first.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if outcome == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
