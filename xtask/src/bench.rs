@@ -1,0 +1,51 @@
+//! `cargo xtask bench`: builds everything and runs the benchmark program, `karst-bench`.
+//!
+//! What is measured, and how, is said in `tests/bench/README.md`.
+
+use anyhow::Result;
+
+use crate::{
+    setup::{self, Need},
+    workspace::{Workspace, require_root, step},
+};
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Build the measured programs with the `dist` profile, as they ship: minutes more, a little faster.
+    #[arg(long)]
+    dist: bool,
+    /// What to measure (`tunnel`), with its options; `tunnel --help` lists them.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "BENCHMARK"
+    )]
+    arguments: Vec<String>,
+}
+
+/// Builds, then hands over to `karst-bench`.
+pub fn run(args: &Args) -> Result<()> {
+    require_root(
+        "cargo xtask bench",
+        "makes network namespaces and loads eBPF programs",
+    )?;
+    let workspace = Workspace::locate()?;
+    setup::ensure(&workspace, &[Need::BpfToolchain, Need::Lab, Need::Bench])?;
+    workspace.build_all()?;
+    let mut binaries = workspace.release();
+    if args.dist {
+        step(
+            "build the agent as it ships",
+            workspace.cargo().args(["build", "--profile", "dist"]),
+        )?;
+        binaries = workspace.target().join("dist");
+    }
+    let mut program = std::process::Command::new(binaries.join("karst-bench"));
+    program
+        .args(&args.arguments)
+        .env("KARST_BIN_DIR", &binaries)
+        .current_dir(workspace.root());
+    step("measure", &mut program)
+}

@@ -1,0 +1,55 @@
+//! `cargo xtask setup`: finds, or installs, what building, showing and testing Karst needs.
+//!
+//! Says what it is about to do before it does it, above all when a step needs root. Does nothing,
+//! and takes no noticeable time, when nothing is missing. Starts no service: the Debian packages of
+//! nginx and redis would start one, so service starts are held back while they are installed.
+//! The other commands call [`ensure`] with what they need; start there.
+
+mod mounts;
+mod packages;
+mod toolchain;
+
+use anyhow::Result;
+
+pub use toolchain::{BpfToolchain, bpf_linker_folder};
+
+use crate::workspace::{Workspace, say};
+
+/// Arguments of `setup`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// What a command needs to be there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// Compiler, core sources and linker for the eBPF programs.
+    BpfToolchain,
+    /// Network namespaces, bpffs and cgroup2.
+    Lab,
+    /// The real servers and clients of the demo, and what looks at the wire.
+    Demo,
+    /// The load generators of the benchmark.
+    Bench,
+}
+
+/// Everything, in the order in which it is set up.
+pub const ALL: &[Need] = &[Need::BpfToolchain, Need::Lab, Need::Demo, Need::Bench];
+
+/// Sets up everything.
+pub fn run(_args: &Args) -> Result<()> {
+    ensure(&Workspace::locate()?, ALL)
+}
+
+/// Makes sure that `needs` are met, installing what is missing.
+pub fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
+    let mut found = Vec::new();
+    packages::ensure(needs, &mut found)?;
+    if needs.contains(&Need::BpfToolchain) {
+        toolchain::ensure(workspace, &mut found)?;
+    }
+    if needs.contains(&Need::Lab) {
+        mounts::ensure(&mut found)?;
+    }
+    say(&format!("setup: {}", found.join(", ")));
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Where the workspace and its outputs are, and how a step of a command is run and reported.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The checked-out workspace and the folder that cargo builds into.
+pub struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Workspace {
+    /// Finds the workspace from the manifest folder that cargo hands to the programs it runs, so
+    /// that a moved clone works with a binary that was built before the move.
+    pub fn locate() -> Result<Self> {
+        let manifest = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let root = manifest
+            .parent()
+            .context("the xtask folder has no parent")?
+            .to_path_buf();
+        if !root.join("xtask/Cargo.toml").is_file() {
+            bail!(
+                "{} is not the Karst workspace; run `cargo xtask` inside a clone",
+                root.display()
+            );
+        }
+        let target = env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| root.join("target"), |dir| root.join(dir));
+        Ok(Self { root, target })
+    }
+
+    /// The folder that holds the workspace's `Cargo.toml`.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder cargo builds into (`CARGO_TARGET_DIR`, else `target`).
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where the release binaries are.
+    pub fn release(&self) -> PathBuf {
+        self.target.join("release")
+    }
+
+    /// Where `setup` installs developer tools.
+    pub fn tools(&self) -> PathBuf {
+        self.target.join("tools")
+    }
+
+    /// The cargo that runs us, in the workspace's root.
+    pub fn cargo(&self) -> Command {
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// Another command of this same program.
+    pub fn xtask(&self) -> Result<Command> {
+        let mut command = Command::new(env::current_exe().context("finding this program")?);
+        command.current_dir(&self.root);
+        Ok(command)
+    }
+
+    /// Builds the eBPF object and then every binary, in this order because the datapath embeds the
+    /// object. All default members are built by one command: with one selection cargo resolves the
+    /// features once, and nothing is compiled twice for the demo, the tests and the lab.
+    pub fn build_all(&self) -> Result<()> {
+        step("build the eBPF programs", self.xtask()?.arg("build-ebpf"))?;
+        step(
+            "build all binaries",
+            self.cargo().args(["build", "--release"]),
+        )
+    }
+}
+
+/// Says what is done next. Progress goes to standard error so that standard output holds results only.
+pub fn say(line: &str) {
+    eprintln!("==> {line}");
+}
+
+/// Runs one step with its output passed through, and fails when the program does.
+pub fn step(label: &str, command: &mut Command) -> Result<()> {
+    say(label);
+    let started = Instant::now();
+    let status = command
+        .status()
+        .with_context(|| format!("{label}: cannot start {}", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{label} failed ({status}): {}", shown(command));
+    }
+    let took = started.elapsed();
+    if took.as_secs() >= 2 {
+        eprintln!("    {label}: {:.0} s", took.as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Fails, with the reason, unless this process is root.
+pub fn require_root(what: &str, why: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!("{what} needs root: it {why}. Run it again as root");
+}
+
+/// The command line of `command`, for messages.
+pub fn shown(command: &Command) -> String {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        line.push(' ');
+        line.push_str(&argument.to_string_lossy());
+    }
+    line
+}
+
+/// The first file called `program` in the folders of `PATH`, or in the system folders that a
+/// login shell of an ordinary user leaves out.
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+}
