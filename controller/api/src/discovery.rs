@@ -9,6 +9,10 @@ use crate::convert::FieldError;
 
 include!("gen/discovery.rs");
 
+/// Ends the `system_version_info` of every part of a split push but the last. That field is free
+/// text for debugging to other implementations.
+pub const PARTIAL_SUFFIX: &str = "+";
+
 impl Resource {
     /// Decodes the packed resource, after checking that it is of the type `type_url`.
     ///
@@ -56,5 +60,12 @@ impl DeltaDiscoveryResponse {
     #[must_use]
     pub fn size(&self) -> usize {
         self.encoded_len()
+    }
+
+    /// Whether more of the same push follows in another response. A first push may be split; only
+    /// when its last part has arrived is the state complete. Other servers never set this.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.system_version_info.ends_with(PARTIAL_SUFFIX)
     }
 }

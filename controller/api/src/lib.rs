@@ -23,6 +23,9 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 /// Resource type of [`node::NodePod`].
 pub const NODE_POD_TYPE: &str = "type.googleapis.com/karst.node.v1.NodePod";
 
+/// Type of [`node::RejectedResource`], a detail of a rejected discovery response.
+pub const REJECTED_RESOURCE_TYPE: &str = "type.googleapis.com/karst.node.v1.RejectedResource";
+
 /// Subscribes to every resource of a type.
 pub const WILDCARD: &str = "*";
 

@@ -46,6 +46,17 @@ pub struct ReportEnrolmentResponse {
     #[prost(uint32, tag = "1")]
     pub known_pods: u32,
 }
+/// Detail of a rejected discovery response: one resource that was not applied. A rejection without
+/// such details says only that something in the response was not.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RejectedResource {
+    /// Resource name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why it was rejected.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+}
 /// What the operator wants for a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -1,0 +1,211 @@
+//! What the client wants and what it holds, per resource type; survives reconnects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use karst_api::{
+    WILDCARD,
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+};
+
+use crate::config::InitialSubscription;
+
+/// Names one type may be subscribed to on demand. More than this is a fault of the caller, and the
+/// controller would refuse them as well.
+pub(crate) const MAX_NAMES: usize = 100_000;
+
+/// One resource type.
+#[derive(Debug)]
+pub(crate) struct TypeState {
+    initial: InitialSubscription,
+    /// Names wanted now.
+    wanted: BTreeSet<String>,
+    /// Names the current stream has been told of.
+    told: BTreeSet<String>,
+    /// Resource name to the version held; rejected versions never get in.
+    held: BTreeMap<String, String>,
+    /// A complete response has arrived, in this or an earlier stream.
+    pub(crate) synced: bool,
+}
+
+impl TypeState {
+    pub(crate) fn new(initial: InitialSubscription) -> Self {
+        Self {
+            initial,
+            wanted: BTreeSet::new(),
+            told: BTreeSet::new(),
+            held: BTreeMap::new(),
+            synced: false,
+        }
+    }
+
+    /// Adds names. Returns whether anything is new.
+    pub(crate) fn want(&mut self, names: impl IntoIterator<Item = String>) -> bool {
+        let before = self.wanted.len();
+        for name in names {
+            if self.wanted.len() < MAX_NAMES {
+                self.wanted.insert(name);
+            }
+        }
+        self.wanted.len() != before
+    }
+
+    /// Drops names. Returns whether any was wanted.
+    pub(crate) fn drop_names(&mut self, names: &[String]) -> bool {
+        let before = self.wanted.len();
+        for name in names {
+            self.wanted.remove(name);
+        }
+        self.wanted.len() != before
+    }
+
+    /// The first request of a new stream.
+    pub(crate) fn first_request(&mut self, type_url: &str) -> DeltaDiscoveryRequest {
+        self.told.clone_from(&self.wanted);
+        let mut subscribe: Vec<String> = self.wanted.iter().cloned().collect();
+        let mut unsubscribe = Vec::new();
+        match self.initial {
+            // Naming nothing means everything; once something is named, everything must be too.
+            InitialSubscription::Everything if !subscribe.is_empty() => {
+                subscribe.push(WILDCARD.to_owned());
+            }
+            InitialSubscription::Everything => {}
+            // Naming nothing would mean everything, so that is taken back in the same breath.
+            InitialSubscription::OnDemand if subscribe.is_empty() => {
+                subscribe.push(WILDCARD.to_owned());
+                unsubscribe.push(WILDCARD.to_owned());
+            }
+            InitialSubscription::OnDemand => {}
+        }
+        DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            initial_resource_versions: self.held.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// A request for what changed since the last one, if anything did.
+    pub(crate) fn change_request(&mut self, type_url: &str) -> Option<DeltaDiscoveryRequest> {
+        if self.wanted == self.told {
+            return None;
+        }
+        let subscribe = self.wanted.difference(&self.told).cloned().collect();
+        let unsubscribe = self.told.difference(&self.wanted).cloned().collect();
+        self.told.clone_from(&self.wanted);
+        Some(DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            ..Default::default()
+        })
+    }
+
+    /// Records what a response changed, except for what the handler rejected: the last good
+    /// version of those is still what is held.
+    pub(crate) fn record(
+        &mut self,
+        versions: Vec<(String, String)>,
+        removed: &[String],
+        rejected: &[(String, String)],
+    ) {
+        for (name, version) in versions {
+            if !rejected.iter().any(|(bad, _)| *bad == name) {
+                self.held.insert(name, version);
+            }
+        }
+        for name in removed {
+            if !rejected.iter().any(|(bad, _)| bad == name) {
+                self.held.remove(name);
+            }
+        }
+    }
+
+    /// Number of resources held.
+    pub(crate) fn held(&self) -> usize {
+        self.held.len()
+    }
+}
+
+/// Name and version of each resource of a response.
+pub(crate) fn versions(response: &DeltaDiscoveryResponse) -> Vec<(String, String)> {
+    response
+        .resources
+        .iter()
+        .map(|resource| (resource.name.clone(), resource.version.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn everything_is_asked_for_by_naming_nothing() {
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        let request = state.first_request("t");
+        assert!(request.resource_names_subscribe.is_empty());
+        assert!(request.resource_names_unsubscribe.is_empty());
+    }
+
+    #[test]
+    fn everything_and_a_name_asks_for_both() {
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        state.want(names(&["a"]));
+        let request = state.first_request("t");
+        assert_eq!(request.resource_names_subscribe, names(&["a", "*"]));
+    }
+
+    #[test]
+    fn on_demand_without_a_name_takes_the_wildcard_back() {
+        let mut state = TypeState::new(InitialSubscription::OnDemand);
+        let request = state.first_request("t");
+        assert_eq!(request.resource_names_subscribe, names(&["*"]));
+        assert_eq!(request.resource_names_unsubscribe, names(&["*"]));
+    }
+
+    #[test]
+    fn a_new_stream_names_all_wanted_and_held() {
+        let mut state = TypeState::new(InitialSubscription::OnDemand);
+        state.want(names(&["b", "a"]));
+        state.record(vec![("a".into(), "1".into())], &[], &[]);
+        let request = state.first_request("t");
+        assert_eq!(request.resource_names_subscribe, names(&["a", "b"]));
+        assert_eq!(request.initial_resource_versions["a"], "1");
+        assert_eq!(state.change_request("t"), None);
+    }
+
+    #[test]
+    fn a_change_names_only_the_difference() {
+        let mut state = TypeState::new(InitialSubscription::OnDemand);
+        state.want(names(&["a", "b"]));
+        state.first_request("t");
+        assert!(state.want(names(&["c"])));
+        assert!(!state.want(names(&["c"])));
+        assert!(state.drop_names(&names(&["a", "b"])));
+        let request = state.change_request("t").unwrap();
+        assert_eq!(request.resource_names_subscribe, names(&["c"]));
+        assert_eq!(request.resource_names_unsubscribe, names(&["a", "b"]));
+        assert!(request.initial_resource_versions.is_empty());
+    }
+
+    #[test]
+    fn a_rejected_version_is_not_held_and_the_former_one_stays() {
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        state.record(vec![("a".into(), "1".into())], &[], &[]);
+        state.record(
+            vec![("a".into(), "2".into()), ("b".into(), "1".into())],
+            &[],
+            &[("a".into(), "bad".into())],
+        );
+        let held = state.first_request("t").initial_resource_versions;
+        assert_eq!(held["a"], "1");
+        assert_eq!(held["b"], "1");
+        state.record(Vec::new(), &names(&["a"]), &[]);
+        assert_eq!(state.held(), 1);
+    }
+}
