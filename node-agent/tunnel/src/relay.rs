@@ -1,0 +1,49 @@
+//! Copies bytes between an application's socket and a stream, or between two sockets.
+//!
+//! Half-close travels in both directions (end of stream is a FIN and the other way round), and
+//! so does a reset: the other application sees ECONNRESET, as without a mesh.
+
+use tokio::net::TcpStream;
+
+use crate::{Counters, HboneStream};
+
+/// How a relayed connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayEnd {
+    /// Both directions were closed in order.
+    Closed,
+    /// The first socket (the application's) was reset or failed.
+    LocalReset,
+    /// The stream or second socket was reset by its other end.
+    RemoteReset,
+    /// The tunnel connection under the stream broke.
+    TunnelFailed,
+}
+
+impl RelayEnd {
+    /// The stable label for log and metric.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::LocalReset => "reset_by_application",
+            Self::RemoteReset => "reset_by_peer",
+            Self::TunnelFailed => "tunnel_failed",
+        }
+    }
+}
+
+/// Copies both ways until both directions have ended. `sent` counts bytes from `tcp` to the
+/// stream.
+pub async fn tcp_hbone(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> RelayEnd {
+    hbone::relay(tcp, stream, counters).await
+}
+
+/// Copies both ways until both directions have ended. `sent` counts bytes from `first` to
+/// `second`.
+pub async fn tcp_tcp(first: TcpStream, second: TcpStream, counters: &Counters) -> RelayEnd {
+    tcp::relay(first, second, counters).await
+}
+
+mod hbone;
+mod tcp;
