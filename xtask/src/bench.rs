@@ -2,7 +2,7 @@
 //!
 //! What is measured, and how, is said in `tests/bench/README.md`.
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::{
     setup::{self, Need},
@@ -47,5 +47,9 @@ pub fn run(args: &Args) -> Result<()> {
         .args(&args.arguments)
         .env("KARST_BIN_DIR", &binaries)
         .current_dir(workspace.root());
-    step("measure", &mut program)
+    let status = program.status().context("starting karst-bench")?;
+    if !status.success() {
+        bail!("the benchmark failed ({status})");
+    }
+    Ok(())
 }

@@ -87,11 +87,12 @@ pub fn say(line: &str) {
     eprintln!("==> {line}");
 }
 
-/// Runs one step with its output passed through, and fails when the program does.
+/// Runs one step, its output passed to standard error, and fails when the program does.
 pub fn step(label: &str, command: &mut Command) -> Result<()> {
     say(label);
     let started = Instant::now();
     let status = command
+        .stdout(std::io::stderr())
         .status()
         .with_context(|| format!("{label}: cannot start {}", command.get_program().display()))?;
     if !status.success() {
