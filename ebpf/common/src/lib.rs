@@ -1,2 +1,53 @@
-//! Placeholder.
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! What the BPF programs and their user-space loader agree on: keys and values of the maps,
+//! constants, counter labels, and the decisions that need no kernel helper.
+//!
+//! It loads nothing and touches no map; the programs (`ebpf/programs`) and `karst-datapath` do.
+//! The decisions live here so that host tests reach the very code the kernel runs. Start with
+//! [`decide`]; every type crossing the boundary is in [`layout`].
 #![no_std]
+#![cfg_attr(
+    feature = "user",
+    expect(
+        unsafe_code,
+        reason = "aya::Pod is the promise that a type is plain bytes"
+    )
+)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod address;
+pub mod counter;
+pub mod decide;
+pub mod layout;
+#[cfg(feature = "user")]
+mod user;
+
+pub use address::{Endpoint, Ip};
+pub use counter::CounterId;
+
+/// Bumped whenever a key, a value, a flag or the meaning of one changes: pinned maps of another
+/// version are never reused as they are.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The agent's listener for captured outbound connections, on loopback in the pod's namespace.
+pub const OUTBOUND_PORT: u16 = 15001;
+
+/// The agent's HBONE listener, on the pod's own address: never steered.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Longest pod uid kept in the kernel, bytes. A Kubernetes uid has 36.
+pub const UID_BYTES: usize = 64;
+
+/// Handshakes between the two ends of which an original address is on its way. An entry lives
+/// for microseconds; the bound is that of eight full accept queues of 4,096.
+pub const PUBLISHED_ENTRIES: u32 = 32_768;
+
+/// Probes of the node in their handshake. A node probes each of a few hundred pods every few
+/// seconds; the oldest is evicted first, and an evicted probe is taken for a plain client.
+pub const AUTHORISED_ENTRIES: u32 = 8_192;
+
+/// How long an authorised handshake may take, nanoseconds: six retransmissions of a SYN give up
+/// after 127 s (`tcp_syn_retries`).
+pub const AUTHORISED_NS: u64 = 130_000_000_000;

@@ -1,5 +1,78 @@
-//! Placeholder.
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The BPF programs of a node: thin entry points, one per hook. The decisions are in
+//! `karst-bpf-common`, where host tests reach them; what is here talks to the kernel.
+//!
+//! They carry no packets: everything happens once a connection. Start with the hook table in
+//! `ebpf/README.md`, then [`connect`], [`established`] and [`lookup`] in the order of a
+//! connection's life.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod connect;
+mod context;
+mod established;
+mod lookup;
+mod maps;
+mod peername;
+mod state;
+
+use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+
+/// Verdict of a `cgroup_sock_addr` program: go on (the address may have been rewritten).
+const ALLOW: i32 = 1;
+/// Verdict of a `cgroup_sock_addr` program: the call fails with `EPERM`.
+const REFUSE: i32 = 0;
+
+/// The helpers used are for GPL-compatible programs only; aya gives no way to choose the text.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// `connect()` to an IPv4 address.
+#[cgroup_sock_addr(connect4)]
+pub fn karst_connect4(ctx: SockAddrContext) -> i32 {
+    connect::v4(&ctx)
+}
+
+/// `connect()` of an IPv6 socket, to a v4-mapped address too.
+#[cgroup_sock_addr(connect6)]
+pub fn karst_connect6(ctx: SockAddrContext) -> i32 {
+    connect::v6(&ctx)
+}
+
+/// `getpeername()` and the address `accept()` returns, IPv4 sockets.
+#[cgroup_sock_addr(getpeername4)]
+pub fn karst_peername4(ctx: SockAddrContext) -> i32 {
+    peername::v4(&ctx);
+    ALLOW
+}
+
+/// `getpeername()` and the address `accept()` returns, IPv6 sockets.
+#[cgroup_sock_addr(getpeername6)]
+pub fn karst_peername6(ctx: SockAddrContext) -> i32 {
+    peername::v6(&ctx);
+    ALLOW
+}
+
+/// Moments in a TCP socket's life.
+#[sock_ops]
+pub fn karst_sock_ops(ctx: SockOpsContext) -> u32 {
+    established::event(&ctx);
+    // The reply only matters to operations that ask for a value; we answer none of them.
+    0
+}
+
+/// Which socket gets an inbound connection, in an enrolled pod's namespace.
+#[sk_lookup]
+pub fn karst_sk_lookup(ctx: SkLookupContext) -> u32 {
+    lookup::verdict(&ctx)
+}
+
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
-fn p(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses any program in which this can be reached.
+    loop {}
+}

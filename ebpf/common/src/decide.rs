@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The decisions of the programs that need nothing from the kernel.
+
+use crate::address::{Endpoint, Ip};
+use crate::layout::{
+    Config, Pod, SOCKET_CAPTURED, SOCKET_ORIGINAL, SOCKET_PEER, SOCKET_SOURCE, SocketState,
+};
+use crate::{AUTHORISED_NS, HBONE_PORT, OUTBOUND_PORT};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+
+/// Whether a socket is of the kind this mesh carries. UDP, SCTP and raw sockets are not.
+#[inline(always)]
+pub const fn is_tcp(kind: u32, protocol: u32) -> bool {
+    kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
+}
+
+/// Whether connecting there can leave the namespace at all. Decided before any map is read.
+#[inline(always)]
+pub const fn may_leave(destination: &Ip) -> bool {
+    !destination.is_loopback() && !destination.is_unspecified()
+}
+
+/// Whether an enrolled pod's connection goes to the agent: everything that may leave, except to
+/// the pod itself.
+#[inline(always)]
+pub const fn should_capture(pod: &Pod, destination: &Ip) -> bool {
+    may_leave(destination) && !destination.same(&pod.v4) && !destination.same(&pod.v6)
+}
+
+/// Where a captured connection is sent instead.
+#[inline(always)]
+pub const fn capture_target(destination: &Ip) -> Endpoint {
+    Endpoint::new(destination.loopback_of_same_family(), OUTBOUND_PORT)
+}
+
+/// Whether a task of the node's own namespace may be authorised to reach a pod past the agent:
+/// neither a pod (a host-network one sits below kubepods) nor the agent. An unknown kubepods
+/// cgroup authorises nobody.
+#[inline(always)]
+pub const fn is_node_process(config: &Config, cgroup: u64, ancestor_at_level: u64) -> bool {
+    config.kubepods_cgroup != 0
+        && cgroup != 0
+        && cgroup != config.agent_cgroup
+        && ancestor_at_level != config.kubepods_cgroup
+}
+
+/// What an accepted socket becomes when the connecting end published `state`: `None` when the
+/// entry is not meant for a socket on this port.
+#[inline(always)]
+pub const fn claimed(state: &SocketState, local_port: u16) -> Option<SocketState> {
+    let flags = if state.flags & SOCKET_CAPTURED != 0 && local_port == OUTBOUND_PORT {
+        SOCKET_ORIGINAL
+    } else if state.flags & SOCKET_SOURCE != 0 && local_port != OUTBOUND_PORT {
+        SOCKET_PEER
+    } else {
+        return None;
+    };
+    Some(SocketState {
+        endpoint: state.endpoint,
+        flags,
+    })
+}
+
+/// Whether an inbound TCP lookup in an enrolled pod's namespace concerns the agent: not the
+/// HBONE port, which is the agent's own listener anyway, and nothing that comes from the pod
+/// itself. A remote host cannot use either address: the kernel drops such packets as martians.
+#[inline(always)]
+pub const fn should_steer(local: &Endpoint, remote: &Ip) -> bool {
+    local.port != HBONE_PORT && !remote.same(&local.ip) && !remote.is_loopback()
+}
+
+/// Whether an authorisation given at `at_ns` still holds at `now_ns`.
+#[inline(always)]
+pub const fn is_fresh(at_ns: u64, now_ns: u64) -> bool {
+    now_ns.wrapping_sub(at_ns) <= AUTHORISED_NS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::UID_BYTES;
+    use crate::layout::SOCKET_PROBE;
+    use core::net::IpAddr;
+    use proptest::prelude::*;
+
+    fn ip(text: &str) -> Ip {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn pod() -> Pod {
+        Pod {
+            v4: ip("10.0.0.5"),
+            v6: ip("fd00::5"),
+            uid_length: 0,
+            uid: [0; UID_BYTES],
+        }
+    }
+
+    #[test]
+    fn only_stream_tcp_is_ours() {
+        assert!(is_tcp(1, 6));
+        assert!(is_tcp(1, 262), "MPTCP");
+        assert!(!is_tcp(2, 17), "UDP");
+        assert!(!is_tcp(1, 132), "SCTP");
+        assert!(!is_tcp(2, 6));
+        assert!(!is_tcp(1, 0), "Unix");
+    }
+
+    #[test]
+    fn captured_is_what_leaves_the_pod() {
+        for away in [
+            "203.0.113.9",
+            "10.0.0.6",
+            "fd00::6",
+            "2001:db8::1",
+            "::ffff:10.0.0.6",
+        ] {
+            assert!(should_capture(&pod(), &ip(away)), "{away}");
+        }
+        let home = [
+            "127.0.0.1",
+            "::1",
+            "0.0.0.0",
+            "::",
+            "10.0.0.5",
+            "fd00::5",
+            "::ffff:10.0.0.5",
+            "::ffff:127.1.2.3",
+        ];
+        for here in home {
+            assert!(!should_capture(&pod(), &ip(here)), "{here}");
+        }
+    }
+
+    #[test]
+    fn a_pod_without_v6_captures_all_v6() {
+        let pod = Pod {
+            v6: Ip::UNSPECIFIED,
+            ..pod()
+        };
+        assert!(should_capture(&pod, &ip("fd00::5")));
+        assert!(!should_capture(&pod, &ip("::")));
+    }
+
+    #[test]
+    fn the_target_keeps_the_family() {
+        assert_eq!(
+            capture_target(&ip("203.0.113.9")).to_socket_addr(),
+            "127.0.0.1:15001".parse().unwrap()
+        );
+        assert_eq!(
+            capture_target(&ip("2001:db8::1")).to_socket_addr(),
+            "[::1]:15001".parse().unwrap()
+        );
+        assert!(capture_target(&ip("::ffff:203.0.113.9")).ip.is_v4());
+    }
+
+    #[test]
+    fn steering_leaves_hbone_and_the_pod_itself_alone() {
+        let local = |port| Endpoint::new(ip("10.0.0.5"), port);
+        assert!(should_steer(&local(80), &ip("10.0.0.6")));
+        assert!(should_steer(&local(15001), &ip("10.0.0.6")));
+        assert!(!should_steer(&local(15008), &ip("10.0.0.6")));
+        assert!(!should_steer(&local(80), &ip("10.0.0.5")));
+        assert!(!should_steer(&local(80), &ip("127.0.0.1")));
+        assert!(!should_steer(&Endpoint::new(ip("fd00::5"), 80), &ip("::1")));
+    }
+
+    #[test]
+    fn a_claim_needs_the_matching_port() {
+        let state = |flags| SocketState {
+            endpoint: Endpoint::new(ip("203.0.113.9"), 80),
+            flags,
+        };
+        let flags = |state: &SocketState, port| claimed(state, port).map(|state| state.flags);
+        let captured = state(SOCKET_CAPTURED | SOCKET_PEER);
+        assert_eq!(flags(&captured, 15001), Some(SOCKET_ORIGINAL));
+        assert_eq!(flags(&captured, 80), None);
+        assert_eq!(flags(&state(SOCKET_SOURCE), 8080), Some(SOCKET_PEER));
+        assert_eq!(flags(&state(SOCKET_SOURCE), 15001), None);
+        assert_eq!(flags(&state(SOCKET_PROBE), 8080), None);
+        assert_eq!(flags(&state(0), 15001), None);
+    }
+
+    #[test]
+    fn probes_come_from_the_node_and_from_nobody_else() {
+        let config = Config {
+            host_netns: 1,
+            agent_cgroup: 7,
+            kubepods_cgroup: 9,
+            kubepods_level: 1,
+            padding: 0,
+        };
+        assert!(is_node_process(&config, 5, 4));
+        assert!(!is_node_process(&config, 7, 4), "the agent");
+        assert!(!is_node_process(&config, 5, 9), "a host-network pod");
+        assert!(!is_node_process(&config, 0, 0), "no cgroup2");
+        let unknown = Config {
+            kubepods_cgroup: 0,
+            ..config
+        };
+        assert!(!is_node_process(&unknown, 5, 4), "kubepods unknown");
+    }
+
+    proptest! {
+        #[test]
+        fn a_pod_never_captures_itself_or_loopback(bits: u128, low: u32) {
+            let mine = Pod { v4: Ip::from_v4_word(low), v6: Ip::from(core::net::Ipv6Addr::from(bits)), ..pod() };
+            prop_assert!(!should_capture(&mine, &mine.v4));
+            prop_assert!(!should_capture(&mine, &mine.v6));
+            prop_assert!(!should_capture(&mine, &Ip::from_v4_word((low & 0x00ff_ffff_u32.to_be()) | 0x7f00_0000_u32.to_be())));
+        }
+
+        #[test]
+        fn captured_connections_always_go_to_loopback(bits: u128) {
+            let destination = Ip::from(core::net::Ipv6Addr::from(bits));
+            let target = capture_target(&destination);
+            prop_assert!(target.ip.is_loopback());
+            prop_assert_eq!(target.ip.is_v4(), destination.is_v4());
+        }
+
+        #[test]
+        fn freshness_ends(at: u64, after in 0u64..AUTHORISED_NS * 2) {
+            prop_assert_eq!(is_fresh(at, at.wrapping_add(after)), after <= AUTHORISED_NS);
+        }
+    }
+}

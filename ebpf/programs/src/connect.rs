@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! `connect()`: the only place where an application's connection changes its destination.
+
+use core::mem::offset_of;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id};
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::warn;
+use karst_bpf_common::decide::{
+    capture_target, is_node_process, is_tcp, may_leave, should_capture,
+};
+use karst_bpf_common::layout::{
+    Config, SOCKET_CAPTURED, SOCKET_PEER, SOCKET_PROBE, SOCKET_SOURCE, SocketState,
+};
+use karst_bpf_common::{CounterId, Endpoint};
+
+use crate::context::{
+    addr_port, addr_socket, addr_v4, addr_v6, field, netns_cookie, set_addr_v4, set_addr_v6,
+};
+use crate::maps::{POD_ADDRESSES, PODS, config, count};
+use crate::{ALLOW, REFUSE, state};
+
+enum Verdict {
+    /// Not ours.
+    Leave,
+    Rewrite(Endpoint),
+    Refuse,
+}
+
+pub fn v4(ctx: &SockAddrContext) -> i32 {
+    match verdict(ctx, &Endpoint::new(addr_v4(ctx), addr_port(ctx))) {
+        Verdict::Leave => ALLOW,
+        Verdict::Refuse => REFUSE,
+        Verdict::Rewrite(target) => {
+            set_addr_v4(ctx, &target);
+            ALLOW
+        }
+    }
+}
+
+pub fn v6(ctx: &SockAddrContext) -> i32 {
+    match verdict(ctx, &Endpoint::new(addr_v6(ctx), addr_port(ctx))) {
+        Verdict::Leave => ALLOW,
+        Verdict::Refuse => REFUSE,
+        Verdict::Rewrite(target) => {
+            set_addr_v6(ctx, &target);
+            ALLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn verdict(ctx: &SockAddrContext, destination: &Endpoint) -> Verdict {
+    let kind = field::<{ offset_of!(bpf_sock_addr, type_) }>(ctx.as_ptr());
+    let protocol = field::<{ offset_of!(bpf_sock_addr, protocol) }>(ctx.as_ptr());
+    if !is_tcp(kind, protocol) {
+        return Verdict::Leave;
+    }
+    let socket = addr_socket(ctx);
+    forget_last(socket);
+    if !may_leave(&destination.ip) {
+        return Verdict::Leave;
+    }
+    let Some(config) = config() else {
+        return Verdict::Leave;
+    };
+    let netns = netns_cookie(ctx);
+    if netns == config.host_netns {
+        authorise_probe(socket, config, destination);
+        return Verdict::Leave;
+    }
+    // SAFETY: elements are freed after a grace period that cannot end while we run.
+    let Some(pod) = (unsafe { PODS.get(&netns) }) else {
+        return Verdict::Leave;
+    };
+    if !should_capture(pod, &destination.ip) {
+        return Verdict::Leave;
+    }
+    // SAFETY: the helper takes nothing and reads the current task.
+    if unsafe { bpf_get_current_cgroup_id() } == config.agent_cgroup {
+        return Verdict::Leave;
+    }
+    capture(ctx, socket, destination)
+}
+
+/// A socket may dial again, after a refusal or `AF_UNSPEC`: what the last call was granted does
+/// not hold for this one. Only the agent's own mark survives, which it sets before connecting.
+#[inline(always)]
+fn forget_last(socket: *mut bpf_sock) {
+    if let Some(state) = state::get(socket)
+        && state.flags & SOCKET_SOURCE == 0
+    {
+        state.flags = 0;
+    }
+}
+
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, socket: *mut bpf_sock, destination: &Endpoint) -> Verdict {
+    // SAFETY: the verifier knows this pointer as the socket being connected, never null.
+    let device = unsafe { (*socket).bound_dev_if };
+    if device != 0 {
+        // Its packets may only use that device, so loopback would swallow them in silence.
+        count(CounterId::OutboundRefusedBoundDevice);
+        warn!(
+            ctx,
+            "outbound_refused_bound_device: connect to {:i} port {} refused, the socket is bound to device {}",
+            destination.ip.octets(),
+            destination.port,
+            device
+        );
+        return Verdict::Refuse;
+    }
+    let captured = SocketState {
+        endpoint: *destination,
+        flags: SOCKET_CAPTURED | SOCKET_PEER,
+    };
+    if state::set(socket, captured).is_none() {
+        count(CounterId::OutboundRefusedNoState);
+        warn!(
+            ctx,
+            "outbound_refused_no_state: connect to {:i} port {} refused, no memory for its destination",
+            destination.ip.octets(),
+            destination.port
+        );
+        return Verdict::Refuse;
+    }
+    count(CounterId::OutboundCaptured);
+    Verdict::Rewrite(capture_target(&destination.ip))
+}
+
+/// A process of the node itself that dials an enrolled pod here is the kubelet probing it. That
+/// is known from the task, which no other host can be, and not from its address, which others
+/// can share by masquerading. Without storage it is treated as a stranger.
+#[inline(always)]
+fn authorise_probe(socket: *mut bpf_sock, config: &Config, destination: &Endpoint) {
+    // SAFETY: only whether there is an element matters, not what is in it.
+    if unsafe { POD_ADDRESSES.get(&destination.ip) }.is_none() {
+        return;
+    }
+    // SAFETY: the helper takes nothing and reads the current task.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    let level = config.kubepods_level as i32;
+    // SAFETY: the helper takes a number and reads the current task.
+    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+    if is_node_process(config, cgroup, ancestor) {
+        let probe = SocketState {
+            endpoint: *destination,
+            flags: SOCKET_PROBE,
+        };
+        let _ = state::set(socket, probe);
+    }
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! Moments of a TCP socket: hand an address from the connecting to the accepting end, and watch
+//! over the handshake of a probe.
+
+use core::mem::offset_of;
+use core::ptr;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set,
+};
+use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::{debug, warn};
+use karst_bpf_common::decide::claimed;
+use karst_bpf_common::layout::{
+    Authorisation, PublishedKey, SOCKET_CAPTURED, SOCKET_PROBE, SOCKET_SOURCE, SocketState, Tuple,
+};
+use karst_bpf_common::{CounterId, OUTBOUND_PORT};
+
+use crate::context::{field, netns_cookie, ops_ends, ops_local_port, ops_socket};
+use crate::maps::{AUTH, POD_ADDRESSES, PODS, PUBLISHED, count, write_seq_offset};
+use crate::state;
+
+/// Second argument of a state change: the new state.
+const NEW_STATE: usize = offset_of!(bpf_sock_ops, __bindgen_anon_1) + 4;
+
+#[inline(always)]
+pub fn event(ctx: &SockOpsContext) {
+    let op = field::<{ offset_of!(bpf_sock_ops, op) }>(ctx.as_ptr());
+    if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepted(ctx);
+        return;
+    }
+    if op != BPF_SOCK_OPS_TCP_CONNECT_CB
+        && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        && op != BPF_SOCK_OPS_STATE_CB
+    {
+        return;
+    }
+    // Sockets without storage, that is all but ours, end here without a map lookup.
+    let socket = ops_socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    let Some(state) = state::get(socket) else {
+        return;
+    };
+    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        publish(ctx, state);
+    } else if state.flags & SOCKET_PROBE != 0 {
+        if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+            authorise(ctx, socket, state);
+        } else {
+            probe_closed(ctx);
+        }
+    }
+}
+
+/// The connecting end of a handshake, which is established strictly before the accepting one
+/// exists: what it publishes is there when the other end looks.
+#[inline(always)]
+fn publish(ctx: &SockOpsContext, state: &SocketState) {
+    if state.flags & (SOCKET_CAPTURED | SOCKET_SOURCE) == 0 {
+        return;
+    }
+    let key = PublishedKey {
+        netns: netns_cookie(ctx),
+        client: snd_nxt(ctx),
+        server: rcv_nxt(ctx),
+    };
+    let copy = *state;
+    if PUBLISHED.insert(&key, &copy, 0).is_err() {
+        count(CounterId::PublishFailed);
+    }
+}
+
+/// The accepting end: the agent's, an enrolled application's, or none of ours.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let netns = netns_cookie(ctx);
+    let local_port = ops_local_port(ctx);
+    // A pod may be let go in the middle of a handshake; the agent still wants to know where
+    // that connection was going. Everything else ends here for pods not enrolled.
+    // SAFETY: only whether there is an element matters, not what is in it.
+    if local_port != OUTBOUND_PORT && unsafe { PODS.get(&netns) }.is_none() {
+        return;
+    }
+    let key = PublishedKey {
+        netns,
+        client: rcv_nxt(ctx),
+        server: snd_nxt(ctx),
+    };
+    // SAFETY: the element is copied at once; it can only be reused under us when 32,768 newer
+    // handshakes come between.
+    if let Some(published) = unsafe { PUBLISHED.get(&key) } {
+        let published = *published;
+        claim(ctx, &key, &published, local_port);
+    } else if local_port != OUTBOUND_PORT {
+        probe_accepted(ctx, key.client);
+    }
+}
+
+#[inline(always)]
+fn claim(ctx: &SockOpsContext, key: &PublishedKey, published: &SocketState, local_port: u16) {
+    let Some(state) = claimed(published, local_port) else {
+        return;
+    };
+    let _ = PUBLISHED.remove(key);
+    let socket = ops_socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    if state::set(socket, state).is_none() {
+        count(CounterId::ClaimFailed);
+    } else if local_port == OUTBOUND_PORT {
+        count(CounterId::OriginalClaimed);
+    } else {
+        count(CounterId::SourceClaimed);
+    }
+}
+
+/// Just before a probe's SYN leaves: port and sequence number are chosen. What was granted at
+/// connect is checked against what is really dialled, since another program may have rewritten
+/// it after ours, and against a pod let go meanwhile.
+#[inline(always)]
+fn authorise(ctx: &SockOpsContext, socket: *mut bpf_sock, state: &mut SocketState) {
+    let (local, remote) = ops_ends(ctx);
+    // SAFETY: only whether there is an element matters, not what is in it.
+    let enrolled = unsafe { POD_ADDRESSES.get(&remote.ip) }.is_some();
+    if !remote.same(&state.endpoint) || !enrolled {
+        state.flags = 0;
+        count(CounterId::ProbeNotAuthorised);
+        return;
+    }
+    let Some(isn) = write_seq(socket) else {
+        count(CounterId::ProbeAuthoriseFailed);
+        return;
+    };
+    let authorisation = Authorisation {
+        // SAFETY: the helper takes the program's own context.
+        socket: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+        // SAFETY: the helper takes nothing.
+        at_ns: unsafe { bpf_ktime_get_ns() },
+        isn,
+        padding: 0,
+    };
+    // Asked for before the entry exists: an entry nobody is told to remove must not be made.
+    // SAFETY: the helper takes the program's own context.
+    let watching = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    let tuple = Tuple {
+        source: local,
+        destination: remote,
+    };
+    if watching == 0 && AUTH.insert(&tuple, &authorisation, 0).is_ok() {
+        count(CounterId::ProbeAuthorised);
+    } else {
+        count(CounterId::ProbeAuthoriseFailed);
+    }
+}
+
+/// The pod's end of a probe. Removed here and not when the probe's own end is established: with
+/// SYN cookies the third packet of the handshake does another lookup.
+#[inline(always)]
+fn probe_accepted(ctx: &SockOpsContext, client: u32) {
+    let (local, remote) = ops_ends(ctx);
+    let tuple = Tuple {
+        source: remote,
+        destination: local,
+    };
+    // SAFETY: the element is copied at once, and a torn copy fails the comparison below.
+    let Some(authorisation) = (unsafe { AUTH.get(&tuple) }) else {
+        return;
+    };
+    let isn = authorisation.isn;
+    if client.wrapping_sub(1) == isn {
+        let _ = AUTH.remove(&tuple);
+        count(CounterId::ProbeVerified);
+    } else {
+        count(CounterId::ProbeForged);
+        warn!(
+            ctx,
+            "probe_forged: {:i} port {} reached {:i} port {} on a probe's tuple with a sequence number that is not the probe's",
+            remote.ip.octets(),
+            remote.port,
+            local.ip.octets(),
+            local.port
+        );
+    }
+}
+
+/// A probe that never got through (refused, timed out, abandoned) takes its entry along.
+#[inline(always)]
+fn probe_closed(ctx: &SockOpsContext) {
+    if field::<NEW_STATE>(ctx.as_ptr()) != BPF_TCP_CLOSE {
+        return;
+    }
+    let (local, remote) = ops_ends(ctx);
+    let tuple = Tuple {
+        source: local,
+        destination: remote,
+    };
+    // SAFETY: one word is read at once.
+    let Some(authorisation) = (unsafe { AUTH.get(&tuple) }) else {
+        return;
+    };
+    // SAFETY: the helper takes the program's own context.
+    if authorisation.socket == unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } {
+        let _ = AUTH.remove(&tuple);
+        debug!(
+            ctx,
+            "probe_closed: {:i} port {} did not answer the node's probe",
+            remote.ip.octets(),
+            remote.port
+        );
+    }
+}
+
+/// The next sequence number to be written, which before the SYN is the initial one.
+#[inline(always)]
+fn write_seq(socket: *mut bpf_sock) -> Option<u32> {
+    // SAFETY: the verifier knows this pointer as a socket, not null.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
+    if tcp.is_null() {
+        return None;
+    }
+    // SAFETY: the offset is that of a field of this kernel's tcp_sock.
+    let field = unsafe { tcp.cast::<u8>().add(write_seq_offset()) };
+    // SAFETY: a 4-byte read inside a kernel structure, checked by the verifier.
+    Some(unsafe { ptr::read_volatile(field.cast::<u32>()) })
+}
+
+#[inline(always)]
+fn snd_nxt(ctx: &SockOpsContext) -> u32 {
+    field::<{ offset_of!(bpf_sock_ops, snd_nxt) }>(ctx.as_ptr())
+}
+
+#[inline(always)]
+fn rcv_nxt(ctx: &SockOpsContext) -> u32 {
+    field::<{ offset_of!(bpf_sock_ops, rcv_nxt) }>(ctx.as_ptr())
+}
