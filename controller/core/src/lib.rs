@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The controller's pure core: Kubernetes objects in, mesh resources out.
+//!
+//! [`Object::from_value`] turns a Kubernetes object into the part the mesh needs and says exactly
+//! what is wrong with a bad one. [`Index`] holds all objects and keeps the resources they make up
+//! to date; every change touches what it changes and says what that was. There is no I/O here, no
+//! Kubernetes client, no gRPC and no clock. Start with [`Index`].
+
+mod config;
+mod error;
+mod index;
+mod labels;
+mod object;
+mod resource;
+
+pub use config::MeshConfig;
+pub use error::ObjectError;
+pub use index::{Changes, Index, NodeIdentity};
+pub use labels::DataplaneMode;
+pub use object::{Kind, Object, ObjectKey};
+pub use resource::Rendered;

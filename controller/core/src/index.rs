@@ -1,0 +1,450 @@
+//! All objects, and the resources they make.
+//!
+//! [`Index::apply`] and [`Index::delete`] update the objects and then render again exactly the
+//! resources that depend on what changed. Which those are is in `index/relations.rs`; what a
+//! resource looks like is in `index/render.rs`; the rule that keeps traffic encrypted while a pod
+//! changes sides is in `index/tunnel.rs`.
+
+mod relations;
+mod render;
+mod tunnel;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use karst_api::workload::Locality;
+
+use self::{relations::Relations, tunnel::Tunnel};
+use crate::{
+    config::MeshConfig,
+    error::{Faults, ObjectError},
+    labels::DataplaneMode,
+    object::{
+        Body, Kind, Object, ObjectKey,
+        endpoint_slice::EndpointSlice,
+        pod::{Pod, PodNetwork, PodPhase},
+        service::Service,
+    },
+    resource::Rendered,
+};
+
+/// Namespace and name of a namespaced object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct NsName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl NsName {
+    fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+/// Names of resources that are new, changed or gone; look each up to see which.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Names of `istio.workload.Address` resources.
+    pub addresses: BTreeSet<String>,
+    /// Node and name of `karst.node.v1.NodePod` resources.
+    pub node_pods: BTreeSet<(String, String)>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.node_pods.is_empty()
+    }
+
+    /// Adds the changes of another call.
+    pub fn merge(&mut self, other: Self) {
+        self.addresses.extend(other.addresses);
+        self.node_pods.extend(other.node_pods);
+    }
+}
+
+/// What is known of an identity on a node; decides whether the node's agent may have a certificate
+/// for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeIdentity {
+    /// A pod with that service account is in the mesh and runs on the node.
+    InMesh,
+    /// Pods with that service account run on the node, but none is in the mesh.
+    NotInMesh,
+    /// No pod with that service account runs on the node.
+    Absent,
+}
+
+/// A pod as it is stored, with what the index knows besides the object.
+#[derive(Debug)]
+struct PodEntry {
+    pod: Pod,
+    tunnel: Tunnel,
+}
+
+/// All objects, and the resources they make. See the module's description.
+#[derive(Debug)]
+pub struct Index {
+    config: MeshConfig,
+    namespaces: HashMap<String, Option<DataplaneMode>>,
+    nodes: HashMap<String, Option<Locality>>,
+    service_accounts: HashSet<NsName>,
+    pods: BTreeMap<NsName, PodEntry>,
+    services: BTreeMap<NsName, Service>,
+    slices: BTreeMap<NsName, EndpointSlice>,
+    relations: Relations,
+    addresses: BTreeMap<String, Arc<Rendered>>,
+    aliases: HashMap<String, BTreeSet<String>>,
+    /// Node, then name of the resource.
+    node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
+}
+
+impl Index {
+    /// An index without objects.
+    #[must_use]
+    pub fn new(config: MeshConfig) -> Self {
+        Self {
+            config,
+            namespaces: HashMap::new(),
+            nodes: HashMap::new(),
+            service_accounts: HashSet::new(),
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            relations: Relations::default(),
+            addresses: BTreeMap::new(),
+            aliases: HashMap::new(),
+            node_pods: BTreeMap::new(),
+        }
+    }
+
+    /// What is the same for the whole mesh.
+    #[must_use]
+    pub fn config(&self) -> &MeshConfig {
+        &self.config
+    }
+
+    /// Adds an object or replaces it. Of several objects that come together, apply those of the
+    /// smaller [`Kind`] first: a pod that is seen before its namespace's label looks like one that
+    /// was put into the mesh later.
+    ///
+    /// # Errors
+    /// When the object contradicts another one. It is then not taken, and its former state stays.
+    pub fn apply(&mut self, object: Object) -> Result<Changes, ObjectError> {
+        let mut changes = Changes::default();
+        let key = NsName::new(object.key.namespace.as_str(), object.key.name.as_str());
+        match object.body {
+            Body::Namespace(namespace) => {
+                self.set_namespace(key.name, namespace.mode, &mut changes);
+            }
+            Body::Node(node) => self.set_node(key.name, node.locality, &mut changes),
+            Body::ServiceAccount => {
+                self.service_accounts.insert(key);
+            }
+            Body::Service(service) => self.set_service(key, Some(*service), &mut changes),
+            Body::EndpointSlice(slice) => self.set_slice(key, Some(slice), &mut changes),
+            Body::Pod(pod) => {
+                self.check_uid(&object.key, &key, &pod)?;
+                self.set_pod(key, *pod, &mut changes);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Removes an object; nothing happens if it is not there.
+    pub fn delete(&mut self, key: &ObjectKey) -> Changes {
+        let mut changes = Changes::default();
+        let name = NsName::new(key.namespace.as_str(), key.name.as_str());
+        match key.kind {
+            Kind::Namespace => {
+                // Its label goes with it; its pods, which have manifests of their own, stay.
+                self.set_namespace(name.name.clone(), None, &mut changes);
+                self.namespaces.remove(&name.name);
+            }
+            Kind::Node => {
+                self.set_node(name.name.clone(), None, &mut changes);
+                self.nodes.remove(&name.name);
+            }
+            Kind::ServiceAccount => {
+                self.service_accounts.remove(&name);
+            }
+            Kind::Service => self.set_service(name, None, &mut changes),
+            Kind::EndpointSlice => self.set_slice(name, None, &mut changes),
+            Kind::Pod => self.remove_pod(&name, &mut changes),
+        }
+        changes
+    }
+
+    /// Takes a node's report of the pods (Kubernetes uids) that are enrolled there. Returns how
+    /// many of them are pods of that node, and what the report changed.
+    pub fn report_enrolled(&mut self, node: &str, pod_uids: &[String]) -> (usize, Changes) {
+        let mut changes = Changes::default();
+        let mut known = 0;
+        for uid in pod_uids {
+            let Some(key) = self.relations.pod_by_uid(uid).cloned() else {
+                continue;
+            };
+            let Some(entry) = self.pods.get_mut(&key) else {
+                continue;
+            };
+            // A node speaks for its own pods only.
+            if entry.pod.node.as_deref() != Some(node) {
+                continue;
+            }
+            known += 1;
+            if entry.tunnel.reported_enrolled() {
+                self.render_pod(&key, &mut changes);
+            }
+        }
+        (known, changes)
+    }
+
+    /// The address resource of that primary name.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<&Arc<Rendered>> {
+        self.addresses.get(name)
+    }
+
+    /// All address resources that go by a name: a workload's uid, a service's
+    /// `namespace/hostname`, or `network/ip`.
+    pub fn resolve<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Rendered>> {
+        let by_alias = self.aliases.get(name).into_iter().flatten();
+        let by_alias = by_alias.filter_map(|primary| self.addresses.get(primary));
+        self.addresses.get(name).into_iter().chain(by_alias)
+    }
+
+    /// All address resources, by name.
+    pub fn addresses(&self) -> impl Iterator<Item = &Arc<Rendered>> {
+        self.addresses.values()
+    }
+
+    /// The pod of that name on that node.
+    #[must_use]
+    pub fn node_pod(&self, node: &str, name: &str) -> Option<&Arc<Rendered>> {
+        self.node_pods.get(node)?.get(name)
+    }
+
+    /// The pods of a node, by name.
+    pub fn node_pods(&self, node: &str) -> impl Iterator<Item = &Arc<Rendered>> {
+        self.node_pods
+            .get(node)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+    }
+
+    /// Whether an identity is one of a node's.
+    #[must_use]
+    pub fn identity_on_node(
+        &self,
+        node: &str,
+        namespace: &str,
+        service_account: &str,
+    ) -> NodeIdentity {
+        let mut found = NodeIdentity::Absent;
+        for key in self.relations.pods_of_node(node) {
+            let Some(entry) = self.pods.get(key) else {
+                continue;
+            };
+            if key.namespace != namespace
+                || entry.pod.service_account != service_account
+                || entry.pod.phase == PodPhase::Terminal
+            {
+                continue;
+            }
+            if self.mode(key, &entry.pod) == DataplaneMode::Ambient {
+                return NodeIdentity::InMesh;
+            }
+            found = NodeIdentity::NotInMesh;
+        }
+        found
+    }
+
+    /// Number of objects held, for metrics.
+    #[must_use]
+    pub fn object_count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Namespace => self.namespaces.len(),
+            Kind::Node => self.nodes.len(),
+            Kind::ServiceAccount => self.service_accounts.len(),
+            Kind::Service => self.services.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::EndpointSlice => self.slices.len(),
+        }
+    }
+
+    /// What the operator wants for a pod: its own label, else its namespace's. A pod without a
+    /// network of its own, or with a sidecar, is never in the mesh.
+    fn mode(&self, key: &NsName, pod: &Pod) -> DataplaneMode {
+        if pod.network == PodNetwork::Host || pod.has_sidecar || pod.phase == PodPhase::Terminal {
+            return DataplaneMode::None;
+        }
+        pod.mode
+            .or_else(|| self.namespaces.get(&key.namespace).copied().flatten())
+            .unwrap_or(DataplaneMode::None)
+    }
+
+    fn set_namespace(&mut self, name: String, mode: Option<DataplaneMode>, changes: &mut Changes) {
+        let former = self.namespaces.insert(name.clone(), mode);
+        if former.flatten() == mode {
+            return;
+        }
+        for key in self.pods_of_namespace(&name) {
+            self.update_mode(&key);
+            self.render_pod(&key, changes);
+        }
+    }
+
+    fn set_node(&mut self, name: String, locality: Option<Locality>, changes: &mut Changes) {
+        let former = self.nodes.insert(name.clone(), locality.clone());
+        if former.flatten() == locality {
+            return;
+        }
+        let pods: Vec<NsName> = self.relations.pods_of_node(&name).cloned().collect();
+        for key in pods {
+            self.render_pod(&key, changes);
+        }
+        let on_node = |slice: &EndpointSlice| {
+            let mut endpoints = slice.endpoints.iter();
+            endpoints.any(|endpoint| endpoint.node.as_deref() == Some(&name))
+        };
+        let slices = self.slices.iter().filter(|(_, slice)| on_node(slice));
+        let slices: Vec<NsName> = slices.map(|(key, _)| key.clone()).collect();
+        for key in slices {
+            self.render_slice(&key, changes);
+        }
+    }
+
+    fn set_pod(&mut self, key: NsName, pod: Pod, changes: &mut Changes) {
+        let mode = self.mode(&key, &pod);
+        let former = self.pods.remove(&key);
+        let mut touched = match &former {
+            Some(former) => self.relations.remove_pod(&key, &former.pod),
+            None => BTreeSet::new(),
+        };
+        let tunnel = match former {
+            Some(former) if former.pod.uid == pod.uid => {
+                if former.pod.node != pod.node {
+                    self.drop_node_pod(&former.pod, changes);
+                }
+                former.tunnel.after(mode)
+            }
+            former => {
+                // Another pod under the same name: it shares nothing with the former one.
+                if let Some(former) = former {
+                    self.drop_node_pod(&former.pod, changes);
+                }
+                Tunnel::first_seen(mode)
+            }
+        };
+        touched.extend(self.relations.add_pod(&key, &pod));
+        self.pods.insert(key.clone(), PodEntry { pod, tunnel });
+        self.render_pod(&key, changes);
+        self.render_slices_of_address(touched, changes);
+    }
+
+    fn remove_pod(&mut self, key: &NsName, changes: &mut Changes) {
+        let Some(former) = self.pods.remove(key) else {
+            return;
+        };
+        let touched = self.relations.remove_pod(key, &former.pod);
+        self.drop_node_pod(&former.pod, changes);
+        self.render_pod(key, changes);
+        self.render_slices_of_address(touched, changes);
+    }
+
+    /// An address has come or gone, and may have become, or ceased to be, that of another pod.
+    fn render_slices_of_address(&mut self, slices: BTreeSet<NsName>, changes: &mut Changes) {
+        for slice in slices {
+            self.render_slice(&slice, changes);
+            for pod in self.slice_pods(&slice) {
+                self.render_pod(&pod, changes);
+            }
+        }
+    }
+
+    fn set_service(&mut self, key: NsName, service: Option<Service>, changes: &mut Changes) {
+        let slices: Vec<NsName> = self.relations.slices_of_service(&key).cloned().collect();
+        let mut touched = self.selected_pods(&key);
+        touched.extend(slices.iter().flat_map(|slice| self.slice_pods(slice)));
+        match service {
+            Some(service) => self.services.insert(key.clone(), service),
+            None => self.services.remove(&key),
+        };
+        touched.extend(self.selected_pods(&key));
+
+        self.render_service(&key, changes);
+        for pod in touched {
+            self.render_pod(&pod, changes);
+        }
+        for slice in slices {
+            self.render_slice(&slice, changes);
+        }
+    }
+
+    fn set_slice(&mut self, key: NsName, slice: Option<EndpointSlice>, changes: &mut Changes) {
+        let mut touched = self.slice_pods(&key);
+        if let Some(former) = self.slices.remove(&key) {
+            self.relations.remove_slice(&key, &former);
+        }
+        if let Some(slice) = slice {
+            self.relations.add_slice(&key, &slice);
+            self.slices.insert(key.clone(), slice);
+        }
+        touched.extend(self.slice_pods(&key));
+        self.render_slice(&key, changes);
+        for pod in touched {
+            self.render_pod(&pod, changes);
+        }
+    }
+
+    fn update_mode(&mut self, key: &NsName) {
+        let Some(entry) = self.pods.get(key) else {
+            return;
+        };
+        let mode = self.mode(key, &entry.pod);
+        if let Some(entry) = self.pods.get_mut(key) {
+            entry.tunnel = entry.tunnel.after(mode);
+        }
+    }
+
+    fn check_uid(&self, object: &ObjectKey, key: &NsName, pod: &Pod) -> Result<(), ObjectError> {
+        match self.relations.pod_by_uid(&pod.uid) {
+            Some(other) if other != key => Err(Faults::of(object).error(
+                "metadata.uid",
+                format!("is that of Pod {}/{} too", other.namespace, other.name),
+                "give each pod a uid of its own, or leave it out",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn pods_of_namespace(&self, namespace: &str) -> Vec<NsName> {
+        self.pods
+            .range(NsName::new(namespace, "")..)
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    /// Pods that a service's selector matches.
+    fn selected_pods(&self, service: &NsName) -> BTreeSet<NsName> {
+        let Some(found) = self.services.get(service) else {
+            return BTreeSet::new();
+        };
+        self.pods
+            .range(NsName::new(service.namespace.as_str(), "")..)
+            .take_while(|(key, _)| key.namespace == service.namespace)
+            .filter(|(_, entry)| found.selects(&entry.pod.labels))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+}

@@ -1,0 +1,154 @@
+//! Who depends on whom: the reverse look-ups that make updates small.
+
+use std::{
+    collections::{BTreeSet, HashMap, hash_map::Entry},
+    hash::Hash,
+    net::IpAddr,
+};
+
+use super::NsName;
+use crate::object::{
+    endpoint_slice::EndpointSlice,
+    pod::{Pod, PodNetwork, PodPhase},
+};
+
+/// Reverse look-ups; every one is exact at all times.
+#[derive(Debug, Default)]
+pub(super) struct Relations {
+    pods_of_node: HashMap<String, BTreeSet<NsName>>,
+    pods_of_ip: HashMap<IpAddr, BTreeSet<NsName>>,
+    pod_of_uid: HashMap<String, NsName>,
+    slices_of_service: HashMap<NsName, BTreeSet<NsName>>,
+    /// Slices that name the pod.
+    slices_of_pod: HashMap<NsName, BTreeSet<NsName>>,
+    /// Slices that have the address without naming a pod.
+    slices_of_ip: HashMap<IpAddr, BTreeSet<NsName>>,
+}
+
+impl Relations {
+    /// Records a pod. Returns the slices whose endpoints it may be.
+    pub(super) fn add_pod(&mut self, key: &NsName, pod: &Pod) -> BTreeSet<NsName> {
+        if let Some(node) = &pod.node {
+            link(&mut self.pods_of_node, node, key);
+        }
+        self.pod_of_uid.insert(pod.uid.clone(), key.clone());
+        if identified_by_ip(pod) {
+            for ip in &pod.ips {
+                link(&mut self.pods_of_ip, ip, key);
+            }
+        }
+        self.slices_at(pod)
+    }
+
+    /// Forgets a pod. Returns the slices whose endpoints it may have been.
+    pub(super) fn remove_pod(&mut self, key: &NsName, pod: &Pod) -> BTreeSet<NsName> {
+        if let Some(node) = &pod.node {
+            unlink(&mut self.pods_of_node, node, key);
+        }
+        self.pod_of_uid.remove(&pod.uid);
+        for ip in &pod.ips {
+            unlink(&mut self.pods_of_ip, ip, key);
+        }
+        self.slices_at(pod)
+    }
+
+    pub(super) fn add_slice(&mut self, key: &NsName, slice: &EndpointSlice) {
+        let Some(service) = service_of(key, slice) else {
+            return;
+        };
+        link(&mut self.slices_of_service, &service, key);
+        for endpoint in &slice.endpoints {
+            match &endpoint.pod {
+                Some(pod) => {
+                    let pod = NsName::new(key.namespace.as_str(), pod.as_str());
+                    link(&mut self.slices_of_pod, &pod, key);
+                }
+                None => {
+                    for ip in &endpoint.ips {
+                        link(&mut self.slices_of_ip, ip, key);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn remove_slice(&mut self, key: &NsName, slice: &EndpointSlice) {
+        let Some(service) = service_of(key, slice) else {
+            return;
+        };
+        unlink(&mut self.slices_of_service, &service, key);
+        for endpoint in &slice.endpoints {
+            if let Some(pod) = &endpoint.pod {
+                let pod = NsName::new(key.namespace.as_str(), pod.as_str());
+                unlink(&mut self.slices_of_pod, &pod, key);
+            }
+            for ip in &endpoint.ips {
+                unlink(&mut self.slices_of_ip, ip, key);
+            }
+        }
+    }
+
+    pub(super) fn pods_of_node(&self, node: &str) -> impl Iterator<Item = &NsName> {
+        self.pods_of_node.get(node).into_iter().flatten()
+    }
+
+    /// The pod that has an address. Between the end of one pod and the start of another, two may
+    /// claim it; then it is nobody's.
+    pub(super) fn pod_of_ip(&self, ip: IpAddr) -> Option<&NsName> {
+        let pods = self.pods_of_ip.get(&ip)?;
+        if pods.len() == 1 { pods.first() } else { None }
+    }
+
+    pub(super) fn pod_by_uid(&self, uid: &str) -> Option<&NsName> {
+        self.pod_of_uid.get(uid)
+    }
+
+    pub(super) fn slices_of_service(&self, service: &NsName) -> impl Iterator<Item = &NsName> {
+        self.slices_of_service.get(service).into_iter().flatten()
+    }
+
+    /// Slices that have the pod as an endpoint, by name or by address.
+    pub(super) fn slices_of_pod(&self, key: &NsName, pod: &Pod) -> BTreeSet<NsName> {
+        let named = self.slices_of_pod.get(key).into_iter().flatten().cloned();
+        let mut slices: BTreeSet<NsName> = named.collect();
+        let own = |ip: &&IpAddr| self.pod_of_ip(**ip) == Some(key);
+        for ip in pod.ips.iter().filter(own) {
+            slices.extend(self.slices_of_ip.get(ip).into_iter().flatten().cloned());
+        }
+        slices
+    }
+
+    /// Slices with an address of the pod.
+    fn slices_at(&self, pod: &Pod) -> BTreeSet<NsName> {
+        pod.ips
+            .iter()
+            .filter_map(|ip| self.slices_of_ip.get(ip))
+            .flatten()
+            .cloned()
+            .collect()
+    }
+}
+
+/// The Service a slice belongs to.
+pub(super) fn service_of(key: &NsName, slice: &EndpointSlice) -> Option<NsName> {
+    let service = slice.service.as_deref()?;
+    Some(NsName::new(key.namespace.as_str(), service))
+}
+
+/// Whether the pod's address says which pod it is.
+fn identified_by_ip(pod: &Pod) -> bool {
+    pod.network == PodNetwork::Own && pod.phase != PodPhase::Terminal
+}
+
+fn link<K: Hash + Eq + Clone>(map: &mut HashMap<K, BTreeSet<NsName>>, from: &K, to: &NsName) {
+    map.entry(from.clone()).or_default().insert(to.clone());
+}
+
+fn unlink<K: Hash + Eq + Clone>(map: &mut HashMap<K, BTreeSet<NsName>>, from: &K, to: &NsName) {
+    if let Entry::Occupied(mut entry) = map.entry(from.clone()) {
+        entry.get_mut().remove(to);
+        if entry.get().is_empty() {
+            entry.remove();
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What the mesh needs of a Namespace.
+
+use k8s_openapi::api::core::v1;
+
+use crate::{
+    error::{Faults, ObjectError},
+    labels::{self, DataplaneMode},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Namespace {
+    pub(crate) mode: Option<DataplaneMode>,
+}
+
+impl Namespace {
+    pub(crate) fn new(
+        object: &v1::Namespace,
+        faults: &Faults,
+        findings: &mut Vec<ObjectError>,
+    ) -> Self {
+        let labels = object.metadata.labels.clone().unwrap_or_default();
+        Self {
+            mode: labels::dataplane_mode(&labels, faults, findings),
+        }
+    }
+}
