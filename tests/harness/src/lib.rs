@@ -13,14 +13,33 @@
 //! namespaces `karst-<lab>-*`, cgroups `karst-lab/<lab>`, pins `karst-lab/<lab>`, files
 //! `/run/karst-lab/<lab>`; so [`Lab::tear_down`] needs no record to remove it.
 
+mod addresses;
+mod admin;
+mod cgroup;
+mod host;
+pub mod inside;
+mod kubelet;
 mod lab;
+mod launch;
+mod manifests;
+mod mesh;
+mod name_files;
+mod netns;
+mod network;
 mod options;
+mod paths;
 mod running;
+mod state;
 mod status;
+mod store;
+mod tokens;
 mod wait;
+mod workloads;
 
 pub use lab::Lab;
+pub use netns::run_in;
 pub use options::{LabName, LabOptions, Lifetime, MAX_NODES, Mesh};
 pub use running::Running;
 pub use status::{LabStatus, NodeStatus, PodStatus};
+pub use tokens::Claims;
 pub use wait::until;

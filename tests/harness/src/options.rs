@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// kept for the controller and the external host, rounded down.
 pub const MAX_NODES: u8 = 16;
 
-/// A lab's name: 1 to 20 of `[a-z0-9-]`. It becomes part of namespace, cgroup and pin names;
-/// the limit keeps interface names made from it below the kernel's 15 bytes.
+/// A lab's name: 1 to 20 of `[a-z0-9_]`. It becomes part of namespace, cgroup and pin names,
+/// where `-` ends it, so that no lab's prefix is the beginning of another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LabName(String);
@@ -21,10 +21,10 @@ impl FromStr for LabName {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
-        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         ensure!(
-            (1..=20).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-'),
-            "a lab's name is 1 to 20 of a-z, 0-9 and -, not starting with -; got {name:?}"
+            (1..=20).contains(&name.len()) && name.chars().all(good),
+            "a lab's name is 1 to 20 of a-z, 0-9 and _; got {name:?}"
         );
         Ok(Self(name.to_owned()))
     }

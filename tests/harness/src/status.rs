@@ -1,9 +1,19 @@
 //! What a lab looks like from outside: the JSON of `lab status -j`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::addresses;
+use crate::admin;
+use crate::host;
+use crate::mesh;
+use crate::paths::Paths;
+use crate::state::{PodRecord, State, node_name};
 
 /// A lab's nodes and pods.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,4 +57,96 @@ pub struct PodStatus {
     /// Whether the kernel captures its connections now: read from the node's pinned maps
     /// or its agent, never from what the manifests ask for.
     pub enrolled: bool,
+}
+
+/// How an agent should know a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// By HBONE.
+    Hbone,
+    /// Without it.
+    Plain,
+}
+
+/// Reads the lab's state from the running system.
+pub(crate) fn read(paths: &Paths, state: &State) -> Result<LabStatus> {
+    let mut nodes = Vec::new();
+    let mut enrolled = BTreeSet::new();
+    for number in 1..=state.nodes {
+        let name = node_name(number);
+        enrolled.extend(enrolled_pods(paths, &name)?);
+        nodes.push(NodeStatus {
+            netns: paths.host_netns(&name),
+            addresses: addresses::wire(number).both(),
+            agent_pid: mesh::agent_pid(paths, &name)?,
+            name,
+        });
+    }
+    let pods = state
+        .pods
+        .values()
+        .map(|pod| PodStatus {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            node: pod.node.clone(),
+            netns: pod.netns.clone(),
+            addresses: pod.addresses.clone(),
+            pid: pod
+                .process
+                .filter(|process| process.is_alive())
+                .map(|process| process.pid),
+            log: paths.pod_log(&pod.namespace, &pod.name),
+            enrolled: enrolled.contains(&pod.uid),
+        })
+        .collect();
+    Ok(LabStatus { nodes, pods })
+}
+
+/// Whether the kernel captures the pod's connections.
+pub(crate) fn is_enrolled(paths: &Paths, pod: &PodRecord) -> Result<bool> {
+    Ok(enrolled_pods(paths, &pod.node)?.contains(&pod.uid))
+}
+
+/// The uids of a node's enrolled pods, from its pinned maps: right also without an agent.
+fn enrolled_pods(paths: &Paths, node: &str) -> Result<BTreeSet<String>> {
+    if !paths.bpffs_root().join(node).exists() {
+        return Ok(BTreeSet::new());
+    }
+    let text = host::run(&mut mesh::inspect(paths, node, &["pod", "show", "-j"])?)?;
+    let pods: Value = serde_json::from_str(&text).context("reading what karst inspect says")?;
+    Ok(pods
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|pod| pod["uid"].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// Fails unless the agent of `node` knows the pod as expected.
+pub(crate) fn check_hbone(
+    paths: &Paths,
+    node: &str,
+    pod: &PodRecord,
+    expected: Expected,
+) -> Result<()> {
+    let text = admin::get(&paths.admin_socket(node), "/v1/workloads")?;
+    let workloads: Value = serde_json::from_slice(&text)?;
+    let known = workloads
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|known| {
+            known["namespace"] == pod.namespace.as_str() && known["name"] == pod.name.as_str()
+        })
+        .with_context(|| format!("{node} does not know {}", pod.id()))?;
+    let protocol = known["protocol"]
+        .as_str()
+        .unwrap_or_default()
+        .to_ascii_uppercase();
+    ensure!(
+        (protocol == "HBONE") == (expected == Expected::Hbone),
+        "{node} knows {} by protocol {protocol:?}",
+        pod.id()
+    );
+    Ok(())
 }
