@@ -1,5 +1,10 @@
 //! Tunnel connections of one worker towards peers, shared by the streams of its applications.
 
+mod connection;
+mod entries;
+
+pub(crate) use connection::Lease;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -14,6 +19,7 @@ use karst_identity::{CertificateEpoch, SpiffeId, WorkloadCertificate};
 use tokio::net::TcpStream;
 
 use crate::{HboneStream, TlsInfo, TunnelError, settings};
+use entries::{Grow, Inner};
 
 /// What must be equal for two streams to share a connection.
 ///
@@ -114,18 +120,12 @@ pub struct PoolConnection {
 }
 
 /// The pool of one worker thread. Cloning shares it.
+///
+/// Connections to one key share dials: while one is under way, streams wait for it as long as
+/// it will have a place for them. Nothing is locked or borrowed while something is awaited.
 #[derive(Clone)]
 pub struct Pool {
     inner: Rc<RefCell<Inner>>,
-}
-
-struct Inner {
-    config: PoolConfig,
-}
-
-/// A stream's place on a connection, given back when dropped.
-pub(crate) struct Lease {
-    _private: (),
 }
 
 impl Pool {
@@ -133,14 +133,16 @@ impl Pool {
     #[must_use]
     pub fn new(config: PoolConfig) -> Self {
         Self {
-            inner: Rc::new(RefCell::new(Inner { config })),
+            inner: Rc::new(RefCell::new(Inner::new(config))),
         }
     }
 
     /// Opens a stream to the destination of `key`, on a connection of the pool or a new one.
     ///
     /// `cert` must be the certificate of the source identity and epoch in `key`. Must run
-    /// inside a `LocalSet`.
+    /// inside a `LocalSet`. A stream that the peer refused unseen, or whose pooled connection
+    /// turned out to be dead, is tried once more on another connection; nothing of the
+    /// application has been sent at that point.
     ///
     /// # Errors
     /// Dial, handshake, identity and protocol failures, and a refusal by the peer.
@@ -151,21 +153,120 @@ impl Pool {
         cert: &Arc<WorkloadCertificate>,
         request: OutboundRequest,
     ) -> Result<HboneStream, TunnelError> {
-        let _ = (dial, cert, request, self.inner.borrow().config.idle);
-        Err(TunnelError::NoCertificate {
-            expected: key.source,
-        })
+        if cert.id() != &key.source || cert.epoch() != key.certificate_epoch {
+            return Err(TunnelError::NoCertificate {
+                expected: key.source,
+            });
+        }
+        // Boxed: what opening needs is not to stay with the relay that follows in the same task.
+        Box::pin(self.open(&key, dial, cert, &request)).await
+    }
+
+    async fn open<D: Dialer>(
+        &self,
+        key: &PoolKey,
+        dial: &Rc<D>,
+        cert: &Arc<WorkloadCertificate>,
+        request: &OutboundRequest,
+    ) -> Result<HboneStream, TunnelError> {
+        let response = self.inner.borrow().config.response;
+        let mut retried = false;
+        loop {
+            let lease = self.acquire(key, dial, cert).await?;
+            let reused = lease.is_reused();
+            match lease.open(request, response).await {
+                Ok(stream) => return Ok(stream),
+                Err(failed) if !retried && failed.is_worth_another(reused) => {
+                    failed.lease.retire();
+                    retried = true;
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
+    }
+
+    /// A place on the least loaded connection of `key`.
+    async fn acquire<D: Dialer>(
+        &self,
+        key: &PoolKey,
+        dial: &Rc<D>,
+        cert: &Arc<WorkloadCertificate>,
+    ) -> Result<Lease, TunnelError> {
+        let waiting = {
+            let mut inner = self.inner.borrow_mut();
+            if let Some(lease) = inner.lease(key) {
+                return Ok(lease);
+            }
+            let (waiting, decision) = inner.wait(key)?;
+            if decision == Grow::Dial {
+                self.spawn_dial(key.clone(), Rc::clone(dial), Arc::clone(cert));
+            }
+            waiting
+        };
+        match waiting.await {
+            Ok(result) => result.map_err(|error| TunnelError::clone(&error)),
+            Err(_) => Err(TunnelError::PoolClosed),
+        }
+    }
+
+    /// Dials in a task of its own: the stream that caused it may be given up meanwhile while
+    /// others wait for the same connection.
+    fn spawn_dial<D: Dialer>(&self, key: PoolKey, dial: Rc<D>, cert: Arc<WorkloadCertificate>) {
+        let pool = Rc::downgrade(&self.inner);
+        tokio::task::spawn_local(async move {
+            let Some(config) = pool.upgrade().map(|inner| inner.borrow().config.clone()) else {
+                return;
+            };
+            let dialed = connection::establish(&config, &key, &*dial, &cert).await;
+            let Some(inner) = pool.upgrade() else {
+                return;
+            };
+            let (connection, driver) = match dialed {
+                Ok(established) => established,
+                Err(error) => {
+                    let answers = inner.borrow_mut().dial_failed(&key);
+                    let error = Arc::new(error);
+                    for waiter in answers {
+                        // A waiter that is gone needs no answer.
+                        let _ = waiter.send(Err(Arc::clone(&error)));
+                    }
+                    return;
+                }
+            };
+            let more = inner.borrow_mut().dialed(&key, &connection);
+            for _ in 0..more {
+                Self {
+                    inner: Rc::clone(&inner),
+                }
+                .spawn_dial(key.clone(), Rc::clone(&dial), Arc::clone(&cert));
+            }
+            drop(inner);
+            let ended = driver.run(&connection).await;
+            connection.retire();
+            if let Err(error) = ended {
+                tracing::debug!(
+                    dst.identity = %key.destination,
+                    dst.addr = %key.address,
+                    reason = error.reason(),
+                    %error,
+                    "tunnel connection failed"
+                );
+            }
+            if let Some(inner) = pool.upgrade() {
+                inner.borrow_mut().remove(&key, &connection);
+            }
+        });
     }
 
     /// Drains the connections for which `keep` says no: they take no new streams and end with
     /// their last one.
     pub fn retain(&self, keep: impl Fn(&PoolKey) -> bool) {
-        let _ = keep;
+        self.inner.borrow_mut().retain(keep);
     }
 
     /// All connections.
     #[must_use]
     pub fn snapshot(&self) -> Vec<PoolConnection> {
-        Vec::new()
+        self.inner.borrow().snapshot()
     }
 }

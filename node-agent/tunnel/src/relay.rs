@@ -3,6 +3,13 @@
 //! Half-close travels in both directions (end of stream is a FIN and the other way round), and
 //! so does a reset: the other application sees ECONNRESET, as without a mesh.
 
+mod hbone;
+mod queue;
+mod tcp;
+
+use std::time::Duration;
+
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::{Counters, HboneStream};
@@ -45,5 +52,8 @@ pub async fn tcp_tcp(first: TcpStream, second: TcpStream, counters: &Counters) -
     tcp::relay(first, second, counters).await
 }
 
-mod hbone;
-mod tcp;
+/// Makes the application at the other end see a reset when the socket is dropped.
+fn reset_on_drop(tcp: &TcpStream) {
+    // It fails only for a socket that is no more, which needs no reset.
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+}

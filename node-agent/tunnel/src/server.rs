@@ -1,5 +1,8 @@
 //! The receiving end: TLS, HTTP/2 and a CONNECT for each application connection.
 
+mod connection;
+mod request;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -45,10 +48,27 @@ impl ConnectionLimit {
         }
     }
 
+    fn acquire(&self) -> Result<ConnectionSlot, TunnelError> {
+        if self.used.get() >= self.limit {
+            return Err(TunnelError::TooManyConnections { limit: self.limit });
+        }
+        self.used.set(self.used.get() + 1);
+        Ok(ConnectionSlot(Rc::clone(&self.used)))
+    }
+
     /// Connections held now.
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.used.get()
+    }
+}
+
+/// One of the connections a [`ConnectionLimit`] counts.
+struct ConnectionSlot(Rc<Cell<usize>>);
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 
@@ -204,5 +224,3 @@ pub async fn serve<H: InboundHandler>(
 ) -> Result<ServeEnd, TunnelError> {
     connection::serve(tcp, cert, limits, shutdown, handler).await
 }
-
-mod connection;
