@@ -1,0 +1,279 @@
+//! Opening a node's datapath: adopt what a former agent left, replace its programs, lose nothing.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use aya::Ebpf;
+use karst_bpf_common::layout::{
+    Authorisation, Config, NetnsCookie, Pod, PublishedKey, SocketState, Tuple,
+};
+use karst_bpf_common::{CounterId, Ip, LAYOUT_VERSION};
+
+use crate::api::{Counter, DatapathConfig, MapFill};
+use crate::cgroup::Cgroup;
+use crate::error::DatapathError;
+use crate::links::{self, Hook};
+use crate::map::{self, Map, RawMap};
+use crate::netns::Netns;
+use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP};
+use crate::pins::{Pins, failed};
+use crate::sys::LinkTarget;
+
+/// The programs and maps of one node, attached for as long as their pins exist.
+///
+/// Dropping it detaches nothing: enrolled pods stay captured and fail closed without the agent.
+#[derive(Debug)]
+pub struct Datapath {
+    pub(crate) pins: Pins,
+    pub(crate) maps: Maps,
+    /// For the links of pods enrolled later.
+    pub(crate) sk_lookup: OwnedFd,
+    /// Any of the programs: all write their log to one ring buffer, found through it.
+    pub(crate) program_id: u32,
+    pub(crate) logging: AtomicBool,
+    /// Enrolling is several steps; two at once could undo each other's.
+    pub(crate) enrolling: Mutex<()>,
+}
+
+/// The pinned maps.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    pub(crate) pods: Map<NetnsCookie, Pod>,
+    pub(crate) addresses: Map<Ip, NetnsCookie>,
+    pub(crate) listeners: Map<Ip, u32>,
+    pub(crate) published: Map<PublishedKey, SocketState>,
+    pub(crate) authorised: Map<Tuple, Authorisation>,
+    pub(crate) counters: Map<u32, u64>,
+    pub(crate) config: Map<u32, Config>,
+    pub(crate) sockets: Map<u32, SocketState>,
+}
+
+impl Maps {
+    pub(crate) fn open(folder: &Path) -> Result<Self, DatapathError> {
+        Ok(Self {
+            pods: Map::open(folder, map::PODS)?,
+            addresses: Map::open(folder, map::POD_ADDRESSES)?,
+            listeners: Map::open(folder, map::LISTENERS)?,
+            published: Map::open(folder, map::PUBLISHED)?,
+            authorised: Map::open(folder, map::AUTH)?,
+            counters: Map::open(folder, map::COUNTERS)?,
+            config: Map::open(folder, map::CONFIG)?,
+            sockets: Map::open(folder, map::SKST)?,
+        })
+    }
+
+    /// Those that can fill up.
+    fn bounded(&self) -> [&RawMap; 5] {
+        [
+            self.pods.raw(),
+            self.addresses.raw(),
+            self.listeners.raw(),
+            self.published.raw(),
+            self.authorised.raw(),
+        ]
+    }
+}
+
+impl Datapath {
+    /// Loads the programs, reuses pinned maps of the same layout version, and creates or
+    /// atomically replaces the pinned links; never leaves two of ours attached.
+    ///
+    /// Call it in the node's own network namespace. Takes tens of milliseconds and blocks; needs
+    /// root. Pods whose namespace is gone are let go; others stay enrolled, see
+    /// [`Datapath::enrolled`].
+    ///
+    /// # Errors
+    /// A cgroup or bpffs cannot be used, or the kernel refuses a program or map. What was
+    /// attached before stays attached.
+    pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        Self::open_as_layout(config, LAYOUT_VERSION)
+    }
+
+    /// [`Datapath::open`] as a build with another layout version would do it, for tests of the
+    /// change of layouts.
+    #[doc(hidden)]
+    pub fn open_as_layout(config: &DatapathConfig, layout: u32) -> Result<Self, DatapathError> {
+        let node_cgroup = Cgroup::open(&config.node_cgroup)?;
+        let settings = settings(config)?;
+        let pins = Pins::new(&config.bpffs_root, &config.node_name)?;
+        pins.prepare(&config.bpffs_root, layout)?;
+        let lock = pins.lock()?;
+        let folder = pins.maps(layout);
+        for spec in map::ALL {
+            // A map of another shape would be taken as it is by the loader.
+            RawMap::open(&folder, spec)?;
+        }
+        let ebpf = object::load(&folder, config.max_pods)?;
+        let maps = Maps::open(&folder)?;
+        let room = maps.pods.raw().info.max_entries;
+        if room != config.max_pods {
+            tracing::warn!(
+                pinned = room,
+                configured = config.max_pods,
+                "maps of a former agent keep their size; max_pods takes effect after a restart of the node"
+            );
+        }
+        maps.config.set(&0, &settings)?;
+        let former: Vec<u32> = pins.layouts()?;
+        let former: Vec<u32> = former
+            .into_iter()
+            .filter(|other| *other != layout)
+            .collect();
+        for other in &former {
+            adopt_pods(&maps, &pins.maps(*other))?;
+        }
+        let gone = update_pod_links(&pins, &ebpf)?;
+        attach_node(&pins, &ebpf, &node_cgroup)?;
+        drop_unknown_links(&pins)?;
+        for other in former {
+            pins.remove_maps(other)?;
+        }
+        let datapath = Self {
+            sk_lookup: program_fd(&ebpf, SK_LOOKUP)?,
+            program_id: program_id(&ebpf, SK_LOOKUP)?,
+            pins,
+            maps,
+            logging: AtomicBool::new(false),
+            enrolling: Mutex::new(()),
+        };
+        for uid in gone {
+            tracing::info!(pod.uid = %uid, "the pod's network namespace is gone, letting go of it");
+            datapath.unenrol(&uid)?;
+        }
+        drop(lock);
+        Ok(datapath)
+    }
+
+    /// Deletes every pin of this node, which detaches every program (uninstall).
+    ///
+    /// # Errors
+    /// A pin cannot be deleted.
+    pub fn remove_all(config: &DatapathConfig) -> Result<(), DatapathError> {
+        Pins::new(&config.bpffs_root, &config.node_name)?.remove_all()
+    }
+
+    /// What the programs counted since the maps were made, over all CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
+        read_counters(&self.maps.counters)
+    }
+
+    /// How full the bounded maps are.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError> {
+        let fill = |map: &RawMap| {
+            Ok(MapFill {
+                map: map.spec.name,
+                entries: map.count()?.unwrap_or_default(),
+                max_entries: map.info.max_entries,
+            })
+        };
+        self.maps.bounded().into_iter().map(fill).collect()
+    }
+}
+
+pub(crate) fn read_counters(map: &Map<u32, u64>) -> Result<Vec<Counter>, DatapathError> {
+    let read = |id: &CounterId| {
+        let values = map.get_per_cpu(&(*id as u32))?;
+        Ok(Counter {
+            reason: id.label(),
+            value: values.into_iter().fold(0, u64::wrapping_add),
+        })
+    };
+    CounterId::ALL.iter().map(read).collect()
+}
+
+/// What the programs compare with: of this node, this agent and its pods.
+fn settings(config: &DatapathConfig) -> Result<Config, DatapathError> {
+    let own = Path::new("/proc/thread-self/ns/net");
+    let host = Netns::current().map_err(failed("open", own))?;
+    Ok(Config {
+        host_netns: host.cookie().map_err(failed("identify", own))?,
+        agent_cgroup: Cgroup::open(&config.agent_cgroup)?.id,
+        kubepods_cgroup: Cgroup::open(&config.kubepods_cgroup)?.id,
+    })
+}
+
+/// Takes over the enrolled pods of maps of another layout, before programs that read the new
+/// ones run: a pod must not be without capture in between. Listeners cannot be read back from
+/// the kernel, so inbound connections are dropped until the agent enrols the pod again.
+fn adopt_pods(maps: &Maps, former: &Path) -> Result<(), DatapathError> {
+    for (to, spec) in [
+        (maps.pods.raw(), map::PODS),
+        (maps.addresses.raw(), map::POD_ADDRESSES),
+    ] {
+        if let Some(from) = RawMap::open(former, spec)? {
+            to.copy_from(&from)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the new program into the links of pods enrolled before; returns the uids of pods whose
+/// namespace is gone.
+fn update_pod_links(pins: &Pins, ebpf: &Ebpf) -> Result<Vec<String>, DatapathError> {
+    let program = program_fd(ebpf, SK_LOOKUP)?;
+    let mut gone = Vec::new();
+    for name in pins.link_names()? {
+        if let Some(uid) = Pins::sk_lookup_uid(&name)
+            && !links::update(pins, &name, program.as_fd())?
+        {
+            gone.push(uid);
+        }
+    }
+    Ok(gone)
+}
+
+fn attach_node(pins: &Pins, ebpf: &Ebpf, cgroup: &Cgroup) -> Result<(), DatapathError> {
+    for program in &CGROUP_PROGRAMS {
+        let hook = Hook {
+            fd: cgroup.folder.as_fd(),
+            target: LinkTarget::Cgroup(cgroup.id),
+            attach_type: program.attach_type,
+        };
+        let fd = program_fd(ebpf, program.name)?;
+        links::attach(pins, program.link, &hook, fd.as_fd())?;
+    }
+    Ok(())
+}
+
+/// A link this version does not know runs a program of another one beside ours.
+fn drop_unknown_links(pins: &Pins) -> Result<(), DatapathError> {
+    for name in pins.link_names()? {
+        let known = Pins::sk_lookup_uid(&name).is_some()
+            || CGROUP_PROGRAMS.iter().any(|program| program.link == name);
+        if !known {
+            tracing::warn!(link = %name, "removing a link this version does not know");
+            pins.unpin(&name)?;
+        }
+    }
+    Ok(())
+}
+
+fn program_fd(ebpf: &Ebpf, name: &str) -> Result<OwnedFd, DatapathError> {
+    let missing = |detail: String| DatapathError::Load {
+        what: name.to_owned(),
+        detail,
+    };
+    let fd = object::program(ebpf, name)?
+        .fd()
+        .map_err(|error| missing(error.to_string()))?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| missing(error.to_string()))
+}
+
+fn program_id(ebpf: &Ebpf, name: &str) -> Result<u32, DatapathError> {
+    let info = object::program(ebpf, name)?.info();
+    info.map(|info| info.id())
+        .map_err(|error| DatapathError::Load {
+            what: name.to_owned(),
+            detail: error.to_string(),
+        })
+}
