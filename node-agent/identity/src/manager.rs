@@ -1,10 +1,16 @@
 //! Keeps a certificate for every identity of this node and renews it in time.
 
+mod entry;
+mod renew;
+mod shared;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+
+use shared::Shared;
 
 use crate::{
     CertificateAuthority, CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate,
@@ -122,6 +128,3 @@ impl CertificateManager {
         self.shared.changes()
     }
 }
-
-mod shared;
-use shared::Shared;

@@ -1,63 +1,29 @@
-//! The state behind [`super::CertificateManager`] and the task that renews one identity.
+//! The state behind [`super::CertificateManager`].
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::sync::watch;
 
-use super::{CertificateEvents, ManagerConfig, Urgency};
-use crate::status::{CertificateState, CertificateStatus};
-use crate::{
-    CertificateAuthority, CertificateRequest, IdentityError, SpiffeId, WorkloadCertificate,
-};
-
-/// Longest uninterrupted sleep. The monotonic clock stands still while a machine is suspended,
-/// so the wall clock is compared at least this often.
-const LONGEST_SLEEP: Duration = Duration::from_secs(300);
-
-/// Shortest wait between two renewals, whatever lifetime an authority hands out: a certificate
-/// of a few seconds must not turn into a request loop.
-const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+use super::entry::Entry;
+use super::renew::Permits;
+use super::{CertificateEvents, ManagerConfig, Urgency, renew};
+use crate::status::CertificateStatus;
+use crate::{CertificateAuthority, IdentityError, SpiffeId, WorkloadCertificate};
 
 pub(super) struct Shared {
-    authority: Arc<dyn CertificateAuthority>,
-    config: ManagerConfig,
-    events: Arc<dyn CertificateEvents>,
+    pub(super) authority: Arc<dyn CertificateAuthority>,
+    pub(super) config: ManagerConfig,
+    pub(super) events: Arc<dyn CertificateEvents>,
     runtime: Handle,
     entries: ArcSwap<HashMap<SpiffeId, Arc<Entry>>>,
     /// Serialises writers of `entries`; readers never take it.
     writer: Mutex<()>,
-    permits: Arc<Semaphore>,
+    pub(super) permits: Permits,
     changes: watch::Sender<u64>,
-}
-
-/// One identity.
-struct Entry {
-    certificate: ArcSwapOption<WorkloadCertificate>,
-    failure: ArcSwapOption<IdentityError>,
-    /// Counts finished attempts, so that a waiter can wait for the next one.
-    attempts: watch::Sender<u64>,
-    /// Ends a back-off early because a connection waits.
-    hurry: Notify,
-    forgotten: AtomicBool,
-    task: Mutex<Option<AbortHandle>>,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let task = self.task.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(task) = task.take() {
-            task.abort();
-        }
-    }
 }
 
 impl Shared {
@@ -67,7 +33,7 @@ impl Shared {
         events: Arc<dyn CertificateEvents>,
         runtime: Handle,
     ) -> Self {
-        let permits = Arc::new(Semaphore::new(config.concurrency.max(1)));
+        let permits = Permits::new(config.concurrency);
         Self {
             authority,
             config,
@@ -91,6 +57,10 @@ impl Shared {
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
+
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
 }
 
 impl Shared {
@@ -102,18 +72,18 @@ impl Shared {
             return Ok(certificate);
         }
         let entry = self.entry(id, Urgency::Now)?;
-        let mut attempts = entry.attempts.subscribe();
-        entry.hurry.notify_one();
-        // The entry may have been served between `get` and `subscribe`.
+        let mut attempts = entry.attempts();
+        // It may have come between `get` and the subscription.
         if let Some(certificate) = self.get(id) {
             return Ok(certificate);
         }
-        let gone = attempts.changed().await.is_err();
+        entry.hurry();
+        let forgotten = attempts.changed().await.is_err();
         if let Some(certificate) = self.get(id) {
             return Ok(certificate);
         }
-        match entry.failure.load_full() {
-            Some(error) if !gone => Err(IdentityError::clone(&error)),
+        match entry.failure() {
+            Some(error) if !forgotten => Err(IdentityError::clone(&error)),
             _ => Err(IdentityError::NoCertificate { id: id.clone() }),
         }
     }
@@ -144,22 +114,37 @@ impl Shared {
         if entries.len() >= limit {
             return Err(IdentityError::TooManyIdentities { limit });
         }
-        let _ = urgency;
-        let _ = (LONGEST_SLEEP, SHORTEST_REFRESH);
-        Err(IdentityError::NoCertificate { id: id.clone() })
+        let entry = Arc::new(Entry::new(id.clone()));
+        let mut entries = HashMap::clone(&entries);
+        entries.insert(id.clone(), Arc::clone(&entry));
+        self.entries.store(Arc::new(entries));
+        let task = renew::run(Arc::downgrade(self), Arc::clone(&entry), urgency);
+        entry.started(self.runtime.spawn(task).abort_handle());
+        Ok(entry)
     }
 
     pub(super) fn forget(&self, id: &SpiffeId) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = HashMap::clone(&self.entries.load());
         if let Some(entry) = entries.remove(id) {
-            entry.forgotten.store(true, Ordering::Relaxed);
+            entry.stop();
             self.entries.store(Arc::new(entries));
-            self.changes.send_modify(|count| *count += 1);
+            self.changed();
         }
     }
 
     pub(super) fn list(&self) -> Vec<CertificateStatus> {
-        Vec::new()
+        let entries = self.entries.load();
+        let mut list: Vec<_> = entries.values().map(|entry| entry.status()).collect();
+        list.sort_by(|a, b| a.id.cmp(&b.id));
+        list
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for entry in self.entries.load().values() {
+            entry.stop();
+        }
     }
 }
