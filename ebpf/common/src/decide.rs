@@ -36,15 +36,23 @@ pub const fn capture_target(destination: &Ip) -> Endpoint {
     Endpoint::new(destination.loopback_of_same_family(), OUTBOUND_PORT)
 }
 
-/// Whether a task of the node's own namespace may be authorised to reach a pod past the agent:
-/// neither a pod (a host-network one sits below kubepods) nor the agent. An unknown kubepods
-/// cgroup authorises nobody.
+/// How deep below the root of the hierarchy the cgroup above all pods is looked for. On a node
+/// it is at depth 1; a node that is itself a container nests it a few deeper.
+pub const KUBEPODS_DEPTH: i32 = 16;
+
+/// Whether a task of the node's own namespace may be authorised to reach a pod past the agent,
+/// as far as its own cgroup tells: not the agent, and nobody as long as the cgroup of the pods
+/// is unknown.
 #[inline(always)]
-pub const fn is_node_process(config: &Config, cgroup: u64, ancestor_at_level: u64) -> bool {
-    config.kubepods_cgroup != 0
-        && cgroup != 0
-        && cgroup != config.agent_cgroup
-        && ancestor_at_level != config.kubepods_cgroup
+pub const fn may_probe(config: &Config, cgroup: u64) -> bool {
+    config.kubepods_cgroup != 0 && cgroup != 0 && cgroup != config.agent_cgroup
+}
+
+/// Whether an ancestor of a task's cgroup makes it a pod's: a pod on the host's network is in
+/// the node's namespace but is not the node.
+#[inline(always)]
+pub const fn is_pods_ancestor(config: &Config, ancestor: u64) -> bool {
+    ancestor == config.kubepods_cgroup
 }
 
 /// What an accepted socket becomes when the connecting end published `state`: `None` when the
@@ -191,18 +199,17 @@ mod tests {
             host_netns: 1,
             agent_cgroup: 7,
             kubepods_cgroup: 9,
-            kubepods_level: 1,
-            padding: 0,
         };
-        assert!(is_node_process(&config, 5, 4));
-        assert!(!is_node_process(&config, 7, 4), "the agent");
-        assert!(!is_node_process(&config, 5, 9), "a host-network pod");
-        assert!(!is_node_process(&config, 0, 0), "no cgroup2");
+        assert!(may_probe(&config, 5));
+        assert!(!may_probe(&config, 7), "the agent");
+        assert!(!may_probe(&config, 0), "no cgroup2");
+        assert!(is_pods_ancestor(&config, 9), "a host-network pod");
+        assert!(!is_pods_ancestor(&config, 1));
         let unknown = Config {
             kubepods_cgroup: 0,
             ..config
         };
-        assert!(!is_node_process(&unknown, 5, 4), "kubepods unknown");
+        assert!(!may_probe(&unknown, 5), "kubepods unknown");
     }
 
     proptest! {

@@ -94,10 +94,6 @@ pub struct Config {
     pub agent_cgroup: u64,
     /// cgroup above all pods; 0 means unknown, and then no probe is recognised.
     pub kubepods_cgroup: u64,
-    /// Depth of that cgroup, the root being 0.
-    pub kubepods_level: u32,
-    /// Always zero.
-    pub padding: u32,
 }
 
 /// Size, alignment and a few offsets are what pinned maps of this layout version have.
@@ -111,5 +107,5 @@ const _: () = {
     assert!(size_of::<PublishedKey>() == 16 && align_of::<PublishedKey>() == 8);
     assert!(size_of::<Tuple>() == 40 && offset_of!(Tuple, destination) == 20);
     assert!(size_of::<Authorisation>() == 24 && offset_of!(Authorisation, isn) == 16);
-    assert!(size_of::<Config>() == 32 && offset_of!(Config, kubepods_level) == 24);
+    assert!(size_of::<Config>() == 24 && offset_of!(Config, kubepods_cgroup) == 16);
 };

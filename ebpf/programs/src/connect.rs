@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_c
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::warn;
 use karst_bpf_common::decide::{
-    capture_target, is_node_process, is_tcp, may_leave, should_capture,
+    KUBEPODS_DEPTH, capture_target, is_pods_ancestor, is_tcp, may_leave, may_probe, should_capture,
 };
 use karst_bpf_common::layout::{
     Config, SOCKET_CAPTURED, SOCKET_PEER, SOCKET_PROBE, SOCKET_SOURCE, SocketState,
@@ -141,14 +141,28 @@ fn authorise_probe(socket: *mut bpf_sock, config: &Config, destination: &Endpoin
     }
     // SAFETY: the helper takes nothing and reads the current task.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    let level = config.kubepods_level as i32;
-    // SAFETY: the helper takes a number and reads the current task.
-    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-    if is_node_process(config, cgroup, ancestor) {
+    if may_probe(config, cgroup) && !is_below_kubepods(config) {
         let probe = SocketState {
             endpoint: *destination,
             flags: SOCKET_PROBE,
         };
         let _ = state::set(socket, probe);
     }
+}
+
+/// Depths are tried one by one because the agent cannot know the real one: inside a cgroup
+/// namespace paths are cut off, ids are not.
+#[inline(always)]
+fn is_below_kubepods(config: &Config) -> bool {
+    for depth in 1..=KUBEPODS_DEPTH {
+        // SAFETY: the helper takes a number and reads the current task; 0 means none so deep.
+        let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(depth) };
+        if ancestor == 0 {
+            break;
+        }
+        if is_pods_ancestor(config, ancestor) {
+            return true;
+        }
+    }
+    false
 }
