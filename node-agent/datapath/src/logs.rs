@@ -44,8 +44,10 @@ impl Datapath {
         let failed = |detail: String| DatapathError::Log { detail };
         let logger = EbpfLogger::init_from_id_with_logger(self.program_id, ToTracing)
             .map_err(|error| failed(error.to_string()))?;
-        let mut logger = AsyncFd::register_with_interest(logger, Interest::READABLE)
-            .map_err(|error| failed(error.to_string()))?;
+        // SAFETY: the logger owns its ring buffer's descriptor, never replaces it, and moves into
+        // the registration, so the descriptor stays open and the same until that is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        let mut logger = registered.map_err(|error| failed(error.to_string()))?;
         tokio::spawn(async move {
             while let Ok(mut ready) = logger.readable_mut().await {
                 ready.get_inner_mut().flush();
