@@ -1,2 +1,29 @@
-//! Placeholder.
-fn main() {}
+//! `karst-node-agent`: parses the configuration, sets up logging and runs
+//! [`karst_node_agent::app`]. Nothing else happens here.
+
+use std::io;
+
+use anyhow::Context as _;
+use clap::Parser;
+use karst_node_agent::app;
+use karst_node_agent::config::{Args, Config, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::try_from(Args::parse())?;
+    init_logging(&config)?;
+    app::run(config).context("karst-node-agent cannot run")
+}
+
+/// The agent's log goes to standard error; standard output is the access log's.
+fn init_logging(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log_level).context("--log-level")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    let outcome = match config.log_format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    outcome.map_err(|error| anyhow::anyhow!("logging: {error}"))
+}

@@ -1,0 +1,336 @@
+//! The admin socket: what the CNI plugin and the CLI talk to. Root only.
+//!
+//! | method | path | |
+//! |---|---|---|
+//! | PUT | `/v1/sandboxes/{pod uid}` | register a sandbox; answered when the pod is in the wanted state |
+//! | DELETE | `/v1/sandboxes/{pod uid}` | it is gone |
+//! | GET | `/v1/status`, `/v1/ready` | the agent |
+//! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services` | what it knows |
+//! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
+//!
+//! Errors are `{"reason": LABEL, "error": TEXT}`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use karst_client::AdsStatus;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::context::Context;
+use crate::enrol::task::{Event, WorkerSet};
+use crate::enrol::{PodTable, Problem};
+use crate::http_server::{Reply, json};
+use crate::worker::{Command, Snapshot};
+
+/// Largest request body: a registration has a few hundred bytes.
+const MAX_BODY: usize = 16 << 10;
+
+/// Longest wait for a worker to list its connections.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(2);
+
+/// What the API reads and writes.
+pub struct Admin {
+    /// Node name.
+    pub node: String,
+    /// Controller address.
+    pub controller: String,
+    /// When the agent started.
+    pub started: Instant,
+    /// State, kernel, certificates.
+    pub context: Arc<Context>,
+    /// The control-plane session.
+    pub ads: watch::Receiver<AdsStatus>,
+    /// Enrolment.
+    pub pods: watch::Receiver<Arc<PodTable>>,
+    /// Where sandboxes are registered.
+    pub enrolment: mpsc::UnboundedSender<Event>,
+    /// The data plane.
+    pub workers: WorkerSet,
+}
+
+/// Opens the socket: its directory is for root alone, and so is the socket.
+///
+/// # Errors
+/// The path cannot be used.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // Ours alone: the lock on the state directory says that no other agent runs.
+        _ => {}
+    }
+    // Before anybody can connect, not after: a chmod would come too late.
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    nix::sys::stat::umask(before);
+    let listener = listener?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Admin {
+    /// Answers one request.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+        let path = request.uri().path().to_owned();
+        let method = request.method().clone();
+        if let Some(uid) = path.strip_prefix("/v1/sandboxes/") {
+            return match method {
+                Method::PUT => self.register(uid, request).await,
+                Method::DELETE => self.unregister(uid).await,
+                _ => method_not_allowed(),
+            };
+        }
+        if method != Method::GET {
+            return method_not_allowed();
+        }
+        match path.as_str() {
+            "/v1/ready" => self.ready(),
+            "/v1/status" => json(StatusCode::OK, &self.status()),
+            "/v1/pods" => {
+                let table = self.pods.borrow().clone();
+                list(table.pods.values().collect::<Vec<_>>())
+            }
+            "/v1/workloads" => self.workloads(),
+            "/v1/services" => self.services(),
+            "/v1/certificates" => list(self.context.certificates.list()),
+            "/v1/connections" => list(self.snapshot().await.connections),
+            "/v1/tunnels" => {
+                let tunnels = self.snapshot().await.tunnels;
+                list(
+                    tunnels
+                        .into_iter()
+                        .map(|(pod, t)| tunnel(&pod, &t))
+                        .collect::<Vec<_>>(),
+                )
+            }
+            _ => problem(StatusCode::NOT_FOUND, "not_found", "no such path"),
+        }
+    }
+
+    async fn register(&self, uid: &str, request: Request<Incoming>) -> Reply {
+        let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => {
+                return problem(
+                    StatusCode::BAD_REQUEST,
+                    "body_unreadable",
+                    &error.to_string(),
+                );
+            }
+        };
+        let registration = match serde_json::from_slice(&body) {
+            Ok(registration) => registration,
+            Err(error) => {
+                return problem(
+                    StatusCode::BAD_REQUEST,
+                    "sandbox_invalid",
+                    &error.to_string(),
+                );
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        self.ask(
+            Event::Register {
+                uid: uid.to_owned(),
+                registration,
+                reply,
+            },
+            answer,
+        )
+        .await
+    }
+
+    async fn unregister(&self, uid: &str) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        self.ask(
+            Event::Unregister {
+                uid: uid.to_owned(),
+                reply,
+            },
+            answer,
+        )
+        .await
+    }
+
+    async fn ask(&self, event: Event, answer: oneshot::Receiver<Result<(), Problem>>) -> Reply {
+        let sent = self.enrolment.send(event).is_ok();
+        match answer.await {
+            Ok(Ok(())) => json(StatusCode::OK, &json!({})),
+            Ok(Err(p)) => {
+                let invalid = matches!(p.reason, "sandbox_invalid" | "netns_unusable");
+                let status = if invalid {
+                    StatusCode::BAD_REQUEST
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                };
+                problem(status, p.reason, &p.message)
+            }
+            Err(_) => {
+                let text = if sent {
+                    "the request was dropped"
+                } else {
+                    "the agent is ending"
+                };
+                problem(StatusCode::SERVICE_UNAVAILABLE, "shutdown", text)
+            }
+        }
+    }
+
+    /// Whether the agent does what it is there for; the reason if not.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if !self.ads.borrow().synced {
+            return Err("state_not_ready");
+        }
+        if !self.pods.borrow().settled {
+            return Err("pods_not_settled");
+        }
+        Ok(())
+    }
+
+    /// `/v1/ready` and `/healthz/ready`.
+    pub fn ready(&self) -> Reply {
+        match self.readiness() {
+            Ok(()) => json(StatusCode::OK, &json!({"ready": true})),
+            Err(reason) => {
+                let text = "the agent is not ready";
+                problem(StatusCode::SERVICE_UNAVAILABLE, reason, text)
+            }
+        }
+    }
+
+    fn status(&self) -> Value {
+        let ads = self.ads.borrow().clone();
+        let pods = self.pods.borrow().clone();
+        let (wanted, enrolled) = pods.counts();
+        let (workloads, services) = self.context.state.counts();
+        let kernel = &self.context.kernel;
+        json!({
+            "node": self.node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "ready": self.readiness().is_ok(),
+            "not_ready_reason": self.readiness().err(),
+            "controller": {
+                "address": self.controller,
+                "connected": ads.connected,
+                "synced": ads.synced,
+                "last_reason": ads.last_reason,
+                "streams": ads.streams,
+                "rejected": ads.rejected,
+            },
+            "resources": { "workloads": workloads, "services": services },
+            "pods": { "registered": pods.pods.len(), "wanted": wanted, "enrolled": enrolled },
+            "workers": self.workers.0.len(),
+            "access_log_dropped": self.context.access_log.dropped(),
+            "bpf_events": kernel.counters().map(|list| {
+                list.into_iter().map(|c| (c.reason.to_owned(), Value::from(c.value))).collect::<serde_json::Map<_, _>>()
+            }).unwrap_or_default(),
+        })
+    }
+
+    fn workloads(&self) -> Reply {
+        let mut all = self.context.state.all_workloads();
+        all.sort_by(|a, b| a.uid.cmp(&b.uid));
+        let view = |w: &Arc<crate::state::workload::Workload>| {
+            let mut value = serde_json::to_value(&**w).unwrap_or_default();
+            if let Some(object) = value.as_object_mut() {
+                object.insert("connections".to_owned(), w.stats.live().into());
+                let ejected = w.stats.is_ejected(crate::state::endpoint::now_ms());
+                object.insert("ejected".to_owned(), ejected.into());
+            }
+            value
+        };
+        list(all.iter().map(view).collect::<Vec<_>>())
+    }
+
+    fn services(&self) -> Reply {
+        let mut all = self.context.state.all_services();
+        all.sort_by(|a, b| a.spec.key.cmp(&b.spec.key));
+        let view = |s: &Arc<crate::state::service::Service>| {
+            let mut value = serde_json::to_value(&s.spec).unwrap_or_default();
+            if let Some(object) = value.as_object_mut() {
+                let mut ports: Vec<_> = s.ports.iter().collect();
+                ports.sort_by_key(|(port, _)| **port);
+                let endpoints = |set: &crate::state::endpoint::EndpointSet| {
+                    let one = |e: &crate::state::endpoint::Endpoint| json!({"workload": e.workload.uid, "addresses": e.workload.addresses, "port": e.target_port});
+                    set.iter().map(one).collect::<Vec<_>>()
+                };
+                let ports = ports
+                    .into_iter()
+                    .map(|(port, set)| json!({"port": port, "endpoints": endpoints(set)}))
+                    .collect::<Vec<_>>();
+                object.insert("ports".to_owned(), ports.into());
+            }
+            value
+        };
+        list(all.iter().map(view).collect::<Vec<_>>())
+    }
+
+    async fn snapshot(&self) -> Snapshot {
+        let mut answers = Vec::new();
+        for worker in &self.workers.0 {
+            let (reply, answer) = oneshot::channel();
+            if worker.send(Command::Snapshot(reply)).is_ok() {
+                answers.push(answer);
+            }
+        }
+        let mut all = Snapshot::default();
+        for answer in answers {
+            if let Ok(Ok(one)) = tokio::time::timeout(SNAPSHOT_WAIT, answer).await {
+                all.connections.extend(one.connections);
+                all.tunnels.extend(one.tunnels);
+            }
+        }
+        all
+    }
+}
+
+fn tunnel(pod: &crate::pod::Pod, tunnel: &karst_tunnel::pool::PoolConnection) -> Value {
+    let mut value = serde_json::to_value(tunnel).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.insert("pod_uid".to_owned(), Value::from(&*pod.uid));
+        object.insert(
+            "pod".to_owned(),
+            format!("{}/{}", pod.namespace, pod.name).into(),
+        );
+    }
+    value
+}
+
+fn list<T: Serialize>(items: T) -> Reply {
+    json(StatusCode::OK, &items)
+}
+
+fn problem(status: StatusCode, reason: &str, error: &str) -> Reply {
+    json(status, &json!({"reason": reason, "error": error}))
+}
+
+fn method_not_allowed() -> Reply {
+    problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "not this method here",
+    )
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

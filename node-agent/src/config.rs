@@ -1,0 +1,369 @@
+//! Command line and environment, parsed once into values that need no further
+//! checks. All mistakes are reported together.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use karst_datapath::DatapathConfig;
+
+/// Most workers accepted: each one opens its own listeners in every pod.
+const MAX_WORKERS: usize = 64;
+
+/// Format of the agent's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// Format of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccessLogFormat {
+    /// No access log.
+    Off,
+    /// `key=value` pairs.
+    Text,
+    /// One JSON object a connection.
+    Json,
+}
+
+/// The Karst node agent: captures the connections of enrolled pods and carries
+/// them through mutually authenticated tunnels.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "karst-node-agent", version, max_term_width = 100)]
+pub struct Args {
+    /// Name of this node, as in Kubernetes.
+    #[arg(long, env = "KARST_NODE_NAME")]
+    pub node_name: String,
+    /// Address of the controller, HOST:PORT.
+    #[arg(long, env = "KARST_CONTROLLER")]
+    pub controller: String,
+    /// Name to expect in the controller's serving certificate; the host of --controller by default.
+    #[arg(long, env = "KARST_CONTROLLER_NAME")]
+    pub controller_name: Option<String>,
+    /// PEM file with the root that the controller's certificate must chain to. Read again when it changes.
+    #[arg(long, env = "KARST_ROOT_CERT")]
+    pub root_cert: PathBuf,
+    /// File with this agent's service account token. Read again for each request.
+    #[arg(long, env = "KARST_TOKEN")]
+    pub token: PathBuf,
+    /// Directory on bpffs under which this node's programs and maps are pinned.
+    #[arg(long, env = "KARST_BPFFS_ROOT", default_value = "/sys/fs/bpf/karst")]
+    pub bpffs_root: PathBuf,
+    /// cgroup v2 directory the programs are attached to: the root of the hierarchy on a real node.
+    #[arg(long, env = "KARST_NODE_CGROUP", default_value = "/sys/fs/cgroup")]
+    pub node_cgroup: PathBuf,
+    /// cgroup v2 directory of the agent itself, which is never captured; created and joined at start.
+    #[arg(
+        long,
+        env = "KARST_AGENT_CGROUP",
+        default_value = "/sys/fs/cgroup/karst-agent"
+    )]
+    pub agent_cgroup: PathBuf,
+    /// cgroup v2 directory of the node's pods.
+    #[arg(
+        long,
+        env = "KARST_KUBEPODS_CGROUP",
+        default_value = "/sys/fs/cgroup/kubepods"
+    )]
+    pub kubepods_cgroup: PathBuf,
+    /// Most pods that can be enrolled at once.
+    #[arg(long, env = "KARST_MAX_PODS", default_value_t = 1024)]
+    pub max_pods: u32,
+    /// Directory for what must survive a restart of the agent; /run/karst/NODE by default.
+    #[arg(long, env = "KARST_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Unix socket for the CLI and the CNI plugin; STATE_DIR/admin/agent.sock by default.
+    #[arg(long, env = "KARST_ADMIN_SOCKET")]
+    pub admin_socket: Option<PathBuf>,
+    /// Where to serve /metrics. Repeatable.
+    #[arg(
+        long,
+        env = "KARST_METRICS_LISTEN",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:15020"
+    )]
+    pub metrics_listen: Vec<SocketAddr>,
+    /// Where to serve /healthz/ready. Repeatable.
+    #[arg(
+        long,
+        env = "KARST_READINESS_LISTEN",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:15021"
+    )]
+    pub readiness_listen: Vec<SocketAddr>,
+    /// Number of data-plane threads.
+    #[arg(long, env = "KARST_WORKERS", default_value_t = 2)]
+    pub workers: usize,
+    /// Format of the agent's log on standard error.
+    #[arg(long, env = "KARST_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// What to log, as in `info,karst_node_agent=debug`.
+    #[arg(long, env = "KARST_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Access log on standard output: one line a connection.
+    #[arg(long, env = "KARST_ACCESS_LOG", value_enum, default_value = "text")]
+    pub access_log: AccessLogFormat,
+    /// Trust domain of the mesh.
+    #[arg(long, env = "KARST_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Id of this cluster.
+    #[arg(long, env = "KARST_CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Id of this node's network; empty for the default network.
+    #[arg(long, env = "KARST_NETWORK", default_value = "")]
+    pub network: String,
+    /// Seconds that established connections get to finish after SIGTERM.
+    #[arg(long, env = "KARST_DRAIN_DEADLINE", default_value_t = 5)]
+    pub drain_deadline: u64,
+}
+
+/// Checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the eBPF programs and maps live.
+    pub datapath: DatapathConfig,
+    /// Name of this node.
+    pub node_name: String,
+    /// `https://HOST:PORT` of the controller.
+    pub controller: String,
+    /// Name in the controller's certificate.
+    pub controller_name: String,
+    /// Root certificate file.
+    pub root_cert: PathBuf,
+    /// Token file.
+    pub token: PathBuf,
+    /// State that survives restarts.
+    pub state_dir: PathBuf,
+    /// Admin socket.
+    pub admin_socket: PathBuf,
+    /// Metrics addresses.
+    pub metrics_listen: Vec<SocketAddr>,
+    /// Readiness addresses.
+    pub readiness_listen: Vec<SocketAddr>,
+    /// Data-plane threads.
+    pub workers: usize,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// Log filter.
+    pub log_level: String,
+    /// Access log format.
+    pub access_log: AccessLogFormat,
+    /// Trust domain.
+    pub trust_domain: String,
+    /// Cluster id.
+    pub cluster_id: String,
+    /// Network id.
+    pub network: String,
+    /// Time to finish after SIGTERM.
+    pub drain_deadline: Duration,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError(pub Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} mistake(s) in the configuration", self.0.len())?;
+        self.0
+            .iter()
+            .try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: Args) -> Result<Self, ConfigError> {
+        let mistakes = mistakes(&args);
+        if !mistakes.is_empty() {
+            return Err(ConfigError(mistakes));
+        }
+        let state_dir = args
+            .state_dir
+            .unwrap_or_else(|| Path::new("/run/karst").join(&args.node_name));
+        let host = args
+            .controller
+            .rsplit_once(':')
+            .map_or("", |(host, _)| host);
+        Ok(Self {
+            datapath: DatapathConfig {
+                node_name: args.node_name.clone(),
+                bpffs_root: args.bpffs_root,
+                node_cgroup: args.node_cgroup,
+                agent_cgroup: args.agent_cgroup,
+                kubepods_cgroup: args.kubepods_cgroup,
+                max_pods: args.max_pods,
+            },
+            node_name: args.node_name,
+            controller_name: args
+                .controller_name
+                .unwrap_or_else(|| host.trim_matches(['[', ']']).to_owned()),
+            controller: args.controller,
+            root_cert: args.root_cert,
+            token: args.token,
+            admin_socket: args
+                .admin_socket
+                .unwrap_or_else(|| state_dir.join("admin").join("agent.sock")),
+            state_dir,
+            metrics_listen: args.metrics_listen,
+            readiness_listen: args.readiness_listen,
+            workers: args.workers,
+            log_format: args.log_format,
+            log_level: args.log_level,
+            access_log: args.access_log,
+            trust_domain: args.trust_domain,
+            cluster_id: args.cluster_id,
+            network: args.network,
+            drain_deadline: Duration::from_secs(args.drain_deadline),
+        })
+    }
+}
+
+fn mistakes(args: &Args) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    let mut check = |good: bool, mistake: String| {
+        if !good {
+            mistakes.push(mistake);
+        }
+    };
+    let name = &args.node_name;
+    let dns = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    let good = (1..=253).contains(&name.len()) && name.chars().all(dns) && !name.starts_with('.');
+    check(
+        good,
+        format!("--node-name {name:?} is not a node name (a-z, 0-9, - and ., at most 253)"),
+    );
+    let port = args
+        .controller
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()));
+    let good = matches!(port, Some((host, Ok(1..))) if !host.is_empty());
+    check(
+        good,
+        format!("--controller {:?} is not HOST:PORT", args.controller),
+    );
+    let absolute = [
+        ("--root-cert", Some(&args.root_cert)),
+        ("--token", Some(&args.token)),
+        ("--bpffs-root", Some(&args.bpffs_root)),
+        ("--node-cgroup", Some(&args.node_cgroup)),
+        ("--agent-cgroup", Some(&args.agent_cgroup)),
+        ("--kubepods-cgroup", Some(&args.kubepods_cgroup)),
+        ("--state-dir", args.state_dir.as_ref()),
+        ("--admin-socket", args.admin_socket.as_ref()),
+    ];
+    for (flag, path) in absolute {
+        let Some(path) = path else { continue };
+        check(
+            path.is_absolute(),
+            format!("{flag} {} is not an absolute path", path.display()),
+        );
+    }
+    for (flag, path) in [
+        ("--agent-cgroup", &args.agent_cgroup),
+        ("--kubepods-cgroup", &args.kubepods_cgroup),
+    ] {
+        let inside = path.starts_with(&args.node_cgroup) && *path != args.node_cgroup;
+        check(
+            inside,
+            format!("{flag} {} is not below --node-cgroup", path.display()),
+        );
+    }
+    let good = (1..=MAX_WORKERS).contains(&args.workers);
+    check(
+        good,
+        format!("--workers {} is not 1 to {MAX_WORKERS}", args.workers),
+    );
+    check(args.max_pods > 0, "--max-pods is 0".to_owned());
+    let good = args
+        .log_level
+        .parse::<tracing_subscriber::filter::Targets>()
+        .is_ok();
+    check(
+        good,
+        format!("--log-level {:?} is not a log filter", args.log_level),
+    );
+    let good = karst_identity::TrustDomain::new(&args.trust_domain).is_ok();
+    check(
+        good,
+        format!(
+            "--trust-domain {:?} is not a trust domain",
+            args.trust_domain
+        ),
+    );
+    check(
+        !args.cluster_id.is_empty(),
+        "--cluster-id is empty".to_owned(),
+    );
+    check(
+        args.drain_deadline <= 3600,
+        "--drain-deadline is above 3600 seconds".to_owned(),
+    );
+    mistakes
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Args, Config};
+
+    fn parse(extra: &[&str]) -> Result<Config, super::ConfigError> {
+        let required = [
+            "karst-node-agent",
+            "--node-name=n1",
+            "--controller=[fd00::1]:15012",
+            "--root-cert=/r",
+            "--token=/t",
+        ];
+        let args = required.iter().chain(extra);
+        Config::try_from(Args::try_parse_from(args).expect("parses"))
+    }
+
+    #[test]
+    fn defaults_follow_the_node_name() {
+        let config = parse(&[]).expect("valid");
+        assert_eq!(config.state_dir.to_str(), Some("/run/karst/n1"));
+        assert_eq!(
+            config.admin_socket.to_str(),
+            Some("/run/karst/n1/admin/agent.sock")
+        );
+        assert_eq!(config.controller_name, "fd00::1");
+        assert_eq!(config.datapath.node_name, "n1");
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let error = parse(&[
+            "--workers=0",
+            "--trust-domain=",
+            "--state-dir=relative",
+            "--agent-cgroup=/elsewhere",
+            "--log-level=a=b=c",
+        ])
+        .expect_err("refused");
+        let text = error.to_string();
+        for flag in [
+            "--workers",
+            "--trust-domain",
+            "--state-dir",
+            "--agent-cgroup",
+            "--log-level",
+        ] {
+            assert!(text.contains(flag), "{flag} missing in {text}");
+        }
+        assert_eq!(error.0.len(), 5, "{text}");
+    }
+
+    #[test]
+    fn unknown_flags_are_refused() {
+        assert!(Args::try_parse_from(["karst-node-agent", "--nodename=x"]).is_err());
+    }
+}

@@ -1,0 +1,539 @@
+//! Which pods are enrolled: brings the kernel, the workers and the certificates
+//! into line with what is registered on this node and what the operator wants.
+//!
+//! Level-triggered: [`Enrolment::reconcile`] looks at the present situation of
+//! each pod, does the next step ([`plan::plan`]) and is simply called again
+//! when something changed or failed. Nothing in it waits.
+
+pub mod plan;
+pub mod registry;
+pub mod task;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karst_datapath::PodAttachment;
+use karst_datapath::netns::Netns;
+use karst_identity::SpiffeId;
+use serde::Serialize;
+
+use crate::context::{Certificates, Kernel};
+use crate::pod::{Pod, PodSpec};
+use crate::sockets::Listeners;
+use plan::{Action, Situation, Wanted, plan};
+use registry::{Registry, Sandbox};
+
+/// Wait after the first failed step of a pod, doubled with each further one.
+const BACKOFF_INITIAL: Duration = Duration::from_millis(250);
+/// Longest wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// What the controller says of a pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePod {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// Uid of its workload in the mesh state.
+    pub workload_uid: Arc<str>,
+    /// Its identity.
+    pub identity: SpiffeId,
+    /// Whether the operator wants it in the mesh.
+    pub mode: Mode,
+}
+
+/// What the operator wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Left alone.
+    None,
+    /// In the mesh.
+    Ambient,
+}
+
+/// Serves pods on all workers.
+pub trait Workers {
+    /// Starts to serve. There is one set of listeners for each worker.
+    fn start(&mut self, pod: &Arc<Pod>, listeners: Vec<Listeners>);
+    /// Takes no new connections.
+    fn release(&mut self, uid: &Arc<str>);
+    /// Ends everything.
+    fn kill(&mut self, uid: &Arc<str>);
+    /// Number of workers.
+    fn count(&self) -> usize;
+}
+
+/// Why a pod is not in the wanted state, for the admin socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Stable label.
+    pub reason: &'static str,
+    /// Details.
+    pub message: String,
+}
+
+/// One pod, for the admin socket and metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PodView {
+    /// Kubernetes uid.
+    pub uid: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// Path of its network namespace.
+    pub netns: std::path::PathBuf,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What the operator wants; `None` while the controller has not said.
+    pub dataplane_mode: Option<Mode>,
+    /// Its identity, once known.
+    pub identity: Option<String>,
+    /// Whether it is captured and served.
+    pub enrolled: bool,
+    /// What stands in the way.
+    pub problem: Option<Problem>,
+    /// Live connections.
+    pub connections: usize,
+}
+
+/// All pods registered on this node.
+#[derive(Debug, Default)]
+pub struct PodTable {
+    /// By uid.
+    pub pods: BTreeMap<Arc<str>, PodView>,
+    /// Whether the controller has told which pods it wants, and everything
+    /// taken over from a former agent is settled.
+    pub settled: bool,
+}
+
+impl PodTable {
+    /// (pods wanted in the mesh, pods in it).
+    pub fn counts(&self) -> (usize, usize) {
+        let wanted = self
+            .pods
+            .values()
+            .filter(|p| p.dataplane_mode == Some(Mode::Ambient));
+        (
+            wanted.count(),
+            self.pods.values().filter(|p| p.enrolled).count(),
+        )
+    }
+}
+
+struct Failing {
+    problem: Problem,
+    attempts: u32,
+    retry_at: Instant,
+}
+
+/// The state machine.
+pub struct Enrolment<W> {
+    kernel: Arc<dyn Kernel>,
+    certificates: Arc<dyn Certificates>,
+    workers: W,
+    registry: Registry,
+    /// `None` until the controller has sent the first complete list.
+    node_pods: Option<HashMap<Arc<str>, NodePod>>,
+    early: HashMap<Arc<str>, NodePod>,
+    running: HashMap<Arc<str>, Arc<Pod>>,
+    in_kernel: HashSet<Arc<str>>,
+    failing: HashMap<Arc<str>, Failing>,
+    wanted_identities: HashSet<SpiffeId>,
+}
+
+impl<W: Workers> Enrolment<W> {
+    /// Takes over what the kernel and the registry have from a former agent.
+    ///
+    /// # Errors
+    /// The kernel maps cannot be read.
+    pub fn new(
+        kernel: Arc<dyn Kernel>,
+        certificates: Arc<dyn Certificates>,
+        workers: W,
+        registry: Registry,
+    ) -> Result<Self, karst_datapath::DatapathError> {
+        let in_kernel = kernel
+            .enrolled()?
+            .into_iter()
+            .map(|p| Arc::from(p.uid))
+            .collect();
+        Ok(Self {
+            kernel,
+            certificates,
+            workers,
+            registry,
+            node_pods: None,
+            early: HashMap::new(),
+            running: HashMap::new(),
+            in_kernel,
+            failing: HashMap::new(),
+            wanted_identities: HashSet::new(),
+        })
+    }
+
+    /// Records a sandbox.
+    ///
+    /// # Errors
+    /// Its namespace cannot be opened or the record not be written.
+    pub fn register(&mut self, sandbox: Sandbox) -> Result<(), registry::RegistryError> {
+        self.failing.remove(&sandbox.pod_uid);
+        self.registry.put(sandbox)
+    }
+
+    /// Forgets a sandbox.
+    ///
+    /// # Errors
+    /// The record cannot be deleted.
+    pub fn unregister(&mut self, uid: &str) -> Result<(), registry::RegistryError> {
+        self.registry.remove(uid)
+    }
+
+    /// Takes over changes of what the controller wants.
+    pub fn update_node_pods(&mut self, changes: Vec<(Arc<str>, Option<NodePod>)>) {
+        let pods = self.node_pods.as_mut().unwrap_or(&mut self.early);
+        for (uid, pod) in changes {
+            self.failing.remove(&uid);
+            match pod {
+                Some(pod) => pods.insert(uid, pod),
+                None => pods.remove(&uid),
+            };
+        }
+    }
+
+    /// The controller's list is complete: what is not in it is not wanted.
+    pub fn set_synced(&mut self) {
+        if self.node_pods.is_none() {
+            self.node_pods = Some(std::mem::take(&mut self.early));
+        }
+    }
+
+    /// Reads the kernel maps again, so that the next reconciliation repairs
+    /// what somebody else changed.
+    pub fn refresh(&mut self) {
+        match self.kernel.enrolled() {
+            Ok(pods) => self.in_kernel = pods.into_iter().map(|p| Arc::from(p.uid)).collect(),
+            Err(error) => {
+                tracing::warn!(%error, reason = error.reason(), "kernel maps cannot be read")
+            }
+        }
+    }
+
+    fn wanted(&self, uid: &str) -> Wanted<'_> {
+        let known = self.node_pods.as_ref().unwrap_or(&self.early).get(uid);
+        match known {
+            Some(pod) if pod.mode == Mode::Ambient => Wanted::Yes(pod),
+            // Before the first complete list a NONE is as sure as later.
+            Some(_) => Wanted::No,
+            None if self.node_pods.is_some() => Wanted::Unlisted,
+            None => Wanted::Unknown,
+        }
+    }
+
+    fn situation(&self, uid: &str) -> Situation<'_> {
+        Situation {
+            sandbox: self.registry.get(uid),
+            wanted: self.wanted(uid),
+            running: self.running.get(uid),
+            in_kernel: self.in_kernel.contains(uid),
+        }
+    }
+
+    /// Does the next steps of every pod. Returns when to call again at the
+    /// latest, if a step failed.
+    pub fn reconcile(&mut self, now: Instant) -> Option<Instant> {
+        let uids: HashSet<Arc<str>> = self
+            .registry
+            .uids()
+            .chain(self.running.keys().cloned())
+            .chain(self.in_kernel.iter().cloned())
+            .collect();
+        self.update_identities();
+        for uid in &uids {
+            // Replacing is two steps; a pod that needs more is looked at next time.
+            for _ in 0..3 {
+                if self.failing.get(uid).is_some_and(|f| f.retry_at > now) {
+                    break;
+                }
+                match self.step(uid) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.failing.remove(uid);
+                        break;
+                    }
+                    Err(problem) => {
+                        self.note_failure(uid, problem, now);
+                        break;
+                    }
+                }
+            }
+        }
+        self.failing.retain(|uid, _| uids.contains(uid));
+        self.failing.values().map(|f| f.retry_at).min()
+    }
+
+    fn note_failure(&mut self, uid: &Arc<str>, problem: Problem, now: Instant) {
+        let attempts = self.failing.get(uid).map_or(0, |f| f.attempts);
+        let wait = BACKOFF_INITIAL
+            .saturating_mul(1 << attempts.min(10))
+            .min(BACKOFF_MAX);
+        if self.failing.get(uid).is_none_or(|f| f.problem != problem) {
+            tracing::warn!(
+                pod.uid = &**uid,
+                reason = problem.reason,
+                error = problem.message,
+                "pod cannot be brought into the wanted state yet"
+            );
+        }
+        let failing = Failing {
+            problem,
+            attempts: attempts + 1,
+            retry_at: now + wait,
+        };
+        self.failing.insert(Arc::clone(uid), failing);
+    }
+
+    /// Wants certificates for the identities of pods to be served, no others.
+    fn update_identities(&mut self) {
+        let wanted: HashSet<SpiffeId> = self
+            .registry
+            .uids()
+            .filter_map(|uid| match self.wanted(&uid) {
+                Wanted::Yes(pod) => Some(pod.identity.clone()),
+                _ => None,
+            })
+            // Served until released, whatever the controller says meanwhile.
+            .chain(self.running.values().map(|p| p.identity.clone()))
+            .collect();
+        for id in wanted.difference(&self.wanted_identities) {
+            if let Err(error) = self.certificates.want(id) {
+                tracing::warn!(%error, identity = %id, "certificate cannot be wanted");
+            }
+        }
+        for id in self.wanted_identities.difference(&wanted) {
+            self.certificates.forget(id);
+        }
+        self.wanted_identities = wanted;
+    }
+
+    /// Does one step of one pod; says whether there may be another.
+    fn step(&mut self, uid: &Arc<str>) -> Result<bool, Problem> {
+        match plan(&self.situation(uid)) {
+            Action::Nothing => Ok(false),
+            Action::Enrol => self.enrol(uid).map(|()| false),
+            Action::Release => {
+                self.leave_kernel(uid)?;
+                self.running.remove(uid);
+                self.workers.release(uid);
+                tracing::info!(pod.uid = &**uid, "pod un-enrolled");
+                Ok(true)
+            }
+            Action::Remove => {
+                // The workers first: nothing of a pod that is gone may go on
+                // while the kernel is asked.
+                self.running.remove(uid);
+                self.workers.kill(uid);
+                self.leave_kernel(uid)?;
+                tracing::info!(pod.uid = &**uid, "pod removed");
+                Ok(true)
+            }
+            Action::LeaveKernel => {
+                self.leave_kernel(uid)?;
+                tracing::info!(pod.uid = &**uid, "pod of a former agent un-enrolled");
+                Ok(true)
+            }
+        }
+    }
+
+    fn leave_kernel(&mut self, uid: &Arc<str>) -> Result<(), Problem> {
+        self.kernel.unenrol(uid).map_err(|e| Problem {
+            reason: e.reason(),
+            message: chain(&e),
+        })?;
+        self.in_kernel.remove(uid);
+        // Released and killed pods may still be known to a worker as released.
+        Ok(())
+    }
+
+    fn enrol(&mut self, uid: &Arc<str>) -> Result<(), Problem> {
+        let (Some(sandbox), Wanted::Yes(wanted)) = (self.registry.get(uid), self.wanted(uid))
+        else {
+            return Ok(());
+        };
+        let identity = wanted.identity.clone();
+        // A pod that is captured already is better served without a certificate
+        // (with a reason in the log) than not at all.
+        if !self.certificates.has(&identity) && !self.in_kernel.contains(uid) {
+            let known = self
+                .certificates
+                .list()
+                .into_iter()
+                .find(|c| c.id == identity);
+            let message = known.map(|c| c.message).filter(|m| !m.is_empty());
+            let message = message.unwrap_or_else(|| "waiting for the certificate".to_owned());
+            return Err(Problem {
+                reason: "no_certificate",
+                message,
+            });
+        }
+        let netns = open_netns(&sandbox.netns)?;
+        if netns.id() != sandbox.netns_id {
+            let message = format!("{} is another namespace now", sandbox.netns.display());
+            return Err(Problem {
+                reason: "netns_changed",
+                message,
+            });
+        }
+        let spec = PodSpec {
+            uid: Arc::clone(uid),
+            namespace: Arc::clone(&wanted.namespace),
+            name: Arc::clone(&wanted.name),
+            workload_uid: Arc::clone(&wanted.workload_uid),
+            identity,
+            addresses: sandbox.addresses.clone(),
+        };
+        let listeners =
+            Listeners::open(&netns, &spec.addresses, self.workers.count()).map_err(|e| {
+                Problem {
+                    reason: "listen_failed",
+                    message: e.to_string(),
+                }
+            })?;
+        let pod = Arc::new(Pod::new(spec, netns));
+        let first = listeners.first().map_or(&[][..], |l| &l.plaintext);
+        let plaintext: Vec<_> = first
+            .iter()
+            .map(|(ip, listener)| (*ip, listener.as_fd()))
+            .collect();
+        let attachment = PodAttachment {
+            uid,
+            netns: &pod.netns,
+            addresses: &pod.addresses,
+            plaintext_listeners: &plaintext,
+        };
+        self.kernel.enrol(&attachment).map_err(|e| Problem {
+            reason: e.reason(),
+            message: chain(&e),
+        })?;
+        self.workers.start(&pod, listeners);
+        let (namespace, name, identity) = (&*pod.namespace, &*pod.name, pod.identity.to_string());
+        tracing::info!(
+            pod.uid = &**uid,
+            pod.namespace = namespace,
+            pod.name = name,
+            identity,
+            "pod enrolled"
+        );
+        self.in_kernel.insert(Arc::clone(uid));
+        self.running.insert(Arc::clone(uid), pod);
+        Ok(())
+    }
+
+    /// Uids of enrolled pods, for the controller; `None` while the list is not
+    /// yet to be believed.
+    pub fn report(&self) -> Option<Vec<String>> {
+        self.node_pods.as_ref()?;
+        let enrolled = self
+            .running
+            .keys()
+            .filter(|uid| self.in_kernel.contains(*uid));
+        Some(enrolled.map(ToString::to_string).collect())
+    }
+
+    /// How a registered pod stands: settled well, waiting, or failing.
+    pub fn standing(&self, uid: &str) -> Standing {
+        if self.registry.get(uid).is_none() {
+            return Standing::Settled;
+        }
+        let problem = self.failing.get(uid).map(|f| f.problem.clone());
+        match (plan(&self.situation(uid)), self.wanted(uid), problem) {
+            (_, Wanted::Unknown | Wanted::Unlisted, _) => Standing::Unsettled(Problem {
+                reason: "pod_unknown",
+                message: "the controller has not told this node of the pod yet".to_owned(),
+            }),
+            (Action::Nothing, ..) => Standing::Settled,
+            (_, _, Some(problem)) => Standing::Unsettled(problem),
+            (..) => Standing::Unsettled(Problem {
+                reason: "in_progress",
+                message: "the pod is being enrolled".to_owned(),
+            }),
+        }
+    }
+
+    /// The table for the admin socket.
+    pub fn table(&self) -> PodTable {
+        let view = |sandbox: &Sandbox| {
+            let uid = &sandbox.pod_uid;
+            let running = self.running.get(uid);
+            let (mode, identity) = match self.wanted(uid) {
+                Wanted::Yes(pod) => (Some(Mode::Ambient), Some(pod.identity.to_string())),
+                Wanted::No => (Some(Mode::None), None),
+                Wanted::Unknown | Wanted::Unlisted => (None, None),
+            };
+            PodView {
+                uid: Arc::clone(uid),
+                namespace: Arc::clone(&sandbox.namespace),
+                name: Arc::clone(&sandbox.name),
+                netns: sandbox.netns.clone(),
+                addresses: sandbox.addresses.clone(),
+                dataplane_mode: mode,
+                identity,
+                enrolled: running.is_some() && self.in_kernel.contains(uid),
+                problem: self.failing.get(uid).map(|f| f.problem.clone()),
+                connections: running.map_or(0, |p| p.connections()),
+            }
+        };
+        let pods = self
+            .registry
+            .iter()
+            .map(|s| (Arc::clone(&s.pod_uid), view(s)))
+            .collect();
+        // What was captured when we came must be served again before we are ready.
+        let adopted = self
+            .in_kernel
+            .iter()
+            .all(|uid| self.running.contains_key(uid));
+        PodTable {
+            pods,
+            settled: self.node_pods.is_some() && adopted,
+        }
+    }
+}
+
+/// Whether a pod is in the state it should be in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is.
+    Settled,
+    /// Not yet, and why.
+    Unsettled(Problem),
+}
+
+fn open_netns(path: &Path) -> Result<Netns, Problem> {
+    Netns::open(path).map_err(|error| Problem {
+        reason: "netns_unusable",
+        message: format!("{}: {error}", path.display()),
+    })
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "enrol/tests.rs"]
+mod tests;

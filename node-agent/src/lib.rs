@@ -1,0 +1,31 @@
+//! The node agent: captures the connections of the enrolled pods of one node
+//! and carries them to other pods through mutually authenticated tunnels.
+//!
+//! It wires together what other crates do (`karst-datapath` the kernel,
+//! `karst-identity` certificates, `karst-tunnel` HBONE, `karst-client` the
+//! controller) and holds what is its own: which pods are enrolled ([`enrol`]),
+//! what the mesh looks like ([`state`]), where a connection goes ([`proxy`]).
+//! It has no policy engine and no L7 parsing.
+//!
+//! Two kinds of threads: one control thread (controller, certificates,
+//! enrolment, admin, metrics) and the data-plane [`worker`]s. A connection never
+//! waits for the control thread, and the workers go on when the controller is
+//! gone. Start with [`app::run`], then [`proxy::outbound`].
+
+pub mod access_log;
+pub mod admin;
+pub mod app;
+pub mod config;
+pub mod context;
+pub mod enrol;
+pub mod http_server;
+pub mod metrics;
+pub mod pod;
+pub mod process;
+pub mod proxy;
+pub mod reason;
+pub mod sockets;
+pub mod state;
+pub mod time;
+pub mod worker;
+pub mod xds;

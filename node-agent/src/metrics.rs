@@ -1,0 +1,70 @@
+//! All metrics of the agent, and how they are gathered for a scrape.
+
+pub mod node;
+pub mod refusals;
+pub mod traffic;
+
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use node::NodeMetrics;
+use refusals::Refusals;
+use traffic::TrafficMetrics;
+
+/// Content type of the OpenMetrics text format.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Counters the data plane writes.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Istio's TCP metrics.
+    pub traffic: Arc<TrafficMetrics>,
+    /// Refusals by reason.
+    pub refusals: Arc<Refusals>,
+    /// Accepts that failed for lack of file descriptors or memory.
+    pub accept_failures: Counter,
+    /// Certificates issued.
+    pub certificates_issued: Counter,
+    /// Certificate requests that failed.
+    pub certificates_failed: Counter,
+}
+
+impl Metrics {
+    /// A registry with everything in it. `node` reads the rest at each scrape.
+    pub fn registry(&self, node: NodeMetrics) -> Registry {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Arc::clone(&self.traffic)));
+        registry.register_collector(Box::new(Arc::clone(&self.refusals)));
+        registry.register_collector(Box::new(node));
+        let help = "Accepts that failed for lack of file descriptors or memory";
+        registry.register("karst_accept_failures", help, self.accept_failures.clone());
+        let help = "Certificates issued to this node's pods";
+        registry.register(
+            "karst_certificates_issued",
+            help,
+            self.certificates_issued.clone(),
+        );
+        let help = "Certificate requests that failed";
+        registry.register(
+            "karst_certificates_failed",
+            help,
+            self.certificates_failed.clone(),
+        );
+        let build = vec![
+            ("component".to_owned(), "karst-node-agent".to_owned()),
+            ("tag".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ];
+        registry.register("istio_build", "Version of this agent", Info::new(build));
+        registry
+    }
+}
+
+/// The text of a scrape.
+pub fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry)?;
+    Ok(text)
+}

@@ -1,0 +1,190 @@
+//! Metrics read at scrape time from where the truth is: the kernel, the
+//! certificate manager, the control-plane session, the enrolment.
+
+use std::fmt;
+use std::sync::Arc;
+
+use karst_client::AdsStatus;
+use karst_identity::CertificateState;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use tokio::sync::watch;
+
+use crate::context::Context;
+use crate::enrol::PodTable;
+
+/// Reads everything that is not counted by the data plane itself.
+pub struct NodeMetrics {
+    /// Kernel, certificates, state.
+    pub context: Arc<Context>,
+    /// The control-plane session.
+    pub ads: watch::Receiver<AdsStatus>,
+    /// Enrolment as last published.
+    pub pods: watch::Receiver<Arc<PodTable>>,
+}
+
+impl fmt::Debug for NodeMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeMetrics").finish_non_exhaustive()
+    }
+}
+
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn gauges<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, i64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn counters<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, u64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            metric
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Collector for NodeMetrics {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut out = Out(encoder);
+        self.kernel(&mut out)?;
+        self.control_plane(&mut out)?;
+        self.certificates(&mut out)?;
+        let pods = self.pods.borrow().clone();
+        let (wanted, enrolled) = pods.counts();
+        out.gauges(
+            "karst_pods",
+            "Pods of this node, by enrolment",
+            [
+                (vec![("state", "registered")], gauge(pods.pods.len())),
+                (vec![("state", "wanted")], gauge(wanted)),
+                (vec![("state", "enrolled")], gauge(enrolled)),
+            ],
+        )?;
+        let dropped = self.context.access_log.dropped();
+        let help = "Access log records dropped because the output was too slow";
+        out.counters("karst_access_log_dropped", help, [(vec![], dropped)])?;
+        process(&mut out)
+    }
+}
+
+impl NodeMetrics {
+    fn kernel(&self, out: &mut Out<'_>) -> fmt::Result {
+        let counters = self.context.kernel.counters().unwrap_or_else(|error| {
+            tracing::warn!(%error, reason = error.reason(), "BPF counters cannot be read");
+            Vec::new()
+        });
+        let values = counters
+            .iter()
+            .map(|c| (vec![("reason", c.reason)], c.value));
+        out.counters(
+            "karst_bpf_events",
+            "Events counted by the BPF programs",
+            values,
+        )?;
+        let fill = self.context.kernel.map_fill().unwrap_or_else(|error| {
+            tracing::warn!(%error, reason = error.reason(), "BPF maps cannot be read");
+            Vec::new()
+        });
+        let entries = fill
+            .iter()
+            .map(|m| (vec![("map", m.map)], i64::from(m.entries)));
+        out.gauges("karst_bpf_map_entries", "Entries of the BPF maps", entries)?;
+        let limits = fill
+            .iter()
+            .map(|m| (vec![("map", m.map)], i64::from(m.max_entries)));
+        out.gauges(
+            "karst_bpf_map_max_entries",
+            "Limits of the BPF maps",
+            limits,
+        )
+    }
+
+    fn control_plane(&self, out: &mut Out<'_>) -> fmt::Result {
+        let ads = self.ads.borrow().clone();
+        let flag = |value: bool| vec![(vec![], i64::from(value))];
+        let help = "Whether the stream to the controller is up";
+        out.gauges("karst_xds_connected", help, flag(ads.connected))?;
+        let help = "Whether a complete state has been received since the start";
+        out.gauges("karst_xds_synced", help, flag(ads.synced))?;
+        out.counters(
+            "karst_xds_streams",
+            "Streams opened to the controller",
+            [(vec![], ads.streams)],
+        )?;
+        let help = "Resources rejected as invalid";
+        out.counters(
+            "karst_xds_rejected_resources",
+            help,
+            [(vec![], ads.rejected)],
+        )?;
+        let (workloads, services) = self.context.state.counts();
+        out.gauges(
+            "karst_xds_resources",
+            "Resources held",
+            [
+                (vec![("type", "workload")], gauge(workloads)),
+                (vec![("type", "service")], gauge(services)),
+            ],
+        )
+    }
+
+    fn certificates(&self, out: &mut Out<'_>) -> fmt::Result {
+        let list = self.context.certificates.list();
+        let count = |state| gauge(list.iter().filter(|c| c.state == state).count());
+        let values = [
+            ("available", CertificateState::Available),
+            ("initializing", CertificateState::Initializing),
+            ("unavailable", CertificateState::Unavailable),
+        ];
+        let values = values.map(|(name, state)| (vec![("state", name)], count(state)));
+        out.gauges(
+            "karst_certificates",
+            "Identities of this node, by state",
+            values,
+        )
+    }
+}
+
+/// What Prometheus' own client libraries report of a process, as far as it helps here.
+fn process(out: &mut Out<'_>) -> fmt::Result {
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |dir| dir.count());
+    out.gauges(
+        "process_open_fds",
+        "Open file descriptors",
+        [(vec![], gauge(open))],
+    )?;
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let limit = limit.map_or(0, |(soft, _)| i64::try_from(soft).unwrap_or(i64::MAX));
+    out.gauges(
+        "process_max_fds",
+        "Limit of open file descriptors",
+        [(vec![], limit)],
+    )
+}

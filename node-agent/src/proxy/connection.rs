@@ -1,0 +1,348 @@
+//! One connection from accept to its last byte: what is known about it, and
+//! what is counted and logged when it is refused or ends.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karst_tunnel::relay::RelayEnd;
+use karst_tunnel::{Counters, TlsInfo};
+use serde::Serialize;
+
+use super::Direction;
+use crate::access_log::{Party, Record};
+use crate::metrics::traffic::{Parties, Reporter, Security, Series};
+use crate::pod::{Permit, Pod};
+use crate::reason::Reason;
+use crate::state::endpoint::LiveGuard;
+use crate::state::service::Service;
+use crate::worker::Worker;
+
+/// Why a connection is refused, with details for the log.
+#[derive(Debug)]
+pub struct Refused {
+    /// The label.
+    pub reason: Reason,
+    /// Details.
+    pub error: Option<String>,
+}
+
+impl Refused {
+    /// A refusal with details.
+    pub fn because(reason: Reason, error: impl ToString) -> Self {
+        Self {
+            reason,
+            error: Some(error.to_string()),
+        }
+    }
+}
+
+impl From<Reason> for Refused {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            error: None,
+        }
+    }
+}
+
+/// What is known about a connection so far.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// The pod it belongs to.
+    pub pod: Arc<Pod>,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// When it was accepted.
+    pub started: Instant,
+    /// The client.
+    pub source: Party,
+    /// The server.
+    pub destination: Party,
+    /// The tunnel's listener, when there is a tunnel.
+    pub hbone_addr: Option<SocketAddr>,
+    /// Service that was dialled.
+    pub service: Option<Arc<Service>>,
+    /// Protection between the agents.
+    pub security: Security,
+}
+
+impl Flow {
+    /// A connection just accepted.
+    pub fn new(pod: &Arc<Pod>, direction: Direction) -> Self {
+        Self {
+            pod: Arc::clone(pod),
+            direction,
+            started: Instant::now(),
+            source: Party::default(),
+            destination: Party::default(),
+            hbone_addr: None,
+            service: None,
+            security: Security::Unknown,
+        }
+    }
+
+    fn parties(&self) -> Parties<'_> {
+        let reporter = match self.direction {
+            Direction::Outbound => Reporter::Source,
+            Direction::Inbound => Reporter::Destination,
+        };
+        Parties {
+            reporter,
+            security: self.security,
+            source: self.source.workload.as_deref(),
+            source_identity: self.source.identity.as_ref(),
+            destination: self.destination.workload.as_deref(),
+            destination_identity: self.destination.identity.as_ref(),
+            service: self.service.as_deref(),
+        }
+    }
+
+    /// Counts and logs a refusal.
+    pub fn refuse(self, worker: &Worker, refused: Refused) {
+        let reason = refused.reason;
+        let context = &worker.context;
+        context.metrics.refusals.count(reason, self.direction);
+        worker
+            .series(&self.parties())
+            .failed(reason.response_flag());
+        tracing::debug!(
+            pod.name = &*self.pod.name,
+            direction = self.direction.as_str(),
+            reason = reason.as_str(),
+            error = refused.error.as_deref(),
+            "connection refused"
+        );
+        if context.access_log.is_on() {
+            let (duration, bytes) = (self.started.elapsed(), (0, 0));
+            let end = Ending {
+                reason: Some(reason),
+                error: refused.error,
+            };
+            context
+                .access_log
+                .record(self.record(duration, bytes, None, end));
+        }
+    }
+
+    /// Counts an established connection. `permit` and `load` are held until it ends.
+    pub fn open(
+        self,
+        worker: &Rc<Worker>,
+        tls: Option<Arc<TlsInfo>>,
+        counters: Arc<Counters>,
+        held: (Permit, Option<LiveGuard>),
+    ) -> Connection {
+        let series = worker.series(&self.parties());
+        series.opened();
+        let live = Rc::new(Live {
+            flow: self,
+            tls,
+            counters,
+            series,
+            flushed: Cell::default(),
+        });
+        let id = worker.track(Rc::clone(&live));
+        Connection {
+            worker: Rc::clone(worker),
+            live,
+            id,
+            ended: false,
+            _held: held,
+        }
+    }
+
+    fn record(
+        self,
+        duration: Duration,
+        (bytes_recv, bytes_sent): (u64, u64),
+        tls: Option<Arc<TlsInfo>>,
+        end: Ending,
+    ) -> Record {
+        Record {
+            direction: self.direction,
+            source: self.source,
+            destination: self.destination,
+            hbone_addr: self.hbone_addr,
+            service: self.service,
+            bytes_sent,
+            bytes_recv,
+            duration,
+            security: self.security,
+            tls,
+            reason: end.reason,
+            error: end.error,
+        }
+    }
+}
+
+struct Ending {
+    reason: Option<Reason>,
+    error: Option<String>,
+}
+
+/// An established connection, as its worker tracks it.
+#[derive(Debug)]
+pub struct Live {
+    flow: Flow,
+    tls: Option<Arc<TlsInfo>>,
+    counters: Arc<Counters>,
+    series: Arc<Series>,
+    /// (requests, responses) already added to the series.
+    flushed: Cell<(u64, u64)>,
+}
+
+impl Live {
+    /// Bytes of (requests, responses) so far.
+    fn bytes(&self) -> (u64, u64) {
+        // The relay's first socket is the application's: the client's when the
+        // connection goes out or came in plaintext, the server's in a tunnel.
+        let (first, second) = (self.counters.sent(), self.counters.received());
+        let server_first = self.flow.direction == Direction::Inbound && self.tls.is_some();
+        if server_first {
+            (second, first)
+        } else {
+            (first, second)
+        }
+    }
+
+    /// Adds the bytes since the last call to the series.
+    pub fn flush(&self) {
+        let now = self.bytes();
+        let before = self.flushed.replace(now);
+        self.series.bytes(
+            now.0.saturating_sub(before.0),
+            now.1.saturating_sub(before.1),
+        );
+    }
+
+    /// For the admin socket.
+    pub fn view(&self) -> ConnectionView {
+        let flow = &self.flow;
+        let (bytes_recv, bytes_sent) = self.bytes();
+        let millis = flow.started.elapsed().as_millis();
+        ConnectionView {
+            pod_uid: Arc::clone(&flow.pod.uid),
+            pod: format!("{}/{}", flow.pod.namespace, flow.pod.name),
+            direction: flow.direction.as_str(),
+            src: PartyView::new(&flow.source),
+            dst: PartyView::new(&flow.destination),
+            hbone_addr: flow.hbone_addr,
+            service: flow.service.as_ref().map(|s| Arc::clone(&s.spec.hostname)),
+            connection_security_policy: flow.security.as_str(),
+            tls: self.tls.clone(),
+            bytes_sent,
+            bytes_recv,
+            duration_ms: u64::try_from(millis).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// A live connection in `GET /v1/connections`.
+#[derive(Debug, Serialize)]
+pub struct ConnectionView {
+    /// The pod's Kubernetes uid.
+    pub pod_uid: Arc<str>,
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// `outbound` or `inbound`.
+    pub direction: &'static str,
+    /// The client.
+    pub src: PartyView,
+    /// The server.
+    pub dst: PartyView,
+    /// The tunnel's listener.
+    pub hbone_addr: Option<SocketAddr>,
+    /// Host name of the service that was dialled.
+    pub service: Option<Arc<str>>,
+    /// `mutual_tls` or `unknown`.
+    pub connection_security_policy: &'static str,
+    /// What was negotiated.
+    pub tls: Option<Arc<TlsInfo>>,
+    /// Bytes of responses.
+    pub bytes_sent: u64,
+    /// Bytes of requests.
+    pub bytes_recv: u64,
+    /// Age in milliseconds.
+    pub duration_ms: u64,
+}
+
+/// One end of a live connection.
+#[derive(Debug, Serialize)]
+pub struct PartyView {
+    /// Address and port.
+    pub addr: Option<SocketAddr>,
+    /// Pod name.
+    pub workload: Option<Arc<str>>,
+    /// Namespace.
+    pub namespace: Option<Arc<str>>,
+    /// Verified identity.
+    pub identity: Option<String>,
+}
+
+impl PartyView {
+    fn new(party: &Party) -> Self {
+        let workload = party.workload.as_ref();
+        Self {
+            addr: party.addr,
+            workload: workload.map(|w| Arc::clone(&w.name)),
+            namespace: workload.map(|w| Arc::clone(&w.namespace)),
+            identity: party.identity.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// An established connection. Ends when dropped at the latest, so that a task
+/// that is cancelled is counted and logged too.
+#[derive(Debug)]
+pub struct Connection {
+    worker: Rc<Worker>,
+    live: Rc<Live>,
+    id: u64,
+    ended: bool,
+    _held: (Permit, Option<LiveGuard>),
+}
+
+impl Connection {
+    /// The byte counters, for the relay.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.live.counters)
+    }
+
+    /// Ends the connection as the relay did.
+    pub fn finish(mut self, end: RelayEnd) {
+        let reason = (end != RelayEnd::Closed).then(|| Reason::Other(end.reason()));
+        self.end(reason);
+    }
+
+    fn end(&mut self, reason: Option<Reason>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.worker.untrack(self.id);
+        self.live.flush();
+        self.live.series.closed();
+        let log = &self.worker.context.access_log;
+        if log.is_on() {
+            let live = &self.live;
+            let duration = live.flow.started.elapsed();
+            let end = Ending {
+                reason,
+                error: None,
+            };
+            log.record(
+                live.flow
+                    .clone()
+                    .record(duration, live.bytes(), live.tls.clone(), end),
+            );
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.end(Some(Reason::Shutdown));
+    }
+}

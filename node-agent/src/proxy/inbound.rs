@@ -1,0 +1,225 @@
+//! A connection that arrives through a tunnel: checked, connected to the
+//! application, relayed by the tunnel server.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use karst_identity::SpiffeId;
+use karst_tunnel::headers::{Authority, BAGGAGE};
+use karst_tunnel::relay::RelayEnd;
+use karst_tunnel::server::{Accepted, ConnectRequest, InboundHandler, Refusal, RefusalStatus};
+use karst_tunnel::{Counters, TunnelError, server};
+use tokio::net::TcpStream;
+
+use super::Direction;
+use super::connection::{Flow, Refused};
+use crate::metrics::traffic::Security;
+use crate::pod::{Permit, is_own_port};
+use crate::reason::Reason;
+use crate::sockets;
+use crate::state::workload::Workload;
+use crate::worker::LocalPod;
+
+/// Serves one tunnel connection: many application connections, one after the
+/// other and side by side.
+pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
+    let worker = Rc::clone(&local.worker);
+    let mut flow = Flow::new(&local.pod, Direction::Inbound);
+    flow.source.addr = Some(from);
+    flow.destination.addr = stream.local_addr().ok();
+    let Some(certificate) = worker.context.certificates.get(&local.pod.identity) else {
+        flow.refuse(&worker, Reason::NoCertificate.into());
+        return sockets::reset(stream);
+    };
+    let handler = Rc::new(Handler {
+        local: Rc::clone(&local),
+    });
+    let shutdown = local.drain.subscribe();
+    let served = server::serve(stream, certificate, &local.limits, shutdown, handler).await;
+    match served {
+        Ok(end) => {
+            let requests = end.requests;
+            tracing::debug!(peer = %end.peer, cause = ?end.cause, requests, "tunnel ended");
+        }
+        Err(error) => {
+            flow.refuse(
+                &worker,
+                Refused::because(Reason::Other(error.reason()), &error),
+            );
+        }
+    }
+}
+
+struct Handler {
+    local: Rc<LocalPod>,
+}
+
+impl InboundHandler for Handler {
+    async fn connect(&self, request: ConnectRequest) -> Result<Accepted, Refusal> {
+        let local = &self.local;
+        let mut flow = Flow::new(&local.pod, Direction::Inbound);
+        flow.security = Security::MutualTls;
+        flow.hbone_addr = Some(request.local_addr);
+        flow.source.addr = Some(client(local, &request));
+        flow.source.identity = Some(request.peer.clone());
+        flow.destination.identity = Some(local.pod.identity.clone());
+        match open(local, &request, &mut flow).await {
+            Ok((upstream, permit)) => Ok(accept(local, request, flow, upstream, permit)),
+            Err(refused) => {
+                let reason = refused.reason;
+                flow.refuse(&local.worker, refused);
+                Err(Refusal {
+                    status: status(reason),
+                    reason: reason.as_str(),
+                })
+            }
+        }
+    }
+
+    fn refused(&self, peer: &SpiffeId, peer_addr: SocketAddr, error: &TunnelError) {
+        let mut flow = Flow::new(&self.local.pod, Direction::Inbound);
+        flow.security = Security::MutualTls;
+        flow.source.addr = Some(peer_addr);
+        flow.source.identity = Some(peer.clone());
+        flow.destination.identity = Some(self.local.pod.identity.clone());
+        flow.refuse(
+            &self.local.worker,
+            Refused::because(Reason::Other(error.reason()), error),
+        );
+    }
+}
+
+/// The client's address: what the other agent says, if the identity it speaks
+/// for is that of the workload at the address it names. Otherwise any workload
+/// could appear to the application as any other.
+fn client(local: &LocalPod, request: &ConnectRequest) -> SocketAddr {
+    let Some(forwarded) = &request.forwarded else {
+        return request.peer_addr;
+    };
+    let claimed = forwarded.client;
+    let owner = local.worker.context.state.workload_at(claimed.ip());
+    let trusted = owner.is_some_and(|w| w.identity.as_ref() == Some(&request.peer));
+    if trusted { claimed } else { request.peer_addr }
+}
+
+async fn open(
+    local: &Rc<LocalPod>,
+    request: &ConnectRequest,
+    flow: &mut Flow,
+) -> Result<(TcpStream, Permit), Refused> {
+    let Authority::Address(address) = &request.authority else {
+        let error = format!("{} is not an address", request.authority);
+        return Err(Refused::because(Reason::ConnectBadAuthority, error));
+    };
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    flow.destination.addr = Some(address);
+    // The address the tunnel came to is the pod's own: a pod is no relay.
+    if address.ip() != request.local_addr.ip().to_canonical() {
+        let error = format!("{address} asked for at {}", request.local_addr);
+        return Err(Refused::because(Reason::ConnectNotOwnAddress, error));
+    }
+    if is_own_port(address.port()) {
+        return Err(Reason::ConnectIllegalPort.into());
+    }
+    flow.destination.workload = Some(authorise(local).await?);
+    let client = flow.source.addr.unwrap_or(request.peer_addr);
+    let state = &local.worker.context.state;
+    // Only a workload whose identity the peer has proven may stand in the log.
+    flow.source.workload = state
+        .workload_at(client.ip())
+        .filter(|w| w.identity.as_ref() == Some(&request.peer));
+    let permit = Permit::acquire(&local.pod).ok_or(Reason::TooManyConnections)?;
+    let upstream = connect_to_application(local, address, client).await?;
+    Ok((upstream, permit))
+}
+
+fn accept(
+    local: &Rc<LocalPod>,
+    request: ConnectRequest,
+    flow: Flow,
+    upstream: TcpStream,
+    permit: Permit,
+) -> Accepted {
+    let mut response_headers = HeaderMap::new();
+    if let Some(value) = flow
+        .destination
+        .workload
+        .as_deref()
+        .and_then(|w| local.baggage(w))
+    {
+        response_headers.insert(BAGGAGE, value);
+    }
+    let counters = Arc::new(Counters::default());
+    let held = (permit, None);
+    let connection = flow.open(
+        &local.worker,
+        Some(request.tls),
+        Arc::clone(&counters),
+        held,
+    );
+    let on_end = Box::new(move |end: RelayEnd| connection.finish(end));
+    Accepted {
+        upstream,
+        response_headers,
+        counters,
+        on_end,
+    }
+}
+
+fn status(reason: Reason) -> RefusalStatus {
+    match reason {
+        Reason::ConnectBadAuthority | Reason::ConnectNotOwnAddress | Reason::ConnectIllegalPort => {
+            RefusalStatus::BadRequest
+        }
+        Reason::PolicyUnsupported => RefusalStatus::Denied,
+        _ => RefusalStatus::Unavailable,
+    }
+}
+
+/// The place where policy decides. Returns this pod's own workload; without it
+/// nobody knows which policies select it, so nothing passes.
+pub async fn authorise(local: &LocalPod) -> Result<Arc<Workload>, Refused> {
+    let state = &local.worker.context.state;
+    let Some(workload) = state.wait_for_workload(&local.pod.workload_uid).await else {
+        return Err(Reason::StateNotReady.into());
+    };
+    state.policies.check(&workload)?;
+    Ok(workload)
+}
+
+/// Connects to the application so that it sees `client` as its peer.
+pub async fn connect_to_application(
+    local: &LocalPod,
+    address: SocketAddr,
+    client: SocketAddr,
+) -> Result<TcpStream, Refused> {
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    let mut source_failed = None;
+    let prepare = |socket: BorrowedFd<'_>| {
+        // An IPv6 client cannot be shown on an IPv4 socket, nor the other way
+        // round; the application then sees the pod's own address.
+        if client.is_ipv4() != address.is_ipv4() {
+            return Ok(());
+        }
+        local
+            .worker
+            .context
+            .kernel
+            .set_source(socket, client)
+            .map_err(|error| {
+                let text = error.to_string();
+                source_failed = Some(text.clone());
+                io::Error::other(text)
+            })
+    };
+    let connected = sockets::connect(&local.pod.netns, address, prepare).await;
+    match (connected, source_failed) {
+        (Ok(stream), _) => Ok(stream),
+        (Err(_), Some(error)) => Err(Refused::because(Reason::SourceAddressFailed, error)),
+        (Err(error), None) => Err(Refused::because(Reason::UpstreamConnectFailed, error)),
+    }
+}

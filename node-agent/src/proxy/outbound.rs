@@ -1,0 +1,252 @@
+//! A connection the pod's application makes: found out where it wants to go,
+//! connected there through a tunnel or plainly, relayed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::uri::Authority;
+use karst_tunnel::headers::{Forwarded, SourceHeaders, TraceParent};
+use karst_tunnel::pool::{OutboundRequest, PoolKey};
+use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
+use tokio::net::TcpStream;
+
+use super::Direction;
+use super::connection::{Flow, Refused};
+use super::target::{Destination, Target, destination, target};
+use crate::metrics::traffic::Security;
+use crate::pod::Permit;
+use crate::reason::Reason;
+use crate::sockets;
+use crate::state::endpoint::{LiveGuard, now_ms};
+use crate::state::workload::Workload;
+use crate::worker::LocalPod;
+
+/// Endpoints of a service that are tried for one connection.
+const MAX_TRIES: usize = 3;
+
+/// The way to the destination, open.
+enum Upstream {
+    Tunnel(HboneStream),
+    Plain(TcpStream),
+}
+
+/// Serves one captured connection.
+pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
+    let mut flow = Flow::new(&local.pod, Direction::Outbound);
+    let worker = Rc::clone(&local.worker);
+    flow.source.addr = Some(from);
+    let Some(permit) = Permit::acquire(&local.pod) else {
+        flow.refuse(&worker, Reason::TooManyConnections.into());
+        return sockets::reset(stream);
+    };
+    let (upstream, load) = match open(&local, &stream, from, &mut flow).await {
+        Ok(open) => open,
+        Err(refused) => {
+            flow.refuse(&worker, refused);
+            return sockets::reset(stream);
+        }
+    };
+    let counters = Arc::new(Counters::default());
+    let tls = match &upstream {
+        Upstream::Tunnel(tunnel) => Some(Arc::clone(&tunnel.tls)),
+        Upstream::Plain(_) => None,
+    };
+    let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
+    let end = match upstream {
+        Upstream::Tunnel(tunnel) => relay::tcp_hbone(stream, tunnel, &counters).await,
+        Upstream::Plain(upstream) => relay::tcp_tcp(stream, upstream, &counters).await,
+    };
+    connection.finish(end);
+}
+
+async fn open(
+    local: &Rc<LocalPod>,
+    stream: &TcpStream,
+    from: SocketAddr,
+    flow: &mut Flow,
+) -> Result<(Upstream, Option<LiveGuard>), Refused> {
+    let context = &local.worker.context;
+    let original = context
+        .kernel
+        .original_destination(stream.as_fd())
+        .map_err(|e| Refused::because(Reason::OriginalDestinationFailed, e))?
+        .ok_or(Reason::NotCaptured)?;
+    flow.destination.addr = Some(original);
+    flow.source.addr = Some(local.pod.client_address(from, original.ip().to_canonical()));
+    if !context.state.wait_ready().await {
+        return Err(Reason::StateNotReady.into());
+    }
+    flow.source.workload = context.state.workload(&local.pod.workload_uid);
+    let found = destination(&context.state, &local.pod, original)?;
+    if let Destination::Service(service) = &found {
+        flow.service = Some(Arc::clone(service));
+    }
+    connect(local, &found, original, flow).await
+}
+
+/// Connects, to another endpoint when one fails before a byte was passed.
+async fn connect(
+    local: &Rc<LocalPod>,
+    found: &Destination,
+    original: SocketAddr,
+    flow: &mut Flow,
+) -> Result<(Upstream, Option<LiveGuard>), Refused> {
+    let mut tried = Vec::new();
+    let mut last = None;
+    while tried.len() < MAX_TRIES {
+        let target = match target(found, original, &tried) {
+            Ok(target) => target,
+            // No further endpoint: the failure of the last one says more.
+            Err(refused) => return Err(last.unwrap_or(refused)),
+        };
+        describe(flow, local, &target);
+        let stats = target.workload.as_ref().map(|w| Arc::clone(&w.stats));
+        let load = stats.as_ref().map(LiveGuard::new);
+        match dial(local, &target, flow).await {
+            Ok(upstream) => {
+                if let Some(stats) = stats {
+                    stats.succeeded();
+                }
+                return Ok((upstream, load));
+            }
+            Err(failure) => {
+                let is_service = matches!(found, Destination::Service(_));
+                let retry = failure.again || (is_service && failure.endpoint_is_to_blame);
+                if let (Some(stats), true) = (stats, is_service && failure.endpoint_is_to_blame) {
+                    stats.failed(now_ms());
+                }
+                let uid = target
+                    .workload
+                    .map_or_else(|| Arc::from(""), |w| Arc::clone(&w.uid));
+                tried.push(uid);
+                if !retry {
+                    return Err(failure.refused);
+                }
+                last = Some(failure.refused);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| Reason::NoHealthyUpstream.into()))
+}
+
+/// Notes in the flow where it goes now.
+fn describe(flow: &mut Flow, local: &LocalPod, target: &Target) {
+    flow.destination.addr = Some(target.address);
+    flow.destination.workload = target.workload.clone();
+    flow.hbone_addr = target.hbone_addr();
+    if flow.hbone_addr.is_some() {
+        flow.security = Security::MutualTls;
+        flow.source.identity = Some(local.pod.identity.clone());
+        flow.destination.identity = target.workload.as_ref().and_then(|w| w.identity.clone());
+    } else {
+        flow.security = Security::Unknown;
+        flow.source.identity = None;
+        flow.destination.identity = None;
+    }
+}
+
+/// Why one try failed and what that means for the next.
+struct Failure {
+    refused: Refused,
+    /// Another endpoint may do better.
+    endpoint_is_to_blame: bool,
+    /// The same endpoint may do better.
+    again: bool,
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self {
+            refused: reason.into(),
+            endpoint_is_to_blame: false,
+            again: false,
+        }
+    }
+}
+
+impl From<TunnelError> for Failure {
+    fn from(error: TunnelError) -> Self {
+        let endpoint_is_to_blame = match &error {
+            // A peer that answered: only "cannot reach the application" is about the endpoint.
+            TunnelError::Refused { status } => *status == http::StatusCode::SERVICE_UNAVAILABLE,
+            TunnelError::NoCertificate { .. } | TunnelError::PoolClosed => false,
+            _ => true,
+        };
+        let reason = Reason::Other(error.reason());
+        Self {
+            again: error.is_retryable(),
+            refused: Refused::because(reason, &error),
+            endpoint_is_to_blame,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let refused = Refused::because(Reason::UpstreamConnectFailed, error);
+        Self {
+            refused,
+            endpoint_is_to_blame: true,
+            again: false,
+        }
+    }
+}
+
+async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upstream, Failure> {
+    let (Some(address), Some(workload)) = (target.hbone_addr(), &target.workload) else {
+        let plain = sockets::connect(&local.pod.netns, target.address, |_| Ok(())).await?;
+        return Ok(Upstream::Plain(plain));
+    };
+    let certificates = &local.worker.context.certificates;
+    let certificate = certificates
+        .get(&local.pod.identity)
+        .ok_or(Reason::NoCertificate)?;
+    let key = PoolKey {
+        source: local.pod.identity.clone(),
+        certificate_epoch: certificate.epoch(),
+        destination_uid: Arc::clone(&workload.uid),
+        // Checked when the workload arrived: HBONE has an identity.
+        destination: workload
+            .identity
+            .clone()
+            .ok_or(Reason::Other("identity_unknown"))?,
+        address,
+    };
+    let request = request(local, target.address, flow)?;
+    let tunnel = local
+        .pool
+        .connect(key, &local.dialer, &certificate, request)
+        .await?;
+    Ok(Upstream::Tunnel(tunnel))
+}
+
+/// The CONNECT for the application at `address`.
+fn request(local: &LocalPod, address: SocketAddr, flow: &Flow) -> Result<OutboundRequest, Failure> {
+    let authority = Authority::try_from(address.to_string())
+        .map_err(|_| Failure::from(Reason::ConnectBadAuthority))?;
+    let host = flow
+        .service
+        .as_ref()
+        .map(|s| s.spec.hostname.to_string())
+        .unwrap_or_default();
+    let source = SourceHeaders {
+        baggage: None,
+        forwarded: flow.source.addr.map(|client| Forwarded { client, host }),
+        traceparent: Some(TraceParent::new()),
+    };
+    let mut headers = HeaderMap::with_capacity(3);
+    source.write(&mut headers);
+    if let Some(workload) = flow
+        .source
+        .workload
+        .as_deref()
+        .and_then(|w: &Workload| local.baggage(w))
+    {
+        headers.insert(karst_tunnel::headers::BAGGAGE, workload);
+    }
+    Ok(OutboundRequest { authority, headers })
+}

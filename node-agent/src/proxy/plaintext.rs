@@ -1,0 +1,61 @@
+//! A plaintext connection from outside the mesh, steered to us in the kernel:
+//! the local address of the accepted socket is the one the client dialled.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use karst_tunnel::{Counters, relay};
+use tokio::net::TcpStream;
+
+use super::Direction;
+use super::connection::{Flow, Refused};
+use super::inbound::{authorise, connect_to_application};
+use crate::pod::{Permit, is_own_port};
+use crate::reason::Reason;
+use crate::sockets;
+use crate::worker::LocalPod;
+
+/// Serves one steered connection.
+pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
+    let mut flow = Flow::new(&local.pod, Direction::Inbound);
+    let worker = Rc::clone(&local.worker);
+    flow.source.addr = Some(from);
+    let Some(permit) = Permit::acquire(&local.pod) else {
+        flow.refuse(&worker, Reason::TooManyConnections.into());
+        return sockets::reset(stream);
+    };
+    let upstream = match open(&local, &stream, from, &mut flow).await {
+        Ok(upstream) => upstream,
+        Err(refused) => {
+            flow.refuse(&worker, refused);
+            return sockets::reset(stream);
+        }
+    };
+    let counters = Arc::new(Counters::default());
+    let connection = flow.open(&worker, None, Arc::clone(&counters), (permit, None));
+    let end = relay::tcp_tcp(stream, upstream, &counters).await;
+    connection.finish(end);
+}
+
+async fn open(
+    local: &Rc<LocalPod>,
+    stream: &TcpStream,
+    from: SocketAddr,
+    flow: &mut Flow,
+) -> Result<TcpStream, Refused> {
+    let dialled = stream
+        .local_addr()
+        .map_err(|e| Refused::because(Reason::OriginalDestinationFailed, e))?;
+    let dialled = SocketAddr::new(dialled.ip().to_canonical(), dialled.port());
+    flow.destination.addr = Some(dialled);
+    if is_own_port(dialled.port()) {
+        return Err(Reason::SelfCall.into());
+    }
+    if !local.pod.addresses.contains(&dialled.ip()) {
+        return Err(Reason::NotCaptured.into());
+    }
+    flow.destination.workload = Some(authorise(local).await?);
+    flow.source.workload = local.worker.context.state.workload_at(from.ip());
+    connect_to_application(local, dialled, from).await
+}

@@ -1,0 +1,134 @@
+//! Sockets inside a pod's network namespace. Only the socket itself is made in
+//! there; everything that can wait happens outside.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use karst_datapath::netns::Netns;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::pod::{HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
+
+/// Time for a TCP connect.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections the kernel completes before we accept them. The kernel cuts it
+/// to net.core.somaxconn (4096 by default).
+const BACKLOG: i32 = 4096;
+
+/// A dead peer is noticed after 180 s + 9 x 180 s, as in ztunnel.
+const KEEPALIVE: Duration = Duration::from_secs(180);
+/// Unanswered probes before a connection is given up.
+const KEEPALIVE_PROBES: u32 = 9;
+
+/// The listeners of one worker in one pod.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Captured outbound connections.
+    pub outbound: Vec<std::net::TcpListener>,
+    /// Steered plaintext connections, by pod address.
+    pub plaintext: Vec<(IpAddr, std::net::TcpListener)>,
+    /// Tunnels.
+    pub hbone: Vec<std::net::TcpListener>,
+}
+
+impl Listeners {
+    /// Opens the listeners of `workers` workers in the namespace of a pod with
+    /// these addresses. Loopback listeners exist for the families the pod has.
+    ///
+    /// # Errors
+    /// A port is taken by the application, or there are no file descriptors.
+    pub fn open(netns: &Netns, addresses: &[IpAddr], workers: usize) -> io::Result<Vec<Self>> {
+        netns.run(|| (0..workers).map(|_| Self::open_here(addresses)).collect())?
+    }
+
+    fn open_here(addresses: &[IpAddr]) -> io::Result<Self> {
+        let mut listeners = Self::default();
+        for address in addresses {
+            let loopback = match address {
+                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(_) => IpAddr::from(Ipv6Addr::LOCALHOST),
+            };
+            listeners
+                .outbound
+                .push(listen(SocketAddr::new(loopback, OUTBOUND_PORT))?);
+            let plaintext = listen(SocketAddr::new(loopback, PLAINTEXT_PORT))?;
+            listeners.plaintext.push((*address, plaintext));
+            listeners
+                .hbone
+                .push(listen(SocketAddr::new(*address, HBONE_PORT))?);
+        }
+        // A v4-mapped connect is captured to the IPv4 loopback also in a pod
+        // without an IPv4 address; nothing listens there and it is refused.
+        Ok(listeners)
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let context =
+        |error: io::Error| io::Error::new(error.kind(), format!("listen on {address}: {error}"));
+    let make = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_address(true)?;
+        // One listener for each worker, and the old and the new agent side by
+        // side during an upgrade.
+        socket.set_reuse_port(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Accepted sockets inherit these.
+        tune(&socket)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    make().map_err(context)
+}
+
+fn tune(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Connects from inside a pod's namespace. `prepare` sees the socket before the
+/// first packet leaves.
+///
+/// # Errors
+/// Those of `prepare`, of connect, and a timeout after [`CONNECT_TIMEOUT`].
+pub async fn connect(
+    netns: &Netns,
+    address: SocketAddr,
+    prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<TcpStream> {
+    let domain = Domain::for_address(address);
+    let socket =
+        netns.run(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))??;
+    tune(&socket)?;
+    prepare(socket.as_fd())?;
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(address);
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connect timed out")),
+    }
+}
+
+/// Closes a connection with a reset, so that the other end does not take it for
+/// an ordinary end.
+pub fn reset(stream: TcpStream) {
+    // When it fails the connection is closed in the ordinary way, which is all
+    // that is left to do.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}

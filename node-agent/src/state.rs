@@ -1,0 +1,158 @@
+//! What this node knows of the mesh: workloads, services, policies.
+//!
+//! One writer (the control-plane client) replaces immutable entries; every
+//! connection reads without a lock and never waits for the control plane. When
+//! the control plane is gone, the last state stays.
+//!
+//! Start with [`MeshState::lookup`] for what a connection asks and
+//! [`store::Store::apply`] for what a push does.
+
+pub mod convert;
+pub mod endpoint;
+pub mod policy;
+pub mod service;
+pub mod sharded;
+pub mod store;
+pub mod workload;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use policy::Policies;
+use service::Service;
+use sharded::ShardedMap;
+use workload::Workload;
+
+/// How long a connection waits for the first full state after the agent's
+/// start, or for its own pod's workload, before it is refused with
+/// `state_not_ready`.
+pub const READY_WAIT: Duration = Duration::from_secs(5);
+
+/// What an address belongs to.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// A workload's own address.
+    Workload(Arc<Workload>),
+    /// A virtual address of a service.
+    Service(Arc<Service>),
+}
+
+/// The mesh state as connections read it.
+#[derive(Debug)]
+pub struct MeshState {
+    workloads: ShardedMap<Arc<str>, Arc<Workload>>,
+    services: ShardedMap<Arc<str>, Arc<Service>>,
+    addresses: ShardedMap<IpAddr, Address>,
+    /// Authorization policies.
+    pub policies: Policies,
+    ready: watch::Sender<bool>,
+    /// Counts published batches.
+    published: watch::Sender<u64>,
+}
+
+impl Default for MeshState {
+    fn default() -> Self {
+        Self {
+            workloads: ShardedMap::default(),
+            services: ShardedMap::default(),
+            addresses: ShardedMap::default(),
+            policies: Policies::default(),
+            ready: watch::Sender::new(false),
+            published: watch::Sender::new(0),
+        }
+    }
+}
+
+impl MeshState {
+    /// What `ip` belongs to; `None` for an address outside the mesh.
+    pub fn lookup(&self, ip: IpAddr) -> Option<Address> {
+        self.addresses.get(&ip.to_canonical())
+    }
+
+    /// The workload that owns `ip`.
+    pub fn workload_at(&self, ip: IpAddr) -> Option<Arc<Workload>> {
+        match self.lookup(ip) {
+            Some(Address::Workload(workload)) => Some(workload),
+            _ => None,
+        }
+    }
+
+    /// The workload of this uid.
+    pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The service of this key, `namespace/hostname`.
+    pub fn service(&self, key: &str) -> Option<Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// All workloads, for the admin socket.
+    pub fn all_workloads(&self) -> Vec<Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// All services, for the admin socket.
+    pub fn all_services(&self) -> Vec<Arc<Service>> {
+        self.services.values()
+    }
+
+    /// (workloads, services) held.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.workloads.len(), self.services.len())
+    }
+
+    /// Says that the first full state has been applied.
+    pub fn set_ready(&self) {
+        self.ready
+            .send_if_modified(|ready| !std::mem::replace(ready, true));
+    }
+
+    /// Whether the first full state has been applied.
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Waits up to [`READY_WAIT`] for the first full state; says whether it is there.
+    pub async fn wait_ready(&self) -> bool {
+        if self.is_ready() {
+            return true;
+        }
+        let mut receiver = self.ready.subscribe();
+        let ready = receiver.wait_for(|ready| *ready);
+        matches!(tokio::time::timeout(READY_WAIT, ready).await, Ok(Ok(_)))
+    }
+
+    /// The workload of this uid; waits up to [`READY_WAIT`] for it to arrive,
+    /// because a new pod may be connected to before the control plane has told
+    /// its own node of it.
+    pub async fn wait_for_workload(&self, uid: &str) -> Option<Arc<Workload>> {
+        if let Some(workload) = self.workload(uid) {
+            return Some(workload);
+        }
+        let mut published = self.published.subscribe();
+        let arrives = async {
+            loop {
+                if let Some(workload) = self.workload(uid) {
+                    return Some(workload);
+                }
+                published.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(READY_WAIT, arrives)
+            .await
+            .ok()
+            .flatten()
+    }
+
+    /// Tells those who wait that a batch has been published.
+    fn note_published(&self) {
+        self.published.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! The writer's side of the mesh state: takes what the control plane sends and
+//! keeps the maps that connections read up to date.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::endpoint::EndpointStats;
+use super::service::{Service, ServiceSpec};
+use super::workload::{Locality, Workload};
+use super::{Address, MeshState};
+
+/// One change of the address state.
+#[derive(Debug)]
+pub enum Change {
+    /// A workload is new or differs.
+    Workload(Workload),
+    /// A service is new or differs.
+    Service(ServiceSpec),
+    /// The resource of this name (workload uid or service key) is gone.
+    Removed(Arc<str>),
+}
+
+/// What a batch of changes means for live tunnels and metrics.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// Workload uids that are gone, or whose identity or addresses changed:
+    /// pooled tunnels to them must not be used any more.
+    pub retired: Vec<Arc<str>>,
+}
+
+/// Owns the canonical state; the only writer of a [`MeshState`].
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<MeshState>,
+    local: Locality,
+    workloads: HashMap<Arc<str>, Arc<Workload>>,
+    services: HashMap<Arc<str>, ServiceSpec>,
+    /// Service key -> uids of its workloads; also for services not known yet.
+    members: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Address -> uids that claim it, the newest last. More than one while a
+    /// pod's address goes over to another pod.
+    owners: HashMap<IpAddr, Vec<Arc<str>>>,
+    /// VIP -> keys of services that claim it, the newest last.
+    vip_owners: HashMap<IpAddr, Vec<Arc<str>>>,
+}
+
+impl Store {
+    /// An empty store that writes to `shared`. `local` is what is known of this
+    /// node at start: network, node name and cluster.
+    pub fn new(shared: Arc<MeshState>, local: Locality) -> Self {
+        Self {
+            shared,
+            local,
+            workloads: HashMap::new(),
+            services: HashMap::new(),
+            members: HashMap::new(),
+            owners: HashMap::new(),
+            vip_owners: HashMap::new(),
+        }
+    }
+
+    /// Applies a batch and publishes the result. Services are assembled once a
+    /// batch, however many of their workloads changed.
+    pub fn apply(&mut self, changes: Vec<Change>) -> Effect {
+        let mut effect = Effect::default();
+        let mut batch = Batch::default();
+        for change in changes {
+            match change {
+                Change::Workload(workload) => self.put_workload(workload, &mut batch, &mut effect),
+                Change::Service(spec) => self.put_service(spec, &mut batch),
+                Change::Removed(name) => {
+                    self.remove_workload(&name, &mut batch, &mut effect);
+                    self.remove_service(&name, &mut batch);
+                }
+            }
+        }
+        self.publish(batch);
+        effect
+    }
+
+    fn put_workload(&mut self, mut workload: Workload, batch: &mut Batch, effect: &mut Effect) {
+        let uid = Arc::clone(&workload.uid);
+        let old = self.workloads.get(&uid).cloned();
+        workload.stats = old
+            .as_ref()
+            .map_or_else(Arc::<EndpointStats>::default, |w| w.stats.clone());
+        if let Some(old) = &old {
+            let moved = old.identity != workload.identity || old.addresses != workload.addresses;
+            if moved {
+                effect.retired.push(Arc::clone(&uid));
+            }
+            self.unlink(old, batch);
+        }
+        if workload.locality.node == self.local.node && !workload.locality.node.is_empty() {
+            self.learn_locality(&workload.locality, batch);
+        }
+        for membership in &workload.services {
+            let members = self
+                .members
+                .entry(Arc::clone(&membership.service))
+                .or_default();
+            members.insert(Arc::clone(&uid));
+            batch.services.insert(Arc::clone(&membership.service));
+        }
+        if !workload.host_network && workload.locality.network == self.local.network {
+            for address in &workload.addresses {
+                self.owners
+                    .entry(*address)
+                    .or_default()
+                    .push(Arc::clone(&uid));
+                batch.addresses.insert(*address);
+            }
+        }
+        batch.workloads.insert(Arc::clone(&uid));
+        self.workloads.insert(uid, Arc::new(workload));
+    }
+
+    fn remove_workload(&mut self, uid: &Arc<str>, batch: &mut Batch, effect: &mut Effect) {
+        let Some(old) = self.workloads.remove(uid) else {
+            return;
+        };
+        self.unlink(&old, batch);
+        batch.workloads.insert(Arc::clone(uid));
+        effect.retired.push(Arc::clone(uid));
+    }
+
+    /// Takes a workload out of the indices, before removal or replacement.
+    fn unlink(&mut self, workload: &Workload, batch: &mut Batch) {
+        for membership in &workload.services {
+            if let Some(members) = self.members.get_mut(&membership.service) {
+                members.remove(&workload.uid);
+                if members.is_empty() {
+                    self.members.remove(&membership.service);
+                }
+            }
+            batch.services.insert(Arc::clone(&membership.service));
+        }
+        for address in &workload.addresses {
+            remove_claim(&mut self.owners, *address, &workload.uid);
+            batch.addresses.insert(*address);
+        }
+    }
+
+    fn put_service(&mut self, spec: ServiceSpec, batch: &mut Batch) {
+        let key = Arc::clone(&spec.key);
+        self.remove_service(&key, batch);
+        for vip in &spec.vips {
+            self.vip_owners
+                .entry(*vip)
+                .or_default()
+                .push(Arc::clone(&key));
+            batch.addresses.insert(*vip);
+        }
+        self.services.insert(key, spec);
+    }
+
+    fn remove_service(&mut self, key: &Arc<str>, batch: &mut Batch) {
+        batch.services.insert(Arc::clone(key));
+        let Some(old) = self.services.remove(key) else {
+            return;
+        };
+        for vip in &old.vips {
+            remove_claim(&mut self.vip_owners, *vip, key);
+            batch.addresses.insert(*vip);
+        }
+    }
+
+    /// Region and zone of this node come with the first workload on it; every
+    /// service that ranks by locality is assembled again then.
+    fn learn_locality(&mut self, locality: &Locality, batch: &mut Batch) {
+        if self.local == *locality {
+            return;
+        }
+        self.local = locality.clone();
+        let ranked = self
+            .services
+            .values()
+            .filter(|s| !s.routing_preference.is_empty());
+        batch.services.extend(ranked.map(|s| Arc::clone(&s.key)));
+    }
+
+    fn publish(&self, batch: Batch) {
+        let workload = |uid: &Arc<str>| self.workloads.get(uid).cloned();
+        let mut assembled = HashMap::new();
+        for key in batch.services {
+            let service = self
+                .services
+                .get(&key)
+                .map(|spec| Arc::new(self.assemble(spec)));
+            assembled.insert(key, service);
+        }
+        // Addresses of services that were assembled again point at the new one.
+        let mut addresses = batch.addresses;
+        for service in assembled.values().flatten() {
+            addresses.extend(service.spec.vips.iter().copied());
+        }
+        self.shared.workloads.write(
+            batch
+                .workloads
+                .iter()
+                .map(|uid| (uid.clone(), workload(uid))),
+        );
+        self.shared.services.write(assembled);
+        let resolved: Vec<_> = addresses
+            .into_iter()
+            .map(|ip| (ip, self.resolve(ip)))
+            .collect();
+        self.shared.addresses.write(resolved);
+        self.shared.note_published();
+    }
+
+    fn assemble(&self, spec: &ServiceSpec) -> Service {
+        let members = self.members.get(&spec.key);
+        let members: Vec<_> = members
+            .into_iter()
+            .flatten()
+            .filter_map(|uid| self.workloads.get(uid).cloned())
+            .collect();
+        Service::assemble(spec.clone(), &members, &self.local)
+    }
+
+    /// A workload wins over a service, as on every node of the mesh.
+    fn resolve(&self, ip: IpAddr) -> Option<Address> {
+        if let Some(uid) = self.owners.get(&ip).and_then(|uids| uids.last()) {
+            return self.workloads.get(uid).cloned().map(Address::Workload);
+        }
+        let key = self.vip_owners.get(&ip)?.last()?;
+        self.shared.services.get(key).map(Address::Service)
+    }
+
+    /// Names held now, for `initial_resource_versions` checks and full resyncs.
+    pub fn names(&self) -> HashSet<Arc<str>> {
+        self.workloads
+            .keys()
+            .chain(self.services.keys())
+            .cloned()
+            .collect()
+    }
+}
+
+/// What a batch touched.
+#[derive(Debug, Default)]
+struct Batch {
+    workloads: HashSet<Arc<str>>,
+    services: HashSet<Arc<str>>,
+    addresses: HashSet<IpAddr>,
+}
+
+fn remove_claim(claims: &mut HashMap<IpAddr, Vec<Arc<str>>>, ip: IpAddr, name: &Arc<str>) {
+    if let Some(list) = claims.get_mut(&ip) {
+        list.retain(|n| n != name);
+        if list.is_empty() {
+            claims.remove(&ip);
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! A data-plane thread: one current-thread runtime that drains a whole batch of
+//! readiness events before it polls the kernel again. Everything of a connection
+//! stays on the worker that accepted it; nothing is shared between workers but
+//! counters and the mesh state.
+//!
+//! Start with [`spawn`]; what a worker does is its [`Command`]s and the proxies.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use http::HeaderValue;
+use karst_tunnel::headers::{Baggage, WorkloadKind};
+use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection};
+use karst_tunnel::server::{Drain, ServerLimits};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::metrics::traffic::{Parties, Series, SeriesCache};
+use crate::pod::Pod;
+use crate::proxy::accept::accept_loop;
+use crate::proxy::connection::{ConnectionView, Live};
+use crate::proxy::{inbound, outbound, plaintext};
+use crate::sockets::{self, Listeners};
+use crate::state::workload::Workload;
+
+/// Ready tasks run between two looks at the kernel's readiness events. Large on
+/// purpose: many streams of one tunnel connection then share a write.
+const EVENT_INTERVAL: u32 = 256;
+
+/// Tunnel connections one worker accepts for one pod: more than the nodes of a
+/// large cluster, each with a few connections.
+const MAX_TUNNELS: usize = 8192;
+
+/// After a pod is un-enrolled other agents still believe for a moment that it
+/// takes tunnels; for this long they are served.
+const HBONE_GRACE: Duration = Duration::from_secs(5);
+
+/// What the control side asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve a pod.
+    Start(Arc<Pod>, Listeners),
+    /// Take no new connections of a pod; established ones go on.
+    Release(Arc<str>),
+    /// A pod is gone: end everything of it now.
+    Kill(Arc<str>),
+    /// Let go of pooled tunnels that the mesh state or the certificates no longer justify.
+    Retain,
+    /// Add the bytes of live connections to the metrics, then answer.
+    FlushMetrics(oneshot::Sender<()>),
+    /// List live connections and tunnels.
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// Forget cached metric series.
+    ForgetSeries,
+    /// Take no new connections at all; end after the live ones or at the deadline.
+    Shutdown(Duration),
+}
+
+/// What a worker holds.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Live connections.
+    pub connections: Vec<ConnectionView>,
+    /// Tunnel connections to other agents, with the pod they belong to.
+    pub tunnels: Vec<(Arc<Pod>, PoolConnection)>,
+}
+
+/// The control side's end of a worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    /// Where commands go.
+    pub commands: mpsc::UnboundedSender<Command>,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts worker `index`.
+///
+/// # Errors
+/// No thread or no runtime can be made.
+pub fn spawn(index: usize, context: Arc<Context>) -> io::Result<WorkerHandle> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .build()?;
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let thread = std::thread::Builder::new()
+        .name(format!("karst-worker-{index}"))
+        .spawn(move || {
+            LocalSet::new().block_on(&runtime, run(Worker::new(context), receiver));
+        })?;
+    Ok(WorkerHandle { commands, thread })
+}
+
+/// One worker's state.
+pub struct Worker {
+    /// Shared with the other threads.
+    pub context: Arc<Context>,
+    series: RefCell<SeriesCache>,
+    live: RefCell<HashMap<u64, Rc<Live>>>,
+    next_id: Cell<u64>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker")
+            .field("live", &self.live.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    fn new(context: Arc<Context>) -> Rc<Self> {
+        Rc::new(Self {
+            series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
+            context,
+            live: RefCell::default(),
+            next_id: Cell::new(0),
+        })
+    }
+
+    /// The metric series of these parties.
+    pub fn series(&self, parties: &Parties<'_>) -> Arc<Series> {
+        self.series.borrow_mut().get(parties)
+    }
+
+    /// Adds a live connection; the id is for [`Self::untrack`].
+    pub fn track(&self, live: Rc<Live>) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id.wrapping_add(1));
+        self.live.borrow_mut().insert(id, live);
+        id
+    }
+
+    /// Removes an ended connection.
+    pub fn untrack(&self, id: u64) {
+        self.live.borrow_mut().remove(&id);
+    }
+
+    fn live_count(&self) -> usize {
+        self.live.borrow().len()
+    }
+}
+
+/// A pod as one worker serves it.
+pub struct LocalPod {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// The worker.
+    pub worker: Rc<Worker>,
+    /// Tunnels from this pod; its own, because they are dialled from inside it.
+    pub pool: Pool,
+    /// Dials from inside the pod.
+    pub dialer: Rc<PodDialer>,
+    /// Limits of its tunnel server.
+    pub limits: ServerLimits,
+    /// Tells its tunnel servers to end.
+    pub drain: watch::Sender<Drain>,
+    stop_plain: CancellationToken,
+    stop_hbone: CancellationToken,
+    kill: CancellationToken,
+    baggage: RefCell<Option<(u64, HeaderValue)>>,
+}
+
+impl LocalPod {
+    fn new(pod: Arc<Pod>, worker: &Rc<Worker>) -> Rc<Self> {
+        Rc::new(Self {
+            dialer: Rc::new(PodDialer {
+                pod: Arc::clone(&pod),
+            }),
+            pod,
+            worker: Rc::clone(worker),
+            pool: Pool::new(PoolConfig::default()),
+            limits: ServerLimits::new(MAX_TUNNELS),
+            drain: watch::Sender::new(Drain::Running),
+            stop_plain: CancellationToken::new(),
+            stop_hbone: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            baggage: RefCell::new(None),
+        })
+    }
+
+    /// Whether the pod is gone.
+    pub fn is_killed(&self) -> bool {
+        self.kill.is_cancelled()
+    }
+
+    /// Fires when the pod is gone.
+    pub fn killed(&self) -> CancellationToken {
+        self.kill.clone()
+    }
+
+    /// The `baggage` header that speaks of this pod's own `workload`, built once
+    /// for each revision of it.
+    pub fn baggage(&self, workload: &Workload) -> Option<HeaderValue> {
+        if let Some((revision, value)) = &*self.baggage.borrow()
+            && *revision == workload.revision
+        {
+            return Some(value.clone());
+        }
+        let value = baggage(workload).to_value()?;
+        *self.baggage.borrow_mut() = Some((workload.revision, value.clone()));
+        Some(value)
+    }
+
+    fn serve(self: &Rc<Self>, listeners: Listeners) {
+        for listener in listeners.outbound {
+            let (pod, stop) = (Rc::clone(self), self.stop_plain.clone());
+            tokio::task::spawn_local(accept_loop(listener, pod, stop, outbound::serve));
+        }
+        for (_, listener) in listeners.plaintext {
+            let (pod, stop) = (Rc::clone(self), self.stop_plain.clone());
+            tokio::task::spawn_local(accept_loop(listener, pod, stop, plaintext::serve));
+        }
+        for listener in listeners.hbone {
+            let (pod, stop) = (Rc::clone(self), self.stop_hbone.clone());
+            tokio::task::spawn_local(accept_loop(listener, pod, stop, inbound::serve));
+        }
+    }
+
+    /// Un-enrolled: no new connections, tunnels end after a grace time.
+    fn release(self: &Rc<Self>) {
+        self.stop_plain.cancel();
+        let pod = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(HBONE_GRACE).await;
+            pod.end_tunnels();
+        });
+    }
+
+    fn end_tunnels(&self) {
+        self.stop_hbone.cancel();
+        self.drain.send_replace(Drain::Graceful);
+        // What still runs keeps its connection; nothing new comes.
+        self.pool.retain(|_| false);
+    }
+
+    fn kill(&self) {
+        self.stop_plain.cancel();
+        self.stop_hbone.cancel();
+        self.drain.send_replace(Drain::Immediate);
+        self.kill.cancel();
+        self.pool.retain(|_| false);
+    }
+
+    /// Keeps tunnels only to workloads that are still who and where they were,
+    /// made with the certificate in use.
+    fn retain(&self) {
+        let context = &self.worker.context;
+        let epoch = context
+            .certificates
+            .get(&self.pod.identity)
+            .map(|c| c.epoch());
+        self.pool.retain(|key| {
+            // Without a valid certificate there is no newer one to prefer.
+            let current = epoch.is_none_or(|epoch| epoch == key.certificate_epoch);
+            let workload = context.state.workload(&key.destination_uid);
+            let same = workload.is_some_and(|w| {
+                w.identity.as_ref() == Some(&key.destination)
+                    && w.addresses.contains(&key.address.ip())
+            });
+            current && same
+        });
+    }
+}
+
+/// Dials from inside a pod's namespace.
+#[derive(Debug)]
+pub struct PodDialer {
+    pod: Arc<Pod>,
+}
+
+impl Dialer for PodDialer {
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        sockets::connect(&self.pod.netns, address, |_| Ok(())).await
+    }
+}
+
+fn baggage(workload: &Workload) -> Baggage {
+    let workload_kind = match workload.workload_type {
+        "deployment" => WorkloadKind::Deployment,
+        "cronjob" => WorkloadKind::CronJob,
+        "job" => WorkloadKind::Job,
+        _ => WorkloadKind::Pod,
+    };
+    Baggage {
+        cluster: workload.locality.cluster.to_string(),
+        namespace: workload.namespace.to_string(),
+        workload_kind,
+        workload_name: workload.workload_name.to_string(),
+        service_name: workload.canonical_name.to_string(),
+        service_version: workload.canonical_revision.to_string(),
+        region: workload.locality.region.to_string(),
+        zone: workload.locality.zone.to_string(),
+    }
+}
+
+async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut pods: HashMap<Arc<str>, Rc<LocalPod>> = HashMap::new();
+    // Released pods whose connections go on, so that they are still killed with the pod.
+    let mut released: Vec<Rc<LocalPod>> = Vec::new();
+    while let Some(command) = commands.recv().await {
+        released.retain(|p| Rc::strong_count(p) > 1);
+        match command {
+            Command::Start(pod, listeners) => {
+                let local = LocalPod::new(Arc::clone(&pod), &worker);
+                local.serve(listeners);
+                if let Some(old) = pods.insert(Arc::clone(&pod.uid), local) {
+                    old.end_tunnels();
+                    old.stop_plain.cancel();
+                    released.push(old);
+                }
+                // One that drains must not take tunnels meant for the new one.
+                released
+                    .iter()
+                    .filter(|p| p.pod.uid == pod.uid)
+                    .for_each(|p| p.end_tunnels());
+            }
+            Command::Release(uid) => {
+                if let Some(local) = pods.remove(&uid) {
+                    local.release();
+                    released.push(local);
+                }
+            }
+            Command::Kill(uid) => {
+                pods.remove(&uid).into_iter().for_each(|p| p.kill());
+                released
+                    .iter()
+                    .filter(|p| p.pod.uid == uid)
+                    .for_each(|p| p.kill());
+            }
+            Command::Retain => pods.values().chain(&released).for_each(|p| p.retain()),
+            Command::FlushMetrics(done) => {
+                worker.live.borrow().values().for_each(|live| live.flush());
+                // The asker may have given up waiting.
+                let _ = done.send(());
+            }
+            Command::Snapshot(reply) => {
+                let _ = reply.send(snapshot(&worker, pods.values().chain(&released)));
+            }
+            Command::ForgetSeries => worker.series.borrow_mut().clear(),
+            Command::Shutdown(deadline) => {
+                let all: Vec<_> = pods.into_values().chain(released).collect();
+                return shut_down(&worker, &all, deadline).await;
+            }
+        }
+    }
+}
+
+fn snapshot<'a>(worker: &Worker, pods: impl Iterator<Item = &'a Rc<LocalPod>>) -> Snapshot {
+    let connections = worker
+        .live
+        .borrow()
+        .values()
+        .map(|live| live.view())
+        .collect();
+    let of = |local: &Rc<LocalPod>| {
+        let pod = Arc::clone(&local.pod);
+        local
+            .pool
+            .snapshot()
+            .into_iter()
+            .map(move |connection| (Arc::clone(&pod), connection))
+    };
+    Snapshot {
+        connections,
+        tunnels: pods.flat_map(of).collect(),
+    }
+}
+
+async fn shut_down(worker: &Worker, pods: &[Rc<LocalPod>], deadline: Duration) {
+    /// How often the number of live connections is looked at while draining.
+    const LOOK: Duration = Duration::from_millis(20);
+    for pod in pods {
+        pod.stop_plain.cancel();
+        pod.stop_hbone.cancel();
+        pod.drain.send_replace(Drain::Graceful);
+    }
+    let drained = async {
+        while worker.live_count() > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    if tokio::time::timeout(deadline, drained).await.is_err() {
+        tracing::info!(connections = worker.live_count(), "drain deadline reached");
+    }
+    pods.iter().for_each(|p| p.kill());
+    // Lets the killed tasks run once, so that their ends are counted and logged.
+    tokio::task::yield_now().await;
+}

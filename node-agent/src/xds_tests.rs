@@ -1,0 +1,186 @@
+use std::sync::Arc;
+
+use karst_api::node::{DataplaneMode, NodePod as NodePodProto};
+use karst_api::security::{Authorization, Scope};
+use karst_api::workload::{Address, Workload, address};
+use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, NODE_POD_TYPE};
+use karst_client::{Resource, ResourceHandler};
+use prost::Message;
+use tokio::sync::mpsc;
+
+use super::Handler;
+use crate::enrol::Mode;
+use crate::enrol::task::{Event, WorkerSet};
+use crate::state::MeshState;
+use crate::state::store::Store;
+use crate::state::workload::Locality;
+use crate::worker::Command;
+
+struct Fixture {
+    handler: Handler,
+    state: Arc<MeshState>,
+    events: mpsc::UnboundedReceiver<Event>,
+    commands: mpsc::UnboundedReceiver<Command>,
+}
+
+fn fixture() -> Fixture {
+    let state = Arc::new(MeshState::default());
+    let (enrolment, events) = mpsc::unbounded_channel();
+    let (worker, commands) = mpsc::unbounded_channel();
+    let store = Store::new(Arc::clone(&state), Locality::default());
+    let names = (String::new(), "cluster.local".to_owned());
+    let handler = Handler::new(
+        (store, Arc::clone(&state)),
+        names,
+        enrolment,
+        WorkerSet(vec![worker]),
+    );
+    Fixture {
+        handler,
+        state,
+        events,
+        commands,
+    }
+}
+
+fn resource(name: &str, type_url: &str, message: &impl Message) -> Resource {
+    Resource::pack(
+        name.to_owned(),
+        Vec::new(),
+        "1".to_owned(),
+        type_url,
+        message.encode_to_vec(),
+    )
+}
+
+fn workload(uid: &str, ip: [u8; 4]) -> Resource {
+    let workload = Workload {
+        uid: uid.to_owned(),
+        namespace: "ns".to_owned(),
+        service_account: "sa".to_owned(),
+        addresses: vec![ip.to_vec()],
+        ..Workload::default()
+    };
+    resource(
+        uid,
+        ADDRESS_TYPE,
+        &Address {
+            r#type: Some(address::Type::Workload(workload)),
+        },
+    )
+}
+
+#[test]
+fn good_resources_apply_beside_bad_ones() {
+    let mut f = fixture();
+    let broken = Resource {
+        resource: None,
+        ..workload("b", [10, 0, 0, 2])
+    };
+    let misnamed = Resource {
+        name: "other".to_owned(),
+        ..workload("c", [10, 0, 0, 3])
+    };
+    let updates = vec![workload("a", [10, 0, 0, 1]), broken, misnamed];
+    let errors = f.handler.apply(ADDRESS_TYPE, updates, Vec::new());
+    let names: Vec<_> = errors.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["b", "other"]);
+    assert!(f.state.workload("a").is_some());
+    assert!(f.state.workload("c").is_none());
+}
+
+#[test]
+fn removal_tells_the_workers_to_drop_tunnels() {
+    let mut f = fixture();
+    f.handler
+        .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
+    assert!(f.commands.try_recv().is_err());
+    f.handler
+        .apply(ADDRESS_TYPE, Vec::new(), vec!["a".to_owned()]);
+    assert!(matches!(f.commands.try_recv(), Ok(Command::Retain)));
+    assert!(f.state.workload("a").is_none());
+}
+
+#[test]
+fn policies_refuse_until_removed() {
+    let mut f = fixture();
+    f.handler
+        .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
+    let workload = f.state.workload("a").expect("workload");
+    let policy = Authorization {
+        name: "p".to_owned(),
+        namespace: "ns".to_owned(),
+        scope: Scope::Namespace.into(),
+        ..Authorization::default()
+    };
+    let apply = |f: &mut Fixture, policy: &Authorization| {
+        f.handler.apply(
+            AUTHORIZATION_TYPE,
+            vec![resource("ns/p", AUTHORIZATION_TYPE, policy)],
+            Vec::new(),
+        );
+        f.state.policies.check(&workload).is_ok()
+    };
+    assert!(!apply(&mut f, &policy));
+    // Turned into a dry run: no longer enforced.
+    assert!(apply(
+        &mut f,
+        &Authorization {
+            dry_run: true,
+            ..policy.clone()
+        }
+    ));
+    assert!(!apply(&mut f, &policy));
+    f.handler
+        .apply(AUTHORIZATION_TYPE, Vec::new(), vec!["ns/p".to_owned()]);
+    assert!(f.state.policies.check(&workload).is_ok());
+}
+
+#[test]
+fn node_pods_reach_the_enrolment() {
+    let mut f = fixture();
+    let pod = NodePodProto {
+        uid: "uid-1".to_owned(),
+        pod_uid: "uid-1".to_owned(),
+        namespace: "ns".to_owned(),
+        name: "p".to_owned(),
+        service_account: "sa".to_owned(),
+        trust_domain: "cluster.local".to_owned(),
+        dataplane_mode: DataplaneMode::Ambient.into(),
+        ..NodePodProto::default()
+    };
+    let foreign = NodePodProto {
+        trust_domain: "elsewhere".to_owned(),
+        ..pod.clone()
+    };
+    let updates = vec![
+        resource("uid-1", NODE_POD_TYPE, &pod),
+        resource("uid-2", NODE_POD_TYPE, &foreign),
+    ];
+    let errors = f
+        .handler
+        .apply(NODE_POD_TYPE, updates, vec!["uid-3".to_owned()]);
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].1.starts_with("trust_domain"), "{errors:?}");
+    let Ok(Event::NodePods(changes)) = f.events.try_recv() else {
+        panic!("no event")
+    };
+    assert_eq!(changes.len(), 2);
+    let known = changes[0].1.as_ref().expect("pod");
+    assert_eq!(
+        (known.mode, known.identity.as_str()),
+        (Mode::Ambient, "spiffe://cluster.local/ns/ns/sa/sa")
+    );
+    assert!(changes[1].1.is_none());
+}
+
+#[test]
+fn unknown_types_are_refused() {
+    let mut f = fixture();
+    let errors = f.handler.apply(
+        "type.googleapis.com/other",
+        vec![workload("a", [1, 1, 1, 1])],
+        Vec::new(),
+    );
+    assert_eq!(errors.len(), 1);
+}
