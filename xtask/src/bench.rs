@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<()> {
         "makes network namespaces and loads eBPF programs",
     )?;
     let workspace = Workspace::locate()?;
-    setup::ensure(&workspace, &[Need::BpfToolchain, Need::Lab, Need::Bench])?;
+    setup::ensure(&workspace, &[Need::Bench])?;
     workspace.build_all()?;
     let mut binaries = workspace.release();
     if args.dist {

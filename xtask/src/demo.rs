@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         "makes network namespaces and loads eBPF programs",
     )?;
     let workspace = Workspace::locate()?;
-    setup::ensure(&workspace, &[Need::BpfToolchain, Need::Lab, Need::Demo])?;
+    setup::ensure(&workspace, &[Need::Demo])?;
     workspace.build_all()?;
 
     let mut report = Report::default();

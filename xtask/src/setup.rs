@@ -11,7 +11,7 @@ mod toolchain;
 
 use anyhow::Result;
 
-pub use toolchain::{BpfToolchain, bpf_linker_folder};
+pub use toolchain::{BpfCompiler, bpf_linker};
 
 use crate::workspace::{Workspace, say};
 

@@ -20,10 +20,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::{results::Tally, suites::Suite};
-use crate::{
-    setup,
-    workspace::{Workspace, require_root, say},
-};
+use crate::workspace::{Workspace, require_root, say};
 
 /// A test program that runs longer than this hangs. The slowest one, the lab's, needs a few minutes.
 const LONGEST_SUITE: Duration = Duration::from_secs(30 * 60);
@@ -46,7 +43,6 @@ pub fn run(args: &Args) -> Result<()> {
         "makes network namespaces and loads eBPF programs",
     )?;
     let workspace = Workspace::locate()?;
-    setup::ensure(&workspace, setup::ALL)?;
     workspace.build_all()?;
     let suites: Vec<Suite> = suites::build(&workspace)?
         .into_iter()

@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::setup::{self, Need};
+
 /// The checked-out workspace and the folder that cargo builds into.
 pub struct Workspace {
     root: PathBuf,
@@ -51,9 +53,10 @@ impl Workspace {
         self.target.join("release")
     }
 
-    /// Where `setup` installs developer tools.
+    /// Where `setup` installs developer tools: in the clone, so that they need not be built again
+    /// for another `CARGO_TARGET_DIR`.
     pub fn tools(&self) -> PathBuf {
-        self.target.join("tools")
+        self.root.join("target/tools")
     }
 
     /// The cargo that runs us, in the workspace's root.
@@ -70,10 +73,11 @@ impl Workspace {
         Ok(command)
     }
 
-    /// Builds the eBPF object and then every binary, in this order because the datapath embeds the
-    /// object. All default members are built by one command: with one selection cargo resolves the
+    /// Makes sure that the lab can be built and run here, and builds the eBPF object and then every
+    /// binary, in this order because the datapath embeds the object. All default members are built by one command: with one selection cargo resolves the
     /// features once, and nothing is compiled twice for the demo, the tests and the lab.
     pub fn build_all(&self) -> Result<()> {
+        setup::ensure(self, &[Need::BpfToolchain, Need::Lab])?;
         step("build the eBPF programs", self.xtask()?.arg("build-ebpf"))?;
         step(
             "build all binaries",

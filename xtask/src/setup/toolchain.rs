@@ -5,7 +5,6 @@
 //! Debian ships the second kind. The rest of Karst builds with the stable toolchain.
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -25,74 +24,32 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// The oldest compiler that the eBPF crates build with.
 const OLDEST: (u32, u32) = (1, 96);
 
-/// A compiler that can build `core` for the eBPF target.
+/// A compiler that can build `core` for the eBPF target, told to accept unstable flags
+/// (`RUSTC_BOOTSTRAP=1`) where it is not a nightly.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum BpfToolchain {
-    /// A rustup toolchain, by name.
-    Rustup(String),
-    /// A system compiler, by path; unstable flags are unlocked by `RUSTC_BOOTSTRAP`.
-    System(PathBuf),
+pub struct BpfCompiler {
+    /// The `rustc` to use.
+    pub rustc: PathBuf,
 }
 
-impl BpfToolchain {
-    /// The toolchain of this machine, if it has one.
+impl BpfCompiler {
+    /// The first one on this machine that is new enough and has the sources of `core`: a rustup
+    /// nightly, else Debian's.
     pub fn find() -> Option<Self> {
-        rustup_toolchains()
+        rustup_nightlies()
             .into_iter()
-            .filter(|name| name.starts_with("nightly"))
-            .map(Self::Rustup)
-            .chain([Self::System(PathBuf::from(DEBIAN_RUSTC))])
+            .chain([PathBuf::from(DEBIAN_RUSTC)])
+            .map(|rustc| Self { rustc })
             .find(Self::is_usable)
     }
 
-    /// A cargo command, in the workspace's root, that compiles with this toolchain and finds the
-    /// linker.
-    pub fn cargo(&self, workspace: &Workspace) -> Command {
-        let mut command = workspace.cargo();
-        match self {
-            Self::Rustup(name) => {
-                command = Command::new("rustup");
-                command
-                    .current_dir(workspace.root())
-                    .args(["run", name, "cargo"]);
-                // Set by the cargo and rustup that run us; they would pin the stable toolchain.
-                for inherited in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
-                    command.env_remove(inherited);
-                }
-            }
-            Self::System(rustc) => {
-                command.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
-            }
-        }
-        if let Some(folder) = bpf_linker_folder(workspace) {
-            let inherited = std::env::var_os("PATH").unwrap_or_default();
-            let folders = [folder]
-                .into_iter()
-                .chain(std::env::split_paths(&inherited));
-            if let Ok(path) = std::env::join_paths(folders) {
-                command.env("PATH", path);
-            }
-        }
-        command
-    }
-
-    fn rustc(&self) -> Command {
-        match self {
-            Self::Rustup(name) => {
-                let mut command = Command::new("rustup");
-                command.args(["run", name, "rustc"]);
-                command
-            }
-            Self::System(rustc) => Command::new(rustc),
-        }
-    }
-
     fn is_usable(&self) -> bool {
-        let new_enough = output(self.rustc().arg("--version"))
+        let ask = |arguments: &[&str]| output(Command::new(&self.rustc).args(arguments));
+        let new_enough = ask(&["--version"])
             .and_then(|line| version(&line))
             .is_some_and(|version| version >= OLDEST);
         new_enough
-            && output(self.rustc().args(["--print", "sysroot"])).is_some_and(|sysroot| {
+            && ask(&["--print", "sysroot"]).is_some_and(|sysroot| {
                 Path::new(sysroot.trim())
                     .join("lib/rustlib/src/rust/library/core/src/lib.rs")
                     .is_file()
@@ -100,23 +57,14 @@ impl BpfToolchain {
     }
 }
 
-impl fmt::Display for BpfToolchain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rustup(name) => write!(f, "rustup toolchain {name}"),
-            Self::System(rustc) => write!(f, "{}", rustc.display()),
-        }
-    }
-}
-
 /// Finds the toolchain, installing Debian's and the linker when they are missing.
 pub fn ensure(workspace: &Workspace, found: &mut Vec<String>) -> Result<()> {
-    let toolchain = match BpfToolchain::find() {
-        Some(toolchain) => toolchain,
+    let compiler = match BpfCompiler::find() {
+        Some(compiler) => compiler,
         None => {
             say("setup: no nightly with rust-src for the eBPF programs; taking Debian's compiler");
             packages::install(DEBIAN_PACKAGES)?;
-            BpfToolchain::find().with_context(|| {
+            BpfCompiler::find().with_context(|| {
                 format!(
                     "{} are installed, but {DEBIAN_RUSTC} cannot build core",
                     DEBIAN_PACKAGES.join(" and ")
@@ -124,8 +72,8 @@ pub fn ensure(workspace: &Workspace, found: &mut Vec<String>) -> Result<()> {
             })?
         }
     };
-    found.push(format!("eBPF compiler: {toolchain}"));
-    if bpf_linker_folder(workspace).is_none() {
+    found.push(format!("eBPF compiler {}", compiler.rustc.display()));
+    if bpf_linker(workspace).is_none() {
         install_linker(workspace)?;
     }
     found.push(format!("bpf-linker {BPF_LINKER_VERSION}"));
@@ -153,7 +101,7 @@ fn install_linker(workspace: &Workspace) -> Result<()> {
             .arg(&tools)
             .env_remove("CARGO_TARGET_DIR"),
     )?;
-    if bpf_linker_folder(workspace).is_none() {
+    if bpf_linker(workspace).is_none() {
         bail!(
             "bpf-linker was installed into {}, but does not run",
             tools.display()
@@ -162,8 +110,8 @@ fn install_linker(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The folder with the right bpf-linker: our own tools first, then `PATH`.
-pub fn bpf_linker_folder(workspace: &Workspace) -> Option<PathBuf> {
+/// A bpf-linker of the right version: our own first, then one on `PATH`.
+pub fn bpf_linker(workspace: &Workspace) -> Option<PathBuf> {
     let ours = workspace.tools().join("bin/bpf-linker");
     [Some(ours), find_program("bpf-linker")]
         .into_iter()
@@ -172,13 +120,19 @@ pub fn bpf_linker_folder(workspace: &Workspace) -> Option<PathBuf> {
             output(Command::new(linker).arg("--version"))
                 .is_some_and(|line| line.split_whitespace().nth(1) == Some(BPF_LINKER_VERSION))
         })
-        .and_then(|linker| linker.parent().map(Path::to_path_buf))
 }
 
-fn rustup_toolchains() -> Vec<String> {
-    output(Command::new("rustup").args(["toolchain", "list"]))
-        .map(|list| names(&list))
-        .unwrap_or_default()
+/// The compilers of rustup's nightlies, by path: a path needs no rustup around it.
+fn rustup_nightlies() -> Vec<PathBuf> {
+    let list = output(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
+    names(&list)
+        .into_iter()
+        .filter(|name| name.starts_with("nightly"))
+        .filter_map(|name| {
+            output(Command::new("rustup").args(["run", &name, "rustc", "--print", "sysroot"]))
+        })
+        .map(|sysroot| Path::new(sysroot.trim()).join("bin/rustc"))
+        .collect()
 }
 
 /// The first word of each line of `rustup toolchain list`.
@@ -235,6 +189,11 @@ mod tests {
 
     #[test]
     fn a_missing_compiler_is_not_usable() {
-        assert!(!BpfToolchain::System(PathBuf::from("/nonexistent/rustc")).is_usable());
+        assert!(
+            !BpfCompiler {
+                rustc: PathBuf::from("/nonexistent/rustc")
+            }
+            .is_usable()
+        );
     }
 }
