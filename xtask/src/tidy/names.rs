@@ -35,6 +35,12 @@ const RULES: &[Rule] = &[
         names: ports,
     },
     Rule {
+        what: "reason",
+        document: "ARCHITECTURE.md",
+        heading: "Reason",
+        names: reasons,
+    },
+    Rule {
         what: "metric",
         document: "ARCHITECTURE.md",
         heading: "Metric",
@@ -58,7 +64,7 @@ const PROGRAM_MACROS: &[&str] = &[
 ];
 
 /// What all our metrics start with: the names that Istio's dashboards know, and our own.
-const METRIC_PREFIXES: &[&str] = &["istio_", "karst_", "workload_manager_"];
+const METRIC_PREFIXES: &[&str] = &["istio_", "karst_", "process_", "workload_manager_"];
 
 /// Every name that is in the code or in the table, but not in both.
 pub fn problems(files: &[File]) -> Vec<String> {
@@ -90,7 +96,15 @@ fn rule_problems(rule: &Rule, files: &[File]) -> Vec<String> {
     else {
         return vec![format!("{document} is missing")];
     };
-    let in_table = tables::first_column(text, heading);
+    // What is registered as a counter is scraped with this ending, and documented as scraped.
+    let registered = |name: String| {
+        name.strip_suffix("_total")
+            .map_or(name.clone(), str::to_owned)
+    };
+    let in_table: Vec<String> = tables::first_column(text, heading)
+        .into_iter()
+        .map(registered)
+        .collect();
     let mut problems = Vec::new();
     if in_code.is_empty() {
         // Nothing to compare means that this check reads the code wrongly.
@@ -214,6 +228,51 @@ fn metrics(file: &File) -> Vec<String> {
         .into_iter()
         .filter(is_name)
         .collect()
+}
+
+/// The labels of errors and refusals: what every `fn reason` can return, and the agent's own list.
+fn reasons(file: &File) -> Vec<String> {
+    let own_list = file
+        .path
+        .ends_with("/reason.rs")
+        .then_some("fn as_str(self)");
+    let text = production_part(&file.text);
+    let bodies = ["fn reason(&self)"]
+        .into_iter()
+        .chain(own_list)
+        .flat_map(|head| bodies(text, head));
+    let is_label = |text: &String| {
+        text.len() > 2
+            && text
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    bodies
+        .flat_map(|body| literals(&body))
+        .filter(is_label)
+        .collect()
+}
+
+/// The lines of each function that begins with `head`, to the brace that closes it.
+fn bodies(text: &str, head: &str) -> Vec<String> {
+    let code = code_only(text);
+    let lines: Vec<(&str, &str)> = text.lines().zip(code.lines()).collect();
+    let mut bodies = Vec::new();
+    for start in (0..lines.len()).filter(|line| lines[*line].1.contains(head)) {
+        let mut depth = 0;
+        let mut body = String::new();
+        for (line, code) in &lines[start..] {
+            body.push_str(line);
+            body.push('\n');
+            depth += code.matches('{').count();
+            depth = depth.saturating_sub(code.matches('}').count());
+            if depth == 0 && code.contains(['}', ';']) {
+                break;
+            }
+        }
+        bodies.push(body);
+    }
+    bodies
 }
 
 /// The identifier that follows `keyword` in a line of code.
@@ -342,6 +401,42 @@ pub fn karst_sock_ops(ctx: SockOpsContext) -> u32 { 0 }
             ["istio_tcp_sent_bytes"]
         );
         assert!(metrics(&file("node-agent/src/main.rs", text)).is_empty());
+    }
+
+    #[test]
+    fn counters_are_documented_as_they_are_scraped() {
+        let files = [
+            file(
+                "node-agent/src/metrics.rs",
+                "register(\"karst_refusals\")\n",
+            ),
+            file(
+                "ARCHITECTURE.md",
+                "| Metric | What |\n|---|---|\n| `karst_refusals_total` | x |\n",
+            ),
+        ];
+        assert_eq!(check("metric", &files), "");
+    }
+
+    #[test]
+    fn reasons_are_what_errors_return() {
+        let text = "\
+impl Error {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::A { .. } => \"peer_gone\",
+            Self::B => { \"no_certificate\" }
+        }
+    }
+    fn other(&self) -> &'static str { \"not_a_reason\" }
+}
+trait T { fn reason(&self) -> &'static str; }
+const X: &str = \"neither\";
+";
+        assert_eq!(
+            reasons(&file("node-agent/src/error.rs", text)),
+            ["peer_gone", "no_certificate"]
+        );
     }
 
     #[test]
