@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -160,8 +160,6 @@ fn probe_tcp(probe: &Probe) -> Result<()> {
 }
 
 fn guard(lab: &str) -> Result<ExitCode> {
-    // Out of the caller's process group, so that Ctrl-C does not end the guard first.
-    setsid().map_err(|error| anyhow!("starting a session: {error}"))?;
     // Input ends when the process that holds the pipe's other end does, however it ends.
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Lab::tear_down(lab)?;

@@ -137,7 +137,7 @@ impl Lab {
     pub fn tear_down(name: &str) -> Result<()> {
         host::require_root()?;
         let paths = Paths::new(name.parse()?);
-        let _lock = Lock::take(&paths)?;
+        let lock = Lock::take(&paths)?;
         let cgroup = cgroup::root()?.join(paths.cgroup());
         cgroup::remove(&cgroup)?;
         for netns in netns::with_prefix(&paths.netns_prefix())? {
@@ -155,7 +155,7 @@ impl Lab {
         {
             let _ = fs::remove_dir(shared);
         }
-        Ok(())
+        lock.remove()
     }
 
     /// The lab's name.
@@ -730,6 +730,7 @@ fn start_guard(lab: &str) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
+        // Ctrl-C goes to the caller's process group; the guard must outlive that.
         .process_group(0)
         .spawn()
         .context("starting the guard")

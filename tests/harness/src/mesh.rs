@@ -147,8 +147,6 @@ pub fn spawn_agent(paths: &Paths, state: &State, node: &str) -> Result<Option<Ch
         format!("--kubepods-cgroup={}", cgroups.pods.display()),
         format!("--state-dir={}", dir.join("state").display()),
         format!("--admin-socket={}", paths.admin_socket(node).display()),
-        format!("--metrics-listen={AGENT_METRICS}"),
-        "--access-log=json".to_owned(),
     ];
     argv.extend(state.agent_args.iter().cloned());
     let launch = Launch {
@@ -156,7 +154,11 @@ pub fn spawn_agent(paths: &Paths, state: &State, node: &str) -> Result<Option<Ch
         cgroup: cgroups.agent,
         name_files: None,
         directory: dir,
-        env: Vec::new(),
+        // By the environment, so that a caller's arguments override them.
+        env: vec![
+            ("KARST_METRICS_LISTEN".to_owned(), AGENT_METRICS.to_owned()),
+            ("KARST_ACCESS_LOG".to_owned(), "json".to_owned()),
+        ],
     };
     launch.start(&argv, &paths.agent_log(node)).map(Some)
 }

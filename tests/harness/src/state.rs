@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -105,20 +107,34 @@ fn stat(pid: u32) -> Option<(char, u64)> {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    path: PathBuf,
 }
 
 impl Lock {
     /// Waits for the lab's lock.
     pub fn take(paths: &Paths) -> Result<Self> {
         fs::create_dir_all(LABS_DIR).with_context(|| format!("making {LABS_DIR}"))?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(paths.lock())
-            .context("opening the lab's lock")?;
-        file.lock().context("taking the lab's lock")?;
-        Ok(Self { _file: file })
+        let path = paths.lock();
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .context("opening the lab's lock")?;
+            file.lock().context("taking the lab's lock")?;
+            // Whoever held it may have removed the file with the lab: then this lock is on a
+            // file that nobody else will find.
+            let named = fs::metadata(&path).map(|named| named.ino()).ok();
+            if named == Some(file.metadata()?.ino()) {
+                return Ok(Self { _file: file, path });
+            }
+        }
+    }
+
+    /// Gives the lock back and removes its file: the end of a lab.
+    pub fn remove(self) -> Result<()> {
+        fs::remove_file(&self.path).context("removing the lab's lock")
     }
 }
 

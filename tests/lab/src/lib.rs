@@ -1,1 +1,14 @@
-//! Placeholder.
+//! What the end-to-end tests share: a small world of pods on two nodes, clients run in them,
+//! and eyes for what the agents log, count and hold. It has no tests itself: those are in
+//! `tests/`, one file a topic, each test one promise of the mesh.
+//!
+//! Start with [`World`]; `scenario` has what is tried with and without a mesh alike.
+
+mod chat;
+mod evidence;
+pub mod scenario;
+mod world;
+
+pub use chat::Chat;
+pub use evidence::{Footprint, Refusal, access_records, footprint, refusals, wait_refused};
+pub use world::{AMBIENT, World, manifest};

@@ -86,7 +86,7 @@ async fn converse(mut stream: TcpStream, from: SocketAddr, port: u16) -> io::Res
             // Closing with zero linger sends a reset.
             socket2::SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))
         }
-        ports::FIRST_TO_END => first_to_end(stream).await,
+        ports::FIRST_TO_END => first_to_end(stream, from).await,
         ports::SLOW => slow(stream).await,
         _ => echo(stream).await,
     }
@@ -128,12 +128,12 @@ async fn source(stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await
 }
 
-async fn first_to_end(mut stream: TcpStream) -> io::Result<()> {
+async fn first_to_end(mut stream: TcpStream, from: SocketAddr) -> io::Result<()> {
     stream.write_all(BANNER.as_bytes()).await?;
     stream.shutdown().await?;
     let mut tally = Tally::default();
     tally.read_to_end(&mut stream).await?;
-    tell(&json!({"event": "after_eof", "from": stream.peer_addr()?, "received": tally.report()}));
+    tell(&json!({"event": "after_eof", "from": from, "received": tally.report()}));
     Ok(())
 }
 
