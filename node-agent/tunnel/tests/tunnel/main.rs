@@ -1,0 +1,17 @@
+//! The tunnel end to end over loopback: a pool and a server with certificates of a test CA.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod ca;
+mod support;
+
+mod drain;
+mod flow;
+mod pool;
+mod refusals;
+mod resets;
+mod sessions;
