@@ -41,7 +41,7 @@ counters! {
     ClaimFailed = 6 => "claim_failed",
     /// Socket lookups steered to the agent: more than one a connection may happen.
     InboundSteered = 7 => "inbound_steered",
-    /// Socket lookups dropped because the agent has no listener for that address.
+    /// Socket lookups refused because the agent has no listener for that address.
     InboundDroppedNoListener = 8 => "inbound_dropped_no_listener",
     /// A probe of the node authorised at its own connect.
     ProbeAuthorised = 9 => "probe_authorised",

@@ -74,10 +74,14 @@ pub const fn claimed(state: &SocketState, local_port: u16) -> Option<SocketState
 
 /// Whether an inbound TCP lookup in an enrolled pod's namespace concerns the agent: not the
 /// HBONE port, which is the agent's own listener anyway, and nothing that comes from the pod
-/// itself. A remote host cannot use either address: the kernel drops such packets as martians.
+/// itself, over loopback or to its own address. A remote host can use none of these: the kernel
+/// drops such packets as martians (unless the pod itself sets `route_localnet`).
 #[inline(always)]
 pub const fn should_steer(local: &Endpoint, remote: &Ip) -> bool {
-    local.port != HBONE_PORT && !remote.same(&local.ip) && !remote.is_loopback()
+    local.port != HBONE_PORT
+        && !remote.same(&local.ip)
+        && !remote.is_loopback()
+        && !local.ip.is_loopback()
 }
 
 /// Whether an authorisation given at `at_ns` still holds at `now_ns`.
@@ -175,6 +179,9 @@ mod tests {
         assert!(!should_steer(&local(80), &ip("10.0.0.5")));
         assert!(!should_steer(&local(80), &ip("127.0.0.1")));
         assert!(!should_steer(&Endpoint::new(ip("fd00::5"), 80), &ip("::1")));
+        // A socket bound to the pod's address that was captured, or dials a neighbour container.
+        let loopback = Endpoint::new(ip("127.0.0.1"), OUTBOUND_PORT);
+        assert!(!should_steer(&loopback, &ip("10.0.0.5")));
     }
 
     #[test]

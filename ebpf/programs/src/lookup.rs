@@ -15,7 +15,7 @@ use karst_bpf_common::{CounterId, Endpoint};
 use crate::context::{field, lookup_ends};
 use crate::maps::{AUTH, LISTENERS, count};
 
-/// `SK_DROP` of linux/bpf.h: the packet is dropped.
+/// `SK_DROP` of linux/bpf.h: as if nobody listened, so the client is refused at once.
 const DROP: u32 = 0;
 /// `SK_PASS`: the selected socket, or the ordinary lookup if none was selected.
 const PASS: u32 = 1;

@@ -48,6 +48,14 @@ pub enum DatapathError {
         /// Shape the programs were built for.
         expected: String,
     },
+    /// There is no map of that name.
+    #[error("no map {map}; there are {known}")]
+    UnknownMap {
+        /// The name asked for.
+        map: String,
+        /// The names there are.
+        known: String,
+    },
     /// A map operation failed.
     #[error("{action} in map {map}")]
     Map {
@@ -109,6 +117,7 @@ impl DatapathError {
             Self::Path { .. } => "bpf_path",
             Self::Load { .. } => "bpf_load",
             Self::MapShape { .. } => "bpf_map_shape",
+            Self::UnknownMap { .. } => "bpf_map_unknown",
             Self::Map { .. } => "bpf_map",
             Self::Link { .. } => "bpf_link",
             Self::PodsFull { .. } => "bpf_pods_full",

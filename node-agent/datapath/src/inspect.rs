@@ -1,154 +1,171 @@
 //! What the kernel holds of ours, read from the kernel and bpffs alone: it works with the agent
 //! dead, and shows what is really attached, not what the agent believes.
+//!
+//! `bpffs_root` and `node` are those of [`crate::DatapathConfig`]. A node without pins yields
+//! empty lists. Start with [`nodes`].
 
+mod describe;
+mod dump;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 
+use karst_bpf_common::Ip;
 use serde::Serialize;
 
-use crate::DatapathError;
+use crate::cgroup::Cgroup;
+use crate::links;
+use crate::map::{self, Map, RawMap};
+use crate::pins::{self, Pins};
+use crate::pods::{addresses_of, uid_of};
+use crate::sys::{self, AttachType, LinkTarget};
+use crate::{Counter, DatapathError, node};
 
-/// A loaded program.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ProgramInfo {
-    /// Kernel id.
-    pub id: u32,
-    /// Name, as given at load (the kernel keeps 15 bytes).
-    pub name: String,
-    /// Program type, for example `cgroup_sock_addr`.
-    pub kind: String,
-    /// The kernel's hash of the instructions.
-    pub tag: String,
-    /// Machine code, bytes.
-    pub jited_bytes: u32,
-    /// Instructions the verifier walked.
-    pub verified_instructions: u32,
-    /// Runs, counted only while `kernel.bpf_stats_enabled` is on.
-    pub run_count: u64,
-    /// Time spent, nanoseconds, counted only while `kernel.bpf_stats_enabled` is on.
-    pub run_time_ns: u64,
-    /// Ids of the maps it uses.
-    pub map_ids: Vec<u32>,
-    /// Pin names of the links that run it.
-    pub links: Vec<String>,
-}
+pub use describe::{AttachedProgram, Fields, LinkInfo, MapEntry, MapInfo, PodEntry, ProgramInfo};
 
-/// A pinned link: a program attached to a hook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LinkInfo {
-    /// Pin name.
-    pub name: String,
-    /// Kernel id.
-    pub id: u32,
-    /// `cgroup` or `netns`.
-    pub kind: String,
-    /// The hook, for example `cgroup_inet4_connect`.
-    pub attach_type: String,
-    /// Kernel id of the program it runs.
-    pub program_id: u32,
-    /// The cgroup it is attached to; `None` for other kinds, 0 when that cgroup is gone.
-    pub cgroup_id: Option<u64>,
-    /// Inode of the network namespace; `None` for other kinds, 0 when it is gone.
-    pub netns_ino: Option<u32>,
-}
-
-/// A pinned map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct MapInfo {
-    /// Name.
-    pub name: String,
-    /// Kernel id.
-    pub id: u32,
-    /// Map type, for example `lru_hash`.
-    pub kind: String,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// Limit; 0 for per-socket storage, which is bounded by the sockets.
-    pub max_entries: u32,
-    /// Entries now; `None` where the kernel cannot enumerate them (per-socket storage).
-    pub entries: Option<u32>,
-}
-
-/// One entry of a map, decoded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct MapEntry {
-    /// The key, one field per component.
-    pub key: Fields,
-    /// The value, one field per component.
-    pub value: Fields,
-}
-
-/// Named components in a stable order, serialised as a map.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fields(pub Vec<(&'static str, String)>);
-
-impl Serialize for Fields {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
-    }
-}
-
-/// An enrolled pod as the kernel knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PodEntry {
-    /// The pod's uid.
-    pub uid: String,
-    /// Cookie of its network namespace.
-    pub netns_cookie: u64,
-    /// Inode of its network namespace by the `sk_lookup` link; `None` when that link is missing
-    /// or the namespace is gone.
-    pub netns_ino: Option<u32>,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Addresses for which inbound connections find a listener now.
-    pub listening: Vec<IpAddr>,
-}
-
-/// Programs run by this node's pinned links.
+/// Programs run by this node's pinned links, by id.
 ///
 /// # Errors
-/// The pins cannot be read.
+/// The pins cannot be read. A program that goes away meanwhile is left out.
 pub fn programs(bpffs_root: &Path, node: &str) -> Result<Vec<ProgramInfo>, DatapathError> {
-    let _ = (bpffs_root, node);
-    Err(DatapathError::ObjectMissing)
+    let mut by_program: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for link in links(bpffs_root, node)? {
+        by_program
+            .entry(link.program_id)
+            .or_default()
+            .push(link.name);
+    }
+    let mut programs = Vec::new();
+    for (id, links) in by_program {
+        if let Ok(program) = sys::program_by_id(id)
+            && let Ok(found) = sys::program_info(program.as_fd())
+        {
+            programs.push(describe::program(&found, links));
+        }
+    }
+    Ok(programs)
 }
 
-/// This node's pinned links.
+/// This node's pinned links, by name.
 ///
 /// # Errors
 /// The pins cannot be read.
 pub fn links(bpffs_root: &Path, node: &str) -> Result<Vec<LinkInfo>, DatapathError> {
-    let _ = (bpffs_root, node);
-    Err(DatapathError::ObjectMissing)
+    let pins = Pins::new(bpffs_root, node)?;
+    let mut found = Vec::new();
+    for name in pins.link_names()? {
+        // Unpinned meanwhile: gone.
+        if let Some(info) = links::info(&pins, &name)? {
+            found.push(describe::link(name, &info));
+        }
+    }
+    Ok(found)
+}
+
+/// Programs attached to a cgroup at the hooks we use, ours and others': shows whether anybody
+/// else rewrites connections there, and that none of ours is attached twice.
+///
+/// # Errors
+/// The cgroup cannot be opened or asked.
+pub fn attached(cgroup: &Path) -> Result<Vec<AttachedProgram>, DatapathError> {
+    let opened = Cgroup::open(cgroup)?;
+    let mut found = Vec::new();
+    for attach_type in AttachType::OF_CGROUPS {
+        let ids = sys::attached_programs(opened.folder.as_fd(), attach_type)
+            .map_err(pins::failed("query programs of", cgroup))?;
+        found.extend(ids.into_iter().map(|program_id| AttachedProgram {
+            attach_type: AttachType::name(attach_type as u32),
+            program_id,
+        }));
+    }
+    Ok(found)
 }
 
 /// This node's pinned maps.
 ///
 /// # Errors
-/// The pins cannot be read.
+/// The pins cannot be read, or a map is not of the shape this version expects.
 pub fn maps(bpffs_root: &Path, node: &str) -> Result<Vec<MapInfo>, DatapathError> {
-    let _ = (bpffs_root, node);
-    Err(DatapathError::ObjectMissing)
+    let mut found = Vec::new();
+    for spec in map::ALL {
+        if let Some(map) = open_map(bpffs_root, node, spec)? {
+            found.push(describe::map(&map)?);
+        }
+    }
+    Ok(found)
 }
 
-/// Every entry of one map.
+/// Every entry of one map, decoded. Storage of sockets cannot be enumerated, listeners only by
+/// key.
 ///
 /// # Errors
-/// There is no such map, or it cannot be enumerated.
+/// There is no such map, or it cannot be read.
 pub fn dump_map(bpffs_root: &Path, node: &str, name: &str) -> Result<Vec<MapEntry>, DatapathError> {
-    let _ = (bpffs_root, node, name);
-    Err(DatapathError::ObjectMissing)
+    let unknown = || DatapathError::UnknownMap {
+        map: name.to_owned(),
+        known: map::ALL.map(|spec| spec.name).join(", "),
+    };
+    let spec = map::ALL.into_iter().find(|spec| spec.name == name);
+    let spec = spec.ok_or_else(unknown)?;
+    match open_map(bpffs_root, node, spec)? {
+        Some(map) => dump::entries(&map),
+        None => Ok(Vec::new()),
+    }
 }
 
-/// The enrolled pods.
+/// The counters, as [`crate::Datapath::counters`].
+///
+/// # Errors
+/// The map cannot be read.
+pub fn counters(bpffs_root: &Path, node: &str) -> Result<Vec<Counter>, DatapathError> {
+    match open_map(bpffs_root, node, map::COUNTERS)? {
+        Some(map) => node::read_counters(&Map::typed(map)?),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The enrolled pods, by uid.
 ///
 /// # Errors
 /// The pins cannot be read.
 pub fn pods(bpffs_root: &Path, node: &str) -> Result<Vec<PodEntry>, DatapathError> {
-    let _ = (bpffs_root, node);
-    Err(DatapathError::ObjectMissing)
+    let pins = Pins::new(bpffs_root, node)?;
+    let Some(pods) = open_map(bpffs_root, node, map::PODS)? else {
+        return Ok(Vec::new());
+    };
+    let pods: Map<u64, karst_bpf_common::layout::Pod> = Map::typed(pods)?;
+    let listening: Vec<IpAddr> = match open_map(bpffs_root, node, map::LISTENERS)? {
+        Some(map) => dump::keys::<Ip>(&map)?
+            .into_iter()
+            .map(Ip::to_ip_addr)
+            .collect(),
+        None => Vec::new(),
+    };
+    let mut found = Vec::new();
+    for (netns_cookie, pod) in pods.entries()? {
+        let uid = uid_of(&pod);
+        let addresses = addresses_of(&pod);
+        let link = pins::escape(&uid).map(|uid| pins.sk_lookup(&uid));
+        let link = link.map(|name| links::info(&pins, &name)).transpose()?;
+        found.push(PodEntry {
+            netns_ino: link.flatten().and_then(|link| match link.target {
+                LinkTarget::Netns(ino) if ino != 0 => Some(ino),
+                _ => None,
+            }),
+            listening: addresses
+                .iter()
+                .filter(|address| listening.contains(address))
+                .copied()
+                .collect(),
+            uid,
+            netns_cookie,
+            addresses,
+        });
+    }
+    found.sort_by(|a, b| a.uid.cmp(&b.uid));
+    Ok(found)
 }
 
 /// Nodes that have pins under `bpffs_root`: one on a real machine, several in a lab.
@@ -156,6 +173,44 @@ pub fn pods(bpffs_root: &Path, node: &str) -> Result<Vec<PodEntry>, DatapathErro
 /// # Errors
 /// The directory cannot be read; that it does not exist is no error.
 pub fn nodes(bpffs_root: &Path) -> Result<Vec<String>, DatapathError> {
-    let _ = bpffs_root;
-    Err(DatapathError::ObjectMissing)
+    pins::nodes(bpffs_root)
+}
+
+/// The map of the newest layout pinned.
+fn open_map(
+    bpffs_root: &Path,
+    node: &str,
+    spec: map::MapSpec,
+) -> Result<Option<RawMap>, DatapathError> {
+    let pins = Pins::new(bpffs_root, node)?;
+    match pins.layouts()?.last() {
+        Some(layout) => RawMap::open(&pins.maps(*layout), spec),
+        None => Ok(None),
+    }
+}
+
+/// Serialisable on its own: a node's whole state at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Snapshot {
+    /// See [`programs`].
+    pub programs: Vec<ProgramInfo>,
+    /// See [`links`].
+    pub links: Vec<LinkInfo>,
+    /// See [`maps`].
+    pub maps: Vec<MapInfo>,
+    /// See [`pods`].
+    pub pods: Vec<PodEntry>,
+}
+
+/// All of the above at once.
+///
+/// # Errors
+/// As its parts.
+pub fn snapshot(bpffs_root: &Path, node: &str) -> Result<Snapshot, DatapathError> {
+    Ok(Snapshot {
+        programs: programs(bpffs_root, node)?,
+        links: links(bpffs_root, node)?,
+        maps: maps(bpffs_root, node)?,
+        pods: pods(bpffs_root, node)?,
+    })
 }

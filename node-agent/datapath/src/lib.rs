@@ -28,5 +28,6 @@ mod sys;
 
 pub use api::{Counter, DatapathConfig, EnrolledPod, MapFill, PodAttachment, VerifiedProgram};
 pub use error::DatapathError;
+pub use karst_bpf_common::LAYOUT_VERSION;
 pub use node::Datapath;
 pub use object::verify_object;

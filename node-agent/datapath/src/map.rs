@@ -234,7 +234,10 @@ pub(crate) struct Map<K, V> {
 impl<K: Bytes, V: Bytes> Map<K, V> {
     pub(crate) fn open(folder: &Path, spec: MapSpec) -> Result<Self, DatapathError> {
         let missing = || spec.failed("open")(io::ErrorKind::NotFound.into());
-        let raw = RawMap::open(folder, spec)?.ok_or_else(missing)?;
+        Self::typed(RawMap::open(folder, spec)?.ok_or_else(missing)?)
+    }
+
+    pub(crate) fn typed(raw: RawMap) -> Result<Self, DatapathError> {
         raw.check_size(size_of::<K>(), raw.spec.key)?;
         raw.check_size(size_of::<V>(), raw.spec.value)?;
         Ok(Self {

@@ -21,6 +21,7 @@ const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 
@@ -44,6 +45,15 @@ impl AttachType {
         Self::Peername4,
         Self::Peername6,
         Self::SkLookup,
+    ];
+
+    /// Those attached to a cgroup.
+    pub(crate) const OF_CGROUPS: [Self; 5] = [
+        Self::SockOps,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Peername4,
+        Self::Peername6,
     ];
 
     /// The kernel's name, in lower case.
@@ -166,6 +176,64 @@ pub(crate) struct MapInfo {
 // SAFETY: integers without holes.
 unsafe impl Pod for MapInfo {}
 
+/// Beginning of `struct bpf_prog_info`; fields without a name here are not used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawProgramInfo {
+    pub(crate) kind: u32,
+    pub(crate) id: u32,
+    pub(crate) tag: [u8; 8],
+    pub(crate) jited_bytes: u32,
+    translated_bytes: u32,
+    instructions: [u64; 2],
+    load_time: u64,
+    created_by: u32,
+    map_count: u32,
+    map_ids: u64,
+    pub(crate) name: [u8; 16],
+    device_and_licence: [u32; 2],
+    netns: [u64; 2],
+    symbol_counts: [u32; 2],
+    symbols: [u64; 2],
+    btf: [u32; 2],
+    functions: u64,
+    line_counts: [u32; 2],
+    lines: [u64; 2],
+    line_sizes: [u32; 4],
+    tags: u64,
+    pub(crate) run_time_ns: u64,
+    pub(crate) run_count: u64,
+    recursion_misses: u64,
+    pub(crate) verified_instructions: u32,
+    attach_btf: u32,
+}
+// SAFETY: integers and byte arrays without holes.
+unsafe impl Pod for RawProgramInfo {}
+
+/// A program and the maps it uses.
+#[derive(Clone, Debug)]
+pub(crate) struct ProgramInfo {
+    pub(crate) raw: RawProgramInfo,
+    pub(crate) map_ids: Vec<u32>,
+}
+
+/// `BPF_PROG_QUERY`; what follows is for multi-attach hooks of devices.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+/// Most maps a program, and most programs a hook, can be listed with: the kernel allows 64 of
+/// either (`MAX_USED_MAPS`, `BPF_CGROUP_MAX_PROGS`).
+const LISTED: usize = 64;
+
 /// Bytes of a `T`.
 pub(crate) fn bytes_of<T: Pod>(value: &T) -> &[u8] {
     // SAFETY: `Pod` promises plain bytes without holes, borrowed for as long as `value`.
@@ -202,13 +270,13 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 /// # Safety
 /// `attr` is the structure `command` takes, and the addresses in it are of live memory of the
 /// size the command reads or writes.
-unsafe fn bpf<T: Copy>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
+unsafe fn bpf<T: Copy>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is live and its size is given; what it points to is the caller's promise.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            std::ptr::from_ref(attr),
+            std::ptr::from_mut(attr),
             size_of::<T>(),
         )
     };
@@ -234,7 +302,7 @@ fn missing_is_none(outcome: io::Result<RawFd>) -> io::Result<bool> {
 
 /// Slices must have the map's own key and value size; [`crate::map::RawMap`] sees to that.
 pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let attr = ElementAttr {
+    let mut attr = ElementAttr {
         map_fd: raw(map),
         padding: 0,
         key: key.as_ptr() as u64,
@@ -242,12 +310,12 @@ pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> i
         flags: 0,
     };
     // SAFETY: both slices are live and of the map's sizes.
-    missing_is_none(unsafe { bpf(MAP_LOOKUP_ELEM, &attr) })
+    missing_is_none(unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) })
 }
 
 /// As [`map_lookup`]; creates or replaces.
 pub(crate) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let attr = ElementAttr {
+    let mut attr = ElementAttr {
         map_fd: raw(map),
         padding: 0,
         key: key.as_ptr() as u64,
@@ -255,12 +323,12 @@ pub(crate) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::R
         flags: 0,
     };
     // SAFETY: both slices are live and of the map's sizes.
-    unsafe { bpf(MAP_UPDATE_ELEM, &attr) }.map(drop)
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 /// Whether there was such an element.
 pub(crate) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    let attr = ElementAttr {
+    let mut attr = ElementAttr {
         map_fd: raw(map),
         padding: 0,
         key: key.as_ptr() as u64,
@@ -268,7 +336,7 @@ pub(crate) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
         flags: 0,
     };
     // SAFETY: the key is live and of the map's size.
-    missing_is_none(unsafe { bpf(MAP_DELETE_ELEM, &attr) })
+    missing_is_none(unsafe { bpf(MAP_DELETE_ELEM, &mut attr) })
 }
 
 /// The key after `key`, or the first; false at the end.
@@ -277,7 +345,7 @@ pub(crate) fn map_next_key(
     key: Option<&[u8]>,
     next: &mut [u8],
 ) -> io::Result<bool> {
-    let attr = ElementAttr {
+    let mut attr = ElementAttr {
         map_fd: raw(map),
         padding: 0,
         key: key.map_or(0, |key| key.as_ptr() as u64),
@@ -285,7 +353,7 @@ pub(crate) fn map_next_key(
         flags: 0,
     };
     // SAFETY: both slices are live and of the map's key size.
-    missing_is_none(unsafe { bpf(MAP_GET_NEXT_KEY, &attr) })
+    missing_is_none(unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) })
 }
 
 fn path_of(path: &Path) -> io::Result<CString> {
@@ -294,25 +362,25 @@ fn path_of(path: &Path) -> io::Result<CString> {
 
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = path_of(path)?;
-    let attr = ObjectAttr {
+    let mut attr = ObjectAttr {
         path: path.as_ptr() as u64,
         fd: raw(object),
         flags: 0,
     };
     // SAFETY: the path is a live C string.
-    unsafe { bpf(OBJ_PIN, &attr) }.map(drop)
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
 /// The object pinned at `path`; `None` when there is none.
 pub(crate) fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = path_of(path)?;
-    let attr = ObjectAttr {
+    let mut attr = ObjectAttr {
         path: path.as_ptr() as u64,
         fd: 0,
         flags: 0,
     };
     // SAFETY: the path is a live C string.
-    match unsafe { bpf(OBJ_GET, &attr) } {
+    match unsafe { bpf(OBJ_GET, &mut attr) } {
         Ok(fd) => Ok(Some(owned(fd))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -325,38 +393,42 @@ pub(crate) fn link_create(
     target: BorrowedFd<'_>,
     attach_type: AttachType,
 ) -> io::Result<OwnedFd> {
-    let attr = LinkCreateAttr {
+    let mut attr = LinkCreateAttr {
         program: raw(program),
         target: raw(target),
         attach_type: attach_type as u32,
         flags: 0,
     };
     // SAFETY: the structure holds no pointers.
-    unsafe { bpf(LINK_CREATE, &attr) }.map(owned)
+    unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
 }
 
 /// Makes a link run `program` instead, with no moment in which neither or both run (Linux 5.7).
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = LinkUpdateAttr {
+    let mut attr = LinkUpdateAttr {
         link: raw(link),
         new_program: raw(program),
         flags: 0,
         old_program: 0,
     };
     // SAFETY: the structure holds no pointers.
-    unsafe { bpf(LINK_UPDATE, &attr) }.map(drop)
+    unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
 }
 
 fn info<T: Pod>(object: BorrowedFd<'_>) -> io::Result<T> {
-    let mut value = zeroed::<T>();
+    info_into(object, zeroed::<T>())
+}
+
+/// `value` may hold addresses of buffers for the kernel to fill; they must be live.
+fn info_into<T: Pod>(object: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
     let target = bytes_of_mut(&mut value);
-    let attr = InfoAttr {
+    let mut attr = InfoAttr {
         fd: raw(object),
         length: target.len() as u32,
         info: target.as_mut_ptr() as u64,
     };
     // SAFETY: `target` is live and its length is given.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &attr) }?;
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(value)
 }
 
@@ -385,11 +457,44 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// The program with this id; it may have gone meanwhile.
 pub(crate) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
-    let attr = IdAttr {
+    let mut attr = IdAttr {
         id,
         next_id: 0,
         flags: 0,
     };
     // SAFETY: the structure holds no pointers.
-    unsafe { bpf(PROG_GET_FD_BY_ID, &attr) }.map(owned)
+    unsafe { bpf(PROG_GET_FD_BY_ID, &mut attr) }.map(owned)
+}
+
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut map_ids = vec![0u32; LISTED];
+    let ask = RawProgramInfo {
+        map_count: LISTED as u32,
+        map_ids: map_ids.as_mut_ptr() as u64,
+        ..zeroed()
+    };
+    let raw = info_into(program, ask)?;
+    map_ids.truncate(raw.map_count as usize);
+    Ok(ProgramInfo { raw, map_ids })
+}
+
+/// Ids of the programs attached to a cgroup at one hook, whoever attached them.
+pub(crate) fn attached_programs(
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0u32; LISTED];
+    let mut attr = QueryAttr {
+        target: raw(cgroup),
+        attach_type: attach_type as u32,
+        query_flags: 0,
+        attach_flags: 0,
+        program_ids: ids.as_mut_ptr() as u64,
+        count: LISTED as u32,
+        padding: 0,
+    };
+    // SAFETY: `ids` has room for `count` ids.
+    unsafe { bpf(PROG_QUERY, &mut attr) }?;
+    ids.truncate(attr.count as usize);
+    Ok(ids)
 }

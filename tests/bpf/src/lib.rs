@@ -23,7 +23,7 @@ use karst_datapath::{Counter, Datapath, DatapathConfig};
 
 pub use agent::Agent;
 pub use place::{Cgroup, Place};
-pub use tcp::{accept, connect, connect_from, echo_once, refused};
+pub use tcp::{accept, connect, echo_once, refused};
 
 /// How long anything that should happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -172,6 +172,50 @@ impl World {
         let netns = self.netns_name(host);
         ip(&["netns", "add", &netns])?;
         ip(&["-n", &netns, "link", "set", "lo", "up"])
+    }
+
+    /// Gives `host` one more address.
+    pub fn add_address(&self, host: Host, address: IpAddr) -> Result<()> {
+        let address = format!("{address}/32");
+        ip(&[
+            "-n",
+            &self.netns_name(host),
+            "addr",
+            "add",
+            &address,
+            "dev",
+            "eth0",
+        ])
+    }
+
+    /// Takes the link of `host` down at the bridge: what is sent to it gets lost.
+    pub fn cut_off(&self, host: Host) -> Result<()> {
+        let port = format!("v{}", host.suffix());
+        // The neighbour stays known, so that packets leave and are lost, as on a real wire.
+        let node = self.netns_name(Host::Node);
+        let neighbour = host.v4().to_string();
+        let hardware = "02:00:00:00:00:01";
+        ip(&[
+            "-n", &node, "neigh", "replace", &neighbour, "lladdr", hardware, "dev", "br0",
+        ])?;
+        ip(&["-n", &node, "link", "set", &port, "down"])
+    }
+
+    /// Deletes the node's cgroups and makes them again.
+    pub fn remake_cgroups(&self) -> Result<()> {
+        place::remove_cgroups(&self.config.node_cgroup);
+        place::make_cgroups(&self.config.node_cgroup)
+    }
+
+    /// How many pods can be enrolled; before the datapath is first opened.
+    pub fn set_max_pods(&mut self, max_pods: u32) {
+        self.config.max_pods = max_pods;
+    }
+
+    /// Where the pins are.
+    pub fn node_pins(&self) -> PathBuf {
+        let folder = self.config.node_name.replace('.', ":");
+        self.config.bpffs_root.join(folder)
     }
 
     /// Where the datapath of this node lives.

@@ -1,7 +1,7 @@
 //! Plain TCP with deadlines.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,13 +35,6 @@ pub fn accept(
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Accepts one connection and checks that it comes from `source`.
-pub fn connect_from(listener: &TcpListener, source: IpAddr) -> Result<TcpStream> {
-    let (stream, from) = accept(listener, PATIENCE)?.context("nobody connected")?;
-    ensure!(from.ip() == source, "{from} connected instead of {source}");
-    Ok(stream)
 }
 
 /// Sends a few bytes one way: shows that both ends belong together.

@@ -1,0 +1,162 @@
+//! Entries of the maps, decoded into named components.
+
+use aya::Pod as Bytes;
+use karst_bpf_common::layout::{
+    Authorisation, Config, Pod, PublishedKey, SOCKET_CAPTURED, SOCKET_ORIGINAL, SOCKET_PEER,
+    SOCKET_PROBE, SOCKET_SOURCE, SocketState, Tuple,
+};
+use karst_bpf_common::{CounterId, Ip};
+
+use super::describe::{Fields, MapEntry};
+use crate::DatapathError;
+use crate::map::{self, RawMap};
+use crate::pods::uid_of;
+use crate::sys;
+
+/// Every entry of `map`, in the order of its keys' text.
+pub(super) fn entries(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
+    let mut entries = match map.spec.name {
+        name if name == map::PODS.name => typed(map, cookie, pod),
+        name if name == map::POD_ADDRESSES.name => typed(map, address, cookie),
+        name if name == map::PUBLISHED.name => typed(map, published_key, socket_state),
+        name if name == map::AUTH.name => typed(map, tuple, authorisation),
+        name if name == map::CONFIG.name => typed(map, index, config),
+        name if name == map::COUNTERS.name => counters(map),
+        name if name == map::LISTENERS.name => listeners(map),
+        // Per-socket storage: the kernel finds it by socket only.
+        _ => Ok(Vec::new()),
+    }?;
+    entries.sort_by(|a, b| a.key.0.cmp(&b.key.0));
+    Ok(entries)
+}
+
+/// The keys of `map`.
+pub(super) fn keys<K: Bytes>(map: &RawMap) -> Result<Vec<K>, DatapathError> {
+    let keys = map.keys()?;
+    Ok(keys.iter().filter_map(|key| sys::from_bytes(key)).collect())
+}
+
+fn typed<K: Bytes, V: Bytes>(
+    map: &RawMap,
+    key_fields: fn(&K) -> Fields,
+    value_fields: fn(&V) -> Fields,
+) -> Result<Vec<MapEntry>, DatapathError> {
+    let mut entries = Vec::new();
+    for key in map.keys()? {
+        let value = map.lookup(&key)?.and_then(|value| sys::from_bytes(&value));
+        // An entry may have gone since its key was read.
+        if let (Some(key), Some(value)) = (sys::from_bytes(&key), value) {
+            entries.push(MapEntry {
+                key: key_fields(&key),
+                value: value_fields(&value),
+            });
+        }
+    }
+    Ok(entries)
+}
+
+fn counters(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
+    let mut entries = Vec::new();
+    for id in CounterId::ALL {
+        let bytes = map
+            .lookup(sys::bytes_of(&(*id as u32)))?
+            .unwrap_or_default();
+        let values = bytes.chunks_exact(8).filter_map(sys::from_bytes::<u64>);
+        let total = values.fold(0, u64::wrapping_add);
+        entries.push(MapEntry {
+            key: fields([("reason", id.label().to_owned())]),
+            value: fields([("value", total.to_string())]),
+        });
+    }
+    Ok(entries)
+}
+
+/// The kernel gives no view of the socket itself.
+fn listeners(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
+    let keys = keys::<Ip>(map)?;
+    Ok(keys
+        .iter()
+        .map(|key| MapEntry {
+            key: address(key),
+            value: Fields::default(),
+        })
+        .collect())
+}
+
+fn fields<const N: usize>(pairs: [(&'static str, String); N]) -> Fields {
+    Fields(pairs.into())
+}
+
+fn cookie(cookie: &u64) -> Fields {
+    fields([("netns_cookie", cookie.to_string())])
+}
+
+fn index(index: &u32) -> Fields {
+    fields([("index", index.to_string())])
+}
+
+fn address(ip: &Ip) -> Fields {
+    fields([("address", ip.to_ip_addr().to_string())])
+}
+
+fn pod(pod: &Pod) -> Fields {
+    let shown = |ip: Ip| match ip.is_unspecified() {
+        true => String::new(),
+        false => ip.to_ip_addr().to_string(),
+    };
+    fields([
+        ("uid", uid_of(pod)),
+        ("v4", shown(pod.v4)),
+        ("v6", shown(pod.v6)),
+    ])
+}
+
+fn published_key(key: &PublishedKey) -> Fields {
+    fields([
+        ("netns_cookie", key.netns.to_string()),
+        ("client_sequence", key.client.to_string()),
+        ("server_sequence", key.server.to_string()),
+    ])
+}
+
+fn socket_state(state: &SocketState) -> Fields {
+    let names = [
+        (SOCKET_PEER, "peer"),
+        (SOCKET_CAPTURED, "captured"),
+        (SOCKET_ORIGINAL, "original"),
+        (SOCKET_SOURCE, "source"),
+        (SOCKET_PROBE, "probe"),
+    ];
+    let set = names.iter().filter(|(bit, _)| state.flags & bit != 0);
+    let set: Vec<&str> = set.map(|(_, name)| *name).collect();
+    fields([
+        ("endpoint", state.endpoint.to_socket_addr().to_string()),
+        ("flags", set.join("|")),
+    ])
+}
+
+fn tuple(tuple: &Tuple) -> Fields {
+    fields([
+        ("source", tuple.source.to_socket_addr().to_string()),
+        (
+            "destination",
+            tuple.destination.to_socket_addr().to_string(),
+        ),
+    ])
+}
+
+fn authorisation(authorisation: &Authorisation) -> Fields {
+    fields([
+        ("socket_cookie", authorisation.socket.to_string()),
+        ("at_ns", authorisation.at_ns.to_string()),
+        // The sequence number is what a forger would need, so it is not shown.
+    ])
+}
+
+fn config(config: &Config) -> Fields {
+    fields([
+        ("host_netns_cookie", config.host_netns.to_string()),
+        ("agent_cgroup", config.agent_cgroup.to_string()),
+        ("kubepods_cgroup", config.kubepods_cgroup.to_string()),
+    ])
+}

@@ -1,0 +1,142 @@
+//! A probe of the node reaches the application past the agent; nothing that only looks like one
+//! does.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use anyhow::{Context, Result, ensure};
+use karst_bpf_tests::{
+    Agent, Cgroup, Host, PATIENCE, QUIET, World, accept, connect, counter, echo_once, entries,
+    eventually, refused,
+};
+use socket2::{Domain, Socket, Type};
+
+const PORT: u16 = 8080;
+
+/// A node with pod B enrolled and its application listening.
+fn enrolled() -> Result<(World, karst_datapath::Datapath, Agent, TcpListener)> {
+    let world = World::new()?;
+    let datapath = world.open()?;
+    let agent = Agent::enrol(&world, &datapath, Host::B)?;
+    let app = world
+        .app(Host::B)?
+        .run(|| TcpListener::bind(("::", PORT)))??;
+    Ok((world, datapath, agent, app))
+}
+
+#[test]
+fn a_probe_reaches_the_application() -> Result<()> {
+    let (world, datapath, agent, app) = enrolled()?;
+    for ip in [Host::B.v4(), Host::B.v6()] {
+        let stream = connect(&world.app(Host::Node)?, SocketAddr::new(ip, PORT))?;
+        let (accepted, from) = accept(&app, PATIENCE)?.context("the probe got lost")?;
+        ensure!(from.ip().to_canonical() == stream.local_addr()?.ip());
+        echo_once(&stream, &accepted)?;
+    }
+    ensure!(counter(&datapath, "probe_authorised")? == 2);
+    ensure!(counter(&datapath, "probe_verified")? == 2);
+    ensure!(entries(&datapath, "AUTH")? == 0);
+    ensure!(accept(&agent.inbound_v4, QUIET)?.is_none());
+    Ok(())
+}
+
+/// Dials pod B from the node's namespace as a process that is not to be taken for a probe.
+fn not_a_probe(cgroup: Cgroup) -> Result<()> {
+    let (world, datapath, agent, app) = enrolled()?;
+    let place = world.place(Host::Node, cgroup)?;
+    let stream = connect(&place, SocketAddr::new(Host::B.v4(), PORT))?;
+    let (accepted, _) = accept(&agent.inbound_v4, PATIENCE)?.context("the agent saw nothing")?;
+    echo_once(&stream, &accepted)?;
+    ensure!(accept(&app, QUIET)?.is_none(), "the application got it");
+    ensure!(counter(&datapath, "probe_authorised")? == 0);
+    Ok(())
+}
+
+#[test]
+fn a_pod_on_the_nodes_network_is_steered() -> Result<()> {
+    not_a_probe(Cgroup::HostNetworkPod)
+}
+
+#[test]
+fn the_agent_is_steered() -> Result<()> {
+    not_a_probe(Cgroup::Agent)
+}
+
+#[test]
+fn a_process_outside_the_nodes_cgroup_is_steered() -> Result<()> {
+    not_a_probe(Cgroup::Elsewhere)
+}
+
+#[test]
+fn a_pod_with_the_nodes_address_is_steered() -> Result<()> {
+    let (world, datapath, _agent, app) = enrolled()?;
+    world.add_address(Host::A, Host::Node.v4())?;
+    let source = SocketAddr::new(Host::Node.v4(), 0);
+    let to = SocketAddr::new(Host::B.v4(), PORT);
+    let outcome = world.app(Host::A)?.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&source.into())?;
+        socket.connect_timeout(&to.into(), QUIET)?;
+        std::io::Result::Ok(TcpStream::from(socket))
+    })?;
+    drop(outcome);
+    // Whether the answer finds its way back to the forger or not, the application saw nothing.
+    eventually("the forged SYN is steered", || {
+        Ok(counter(&datapath, "inbound_steered")? > 0)
+    })?;
+    ensure!(accept(&app, QUIET)?.is_none(), "the application got it");
+    ensure!(counter(&datapath, "probe_passed")? == 0);
+    Ok(())
+}
+
+#[test]
+fn a_refused_probe_leaves_nothing_behind() -> Result<()> {
+    let (world, datapath, _agent, _app) = enrolled()?;
+    let to = SocketAddr::new(Host::B.v4(), 9);
+    let error = refused(&world.app(Host::Node)?, to, PATIENCE)?;
+    ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
+    ensure!(counter(&datapath, "probe_authorised")? == 1);
+    ensure!(counter(&datapath, "probe_passed")? == 1);
+    ensure!(entries(&datapath, "AUTH")? == 0);
+    Ok(())
+}
+
+#[test]
+fn an_abandoned_probe_leaves_nothing_behind() -> Result<()> {
+    let (world, datapath, _agent, _app) = enrolled()?;
+    world.cut_off(Host::B)?;
+    let to = SocketAddr::new(Host::B.v4(), PORT);
+    let error = refused(&world.app(Host::Node)?, to, QUIET)?;
+    ensure!(error.kind() == ErrorKind::TimedOut, "{error}");
+    ensure!(counter(&datapath, "probe_authorised")? == 1);
+    ensure!(entries(&datapath, "AUTH")? == 0);
+    Ok(())
+}
+
+#[test]
+fn a_hundred_probes_leave_nothing_behind() -> Result<()> {
+    let (world, datapath, _agent, app) = enrolled()?;
+    let to = SocketAddr::new(Host::B.v4(), PORT);
+    for _ in 0..100 {
+        let stream = connect(&world.app(Host::Node)?, to)?;
+        let (accepted, _) = accept(&app, PATIENCE)?.context("a probe got lost")?;
+        echo_once(&stream, &accepted)?;
+    }
+    ensure!(counter(&datapath, "probe_verified")? == 100);
+    ensure!(counter(&datapath, "probe_forged")? == 0);
+    ensure!(entries(&datapath, "AUTH")? == 0);
+    Ok(())
+}
+
+#[test]
+fn the_node_reaches_pods_that_are_not_enrolled_as_before() -> Result<()> {
+    let (world, datapath, _agent, _app) = enrolled()?;
+    let app = world
+        .app(Host::A)?
+        .run(|| TcpListener::bind(("::", PORT)))??;
+    let stream = connect(&world.app(Host::Node)?, SocketAddr::new(Host::A.v4(), PORT))?;
+    let (accepted, _) = accept(&app, PATIENCE)?.context("no connection")?;
+    echo_once(&stream, &accepted)?;
+    ensure!(counter(&datapath, "probe_authorised")? == 0);
+    Ok(())
+}
