@@ -1,2 +1,189 @@
-//! Placeholder.
-fn main() {}
+//! `karst-controller`: reads the cluster's objects, serves the mesh's resources to node agents by
+//! delta discovery, and signs workload certificates.
+//!
+//! What the resources are is decided in `karst-core`; this binary has the sources, the servers and
+//! the certificate authority. Everything is authenticated: TLS with a certificate of the mesh's own
+//! root one way, service-account tokens the other. Start with [`run`].
+
+mod args;
+mod auth;
+mod ca;
+mod metrics;
+mod serve;
+mod source;
+mod store;
+mod xds;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use karst_api::{
+    ca::istio_certificate_service_server::IstioCertificateServiceServer,
+    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    node::node_service_server::NodeServiceServer,
+};
+use karst_core::Index;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::Server;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Args, Config, LogFormat},
+    auth::Authenticator,
+    ca::{authority::Authority, service::CertificateService},
+    metrics::Metrics,
+    serve::{certificate::ServingCertificate, http, listener},
+    source::directory::Directory,
+    store::Store,
+    xds::service::Discovery,
+};
+
+/// Requests one connection may have open: one stream, and a certificate for each pod of a node.
+const MAX_REQUESTS_PER_CONNECTION: u32 = 256;
+
+/// Silent connections are probed this often, so that streams of vanished agents end.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A probe must be answered within this time.
+const PING_LIMIT: Duration = Duration::from_secs(20);
+
+/// Largest request in bytes: what an agent of a large mesh says it has when it reconnects.
+const MAX_REQUEST_BYTES: usize = 64 * 1024 * 1024;
+
+/// Streams and requests are given this long to end after SIGTERM.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    start_log(args.log_format);
+    let config = match args.check() {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("karst-controller: the arguments are not right:\n{mistakes}");
+            // The exit status that clap itself uses for wrong usage.
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = runtime
+        .context("starting the runtime")
+        .and_then(|runtime| runtime.block_on(run(config)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(
+                reason = "controller_failed",
+                error = format!("{error:#}"),
+                "stopping"
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("KARST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+async fn run(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let metrics = Metrics::default();
+    let store = Arc::new(Store::new(Index::new(config.mesh.clone())));
+    let authority = Arc::new(Authority::open(
+        &config.authority,
+        &config.mesh.trust_domain,
+        config.default_lifetime,
+        config.max_lifetime,
+    )?);
+    let authenticator = Arc::new(Authenticator::new(config.tokens, metrics.clone())?);
+    let (certificate, renew_at) = ServingCertificate::new(authority.clone(), config.serving_names)?;
+    tokio::spawn(certificate.clone().renew(renew_at));
+    let tls = certificate.server_config()?;
+    // Agents may start as soon as they see the roots, so the sockets come first.
+    let grpc = bind(config.listen).await?;
+    let plain = bind(config.metrics_listen).await?;
+    let source = Directory::start(&config.source, store.clone(), metrics.clone())?;
+    if let Some(path) = &config.root_cert_out {
+        ca::publish_roots(path, &authority)?;
+    }
+
+    let (stop, shutdown) = watch::channel(false);
+    let discovery = Discovery::new(
+        store.clone(),
+        authenticator.clone(),
+        config.node_agents.clone(),
+        metrics.clone(),
+        shutdown.clone(),
+    );
+    let certificates = CertificateService {
+        authority,
+        store,
+        authenticator,
+        node_agents: config.node_agents,
+        metrics: metrics.clone(),
+    };
+    let ads = AggregatedDiscoveryServiceServer::new(discovery.clone())
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let listen = grpc.local_addr().context("reading the listening address")?;
+    let connections = listener::accept(grpc, TlsAcceptor::from(Arc::new(tls)), metrics.clone());
+    let mut stopping = shutdown;
+    let server = Server::builder()
+        .max_concurrent_streams(MAX_REQUESTS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_LIMIT))
+        .add_service(ads)
+        .add_service(NodeServiceServer::new(discovery))
+        .add_service(IstioCertificateServiceServer::new(certificates))
+        .serve_with_incoming_shutdown(connections, async move {
+            // An error means that the sender is gone, which is as good a reason to stop.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        });
+    let mut server = tokio::spawn(server);
+    let plain_address = plain.local_addr().context("reading the metrics address")?;
+    tokio::spawn(http::serve(plain, Arc::new(metrics.registry())));
+    info!(%listen, metrics = %plain_address, "ready");
+
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => info!("SIGINT: stopping"),
+        ended = &mut server => {
+            ended.context("the server's task failed")?.context("serving")?;
+            anyhow::bail!("the server ended by itself");
+        }
+    }
+    // The receivers are alive as long as anything is to be told.
+    let _ = stop.send(true);
+    drop(source);
+    match tokio::time::timeout(DRAIN_LIMIT, server).await {
+        Ok(ended) => ended
+            .context("the server's task failed")?
+            .context("serving")?,
+        Err(_) => info!("some requests did not end in time"),
+    }
+    info!("stopped");
+    Ok(())
+}
+
+async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}"))
+}

@@ -214,12 +214,10 @@ impl Index {
         self.addresses.get(name)
     }
 
-    /// All address resources that go by a name: a workload's uid, a service's
-    /// `namespace/hostname`, or `network/ip`.
-    pub fn resolve<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Rendered>> {
-        let by_alias = self.aliases.get(name).into_iter().flatten();
-        let by_alias = by_alias.filter_map(|primary| self.addresses.get(primary));
-        self.addresses.get(name).into_iter().chain(by_alias)
+    /// The address resources that have an alias, `network/ip`.
+    pub fn aliased<'a>(&'a self, alias: &str) -> impl Iterator<Item = &'a Arc<Rendered>> + use<'a> {
+        let names = self.aliases.get(alias).into_iter().flatten();
+        names.filter_map(|name| self.addresses.get(name))
     }
 
     /// All address resources, by name.

@@ -1,0 +1,51 @@
+//! What went wrong, for people (text), scripts (exit code) and programs (`-j`).
+
+/// Kinds of failure; each has an exit code of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The kernel or the agent could not be asked, or answered with an error.
+    Failed,
+    /// The command line makes no sense.
+    Usage,
+    /// What was named is not there.
+    NotFound,
+}
+
+impl Kind {
+    /// The process exit code. 2 is also what the argument parser itself uses.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+        }
+    }
+}
+
+/// A failure of the whole command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind.
+    pub kind: Kind,
+    /// Stable label.
+    pub reason: String,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of kind [`Kind::Usage`].
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Usage, reason: "usage".to_owned(), message: message.into() }
+    }
+
+    /// A failure of kind [`Kind::NotFound`].
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { kind: Kind::NotFound, reason: "not_found".to_owned(), message: message.into() }
+    }
+
+    /// A failure of kind [`Kind::Failed`].
+    pub fn failed(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind: Kind::Failed, reason: reason.into(), message: message.into() }
+    }
+}

@@ -1,0 +1,345 @@
+//! Arguments and environment, checked together.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Parser, ValueEnum};
+use time::Duration;
+
+use crate::{
+    auth::{NodeAgents, ServiceAccount, TokenRules},
+    ca::authority::AuthoritySource,
+};
+
+/// Lifetime of workload certificates when the request names none.
+const DEFAULT_LIFETIME: Duration = Duration::hours(24);
+
+/// Control plane of the Karst service mesh: tells node agents what is in the mesh, and signs the
+/// certificates of its workloads.
+#[derive(Debug, Parser)]
+#[command(name = "karst-controller", version)]
+pub struct Args {
+    /// Where objects come from: dir:PATH, a folder of Kubernetes manifests
+    #[arg(long, env = "KARST_SOURCE")]
+    source: String,
+
+    /// Address to serve agents on
+    #[arg(long, env = "KARST_LISTEN", default_value = "[::]:15012")]
+    listen: String,
+
+    /// Address for /metrics, /healthz/live and /healthz/ready
+    #[arg(long, env = "KARST_METRICS_LISTEN", default_value = "127.0.0.1:15014")]
+    metrics_listen: String,
+
+    /// Folder for what must survive a restart (the mesh's root key)
+    #[arg(long, env = "KARST_STATE_DIR")]
+    state_dir: PathBuf,
+
+    /// File to write the trusted roots to, for agents and for people
+    #[arg(long, env = "KARST_ROOT_CERT_OUT")]
+    root_cert_out: Option<PathBuf>,
+
+    /// First part of every workload uid
+    #[arg(long, env = "KARST_CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+
+    /// Trust domain of every identity
+    #[arg(long, env = "KARST_TRUST_DOMAIN", default_value = karst_api::DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+
+    /// DNS domain of services
+    #[arg(long, env = "KARST_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+
+    /// DNS name or IP address that agents know this server by; may be given several times
+    #[arg(
+        long,
+        env = "KARST_SERVING_NAME",
+        value_delimiter = ',',
+        default_value = "karst-controller.karst-system.svc"
+    )]
+    serving_name: Vec<String>,
+
+    /// JWKS file with the keys that sign service-account tokens; read again when it changes
+    #[arg(long, env = "KARST_TOKEN_JWKS")]
+    token_jwks: PathBuf,
+
+    /// Issuer that tokens must have
+    #[arg(long, env = "KARST_TOKEN_ISSUER")]
+    token_issuer: String,
+
+    /// Audience that tokens must have
+    #[arg(long, env = "KARST_TOKEN_AUDIENCE", default_value = "karst-ca")]
+    token_audience: String,
+
+    /// Service account of node agents, NAMESPACE/NAME; may be given several times
+    #[arg(
+        long,
+        env = "KARST_NODE_AGENT_ACCOUNT",
+        value_delimiter = ',',
+        default_value = "karst-system/karst-node-agent"
+    )]
+    node_agent_account: Vec<String>,
+
+    /// Longest lifetime of a workload certificate, as in 24h, 90m or 3600s
+    #[arg(long, env = "KARST_MAX_CERTIFICATE_TTL", default_value = "24h")]
+    max_certificate_ttl: String,
+
+    /// Signing certificate of your own, with its chain (PEM); needs --ca-key and --ca-root
+    #[arg(long, env = "KARST_CA_CERT")]
+    ca_cert: Option<PathBuf>,
+
+    /// Private key of --ca-cert (PEM, mode 0600)
+    #[arg(long, env = "KARST_CA_KEY")]
+    ca_key: Option<PathBuf>,
+
+    /// Roots that --ca-cert leads to (PEM)
+    #[arg(long, env = "KARST_CA_ROOT")]
+    ca_root: Option<PathBuf>,
+
+    /// Form of the log
+    #[arg(long, env = "KARST_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Arguments that have been checked.
+#[derive(Debug)]
+pub struct Config {
+    pub source: PathBuf,
+    pub listen: SocketAddr,
+    pub metrics_listen: SocketAddr,
+    pub root_cert_out: Option<PathBuf>,
+    pub mesh: karst_core::MeshConfig,
+    pub serving_names: Vec<String>,
+    pub tokens: TokenRules,
+    pub node_agents: NodeAgents,
+    pub default_lifetime: Duration,
+    pub max_lifetime: Duration,
+    pub authority: AuthoritySource,
+}
+
+impl Args {
+    /// Checks everything that clap cannot.
+    ///
+    /// # Errors
+    /// All mistakes together, one a line.
+    pub fn check(self) -> Result<Config, String> {
+        let mut mistakes = Mistakes(Vec::new());
+        let authority = self.authority(&mut mistakes);
+        let source = match self.source.strip_prefix("dir:") {
+            Some(path) if !path.is_empty() => Some(PathBuf::from(path)),
+            _ => mistakes.note(format!("--source is {:?}; write dir:PATH", self.source)),
+        };
+        let listen = mistakes.address("--listen", &self.listen);
+        let metrics_listen = mistakes.address("--metrics-listen", &self.metrics_listen);
+        mistakes.dns_name("--trust-domain", &self.trust_domain);
+        mistakes.dns_name("--cluster-domain", &self.cluster_domain);
+        for name in &self.serving_name {
+            if name.parse::<std::net::IpAddr>().is_err() {
+                mistakes.dns_name("--serving-name", name);
+            }
+        }
+        if self.cluster_id.is_empty() || self.cluster_id.contains('/') {
+            mistakes
+                .0
+                .push("--cluster-id must not be empty or have a '/'".to_owned());
+        }
+        for (name, value) in [
+            ("--token-issuer", &self.token_issuer),
+            ("--token-audience", &self.token_audience),
+        ] {
+            if value.is_empty() {
+                mistakes.0.push(format!("{name} must not be empty"));
+            }
+        }
+        let accounts = self.node_agent_account.iter();
+        let accounts: Vec<ServiceAccount> =
+            accounts.filter_map(|text| mistakes.account(text)).collect();
+        let max_lifetime = mistakes.duration("--max-certificate-ttl", &self.max_certificate_ttl);
+        match (source, listen, metrics_listen, authority, max_lifetime) {
+            (Some(source), Some(listen), Some(metrics_listen), Some(authority), Some(max))
+                if mistakes.0.is_empty() =>
+            {
+                Ok(Config {
+                    source,
+                    listen,
+                    metrics_listen,
+                    root_cert_out: self.root_cert_out,
+                    mesh: karst_core::MeshConfig {
+                        cluster_id: self.cluster_id,
+                        trust_domain: self.trust_domain,
+                        cluster_domain: self.cluster_domain,
+                        network: String::new(),
+                    },
+                    serving_names: self.serving_name,
+                    tokens: TokenRules {
+                        jwks: self.token_jwks,
+                        issuer: self.token_issuer,
+                        audience: self.token_audience,
+                    },
+                    node_agents: NodeAgents(accounts),
+                    default_lifetime: DEFAULT_LIFETIME.min(max),
+                    max_lifetime: max,
+                    authority,
+                })
+            }
+            _ => Err(mistakes.0.join("\n")),
+        }
+    }
+
+    fn authority(&self, mistakes: &mut Mistakes) -> Option<AuthoritySource> {
+        match (&self.ca_cert, &self.ca_key, &self.ca_root) {
+            (None, None, None) => Some(AuthoritySource::SelfMade {
+                state: self.state_dir.clone(),
+            }),
+            (Some(certificate), Some(key), Some(root)) => Some(AuthoritySource::PluggedIn {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                root: root.clone(),
+            }),
+            _ => mistakes.note("--ca-cert, --ca-key and --ca-root are needed together"),
+        }
+    }
+}
+
+struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    fn note<T>(&mut self, mistake: impl Into<String>) -> Option<T> {
+        self.0.push(mistake.into());
+        None
+    }
+
+    fn address(&mut self, name: &str, text: &str) -> Option<SocketAddr> {
+        text.parse().ok().or_else(|| {
+            self.note(format!(
+                "{name} is {text:?}; write ADDRESS:PORT, as in [::]:15012"
+            ))
+        })
+    }
+
+    fn dns_name(&mut self, name: &str, text: &str) {
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        };
+        if text.len() > 253 || !text.split('.').all(label) {
+            self.0.push(format!(
+                "{name} is {text:?}; write a DNS name in lower case"
+            ));
+        }
+    }
+
+    fn account(&mut self, text: &str) -> Option<ServiceAccount> {
+        match text.split_once('/') {
+            Some((namespace, name))
+                if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+            {
+                Some(ServiceAccount {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                })
+            }
+            _ => self.note(format!(
+                "--node-agent-account is {text:?}; write NAMESPACE/NAME"
+            )),
+        }
+    }
+
+    fn duration(&mut self, name: &str, text: &str) -> Option<Duration> {
+        let split = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let seconds = match unit {
+            "s" => Some(1),
+            "m" => Some(60),
+            "h" => Some(3600),
+            "d" => Some(24 * 3600),
+            _ => None,
+        };
+        let total = number
+            .parse::<i64>()
+            .ok()
+            .zip(seconds)
+            .and_then(|(number, seconds)| number.checked_mul(seconds));
+        match total {
+            // Below five minutes agents could not renew in time; above a year is no lease at all.
+            Some(total) if (300..=366 * 24 * 3600).contains(&total) => {
+                Some(Duration::seconds(total))
+            }
+            _ => self.note(format!("{name} is {text:?}; write 300s to 366d, as in 24h")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(extra: &[&str]) -> Args {
+        let base = [
+            "karst-controller",
+            "--source=dir:/m",
+            "--state-dir=/s",
+            "--token-jwks=/j",
+            "--token-issuer=i",
+        ];
+        Args::try_parse_from(base.iter().chain(extra)).unwrap()
+    }
+
+    #[test]
+    fn defaults_are_good() {
+        let config = args(&[]).check().unwrap();
+        assert_eq!(config.listen.port(), 15012);
+        assert_eq!(config.tokens.audience, "karst-ca");
+        assert_eq!(
+            config.node_agents.0[0].to_string(),
+            "karst-system/karst-node-agent"
+        );
+        assert_eq!(config.max_lifetime, Duration::hours(24));
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let text = args(&[
+            "--listen=nowhere",
+            "--trust-domain=Bad_Domain",
+            "--node-agent-account=no-slash",
+            "--max-certificate-ttl=1s",
+            "--ca-cert=/c",
+        ])
+        .check()
+        .unwrap_err();
+        for name in [
+            "--listen",
+            "--trust-domain",
+            "--node-agent-account",
+            "--max-certificate-ttl",
+            "--ca-key",
+        ] {
+            assert!(text.contains(name), "{name} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        let mut mistakes = Mistakes(Vec::new());
+        assert_eq!(mistakes.duration("x", "90m"), Some(Duration::minutes(90)));
+        assert_eq!(mistakes.duration("x", "2d"), Some(Duration::days(2)));
+        for bad in ["", "h", "24", "24x", "-1h", "99999999999999999999h", "367d"] {
+            assert_eq!(mistakes.duration("x", bad), None, "{bad:?}");
+        }
+    }
+}

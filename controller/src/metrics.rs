@@ -1,0 +1,132 @@
+//! Metrics of the controller. Labels have few values, all of them constants of this program.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// A reason label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// The stable label.
+    pub reason: &'static str,
+}
+
+/// A resource type label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResourceType {
+    /// Short name of the type.
+    pub r#type: &'static str,
+}
+
+/// All metrics; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<Inner>);
+
+/// The metrics themselves.
+#[derive(Debug, Default)]
+pub struct Inner {
+    /// Responses sent.
+    pub xds_pushes: Family<ResourceType, Counter>,
+    /// Resources sent.
+    pub xds_resources: Family<ResourceType, Counter>,
+    /// Responses that clients rejected, at least in part.
+    pub xds_nacks: Family<ResourceType, Counter>,
+    /// Open discovery streams.
+    pub xds_streams: Gauge,
+    /// Streams that the controller ended, by reason.
+    pub xds_ended: Family<Reason, Counter>,
+    /// Requests that were not authenticated, by reason.
+    pub auth_refused: Family<Reason, Counter>,
+    /// Certificates issued.
+    pub ca_issued: Counter,
+    /// Certificate requests refused, by reason.
+    pub ca_refused: Family<Reason, Counter>,
+    /// Open connections.
+    pub connections: Gauge,
+    /// TLS handshakes that failed, by reason.
+    pub handshakes_failed: Family<Reason, Counter>,
+    /// Faults in the source now.
+    pub source_faulty: Gauge,
+    /// Faults found in the source so far.
+    pub source_faults: Counter,
+    /// Reports of enrolled pods.
+    pub enrolment_reports: Counter,
+}
+
+impl std::ops::Deref for Metrics {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Metrics {
+    /// Everything, under the names that the documentation lists.
+    pub fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("karst_controller");
+        let r = &mut registry;
+        r.register(
+            "xds_pushes",
+            "Discovery responses sent",
+            self.xds_pushes.clone(),
+        );
+        r.register(
+            "xds_resources",
+            "Resources sent",
+            self.xds_resources.clone(),
+        );
+        r.register(
+            "xds_nacks",
+            "Discovery responses rejected by clients",
+            self.xds_nacks.clone(),
+        );
+        r.register(
+            "xds_streams",
+            "Open discovery streams",
+            self.xds_streams.clone(),
+        );
+        r.register(
+            "xds_streams_ended",
+            "Discovery streams ended by the controller",
+            self.xds_ended.clone(),
+        );
+        r.register(
+            "auth_refused",
+            "Requests not authenticated",
+            self.auth_refused.clone(),
+        );
+        r.register("ca_issued", "Certificates issued", self.ca_issued.clone());
+        r.register(
+            "ca_refused",
+            "Certificate requests refused",
+            self.ca_refused.clone(),
+        );
+        r.register("connections", "Open connections", self.connections.clone());
+        r.register(
+            "handshakes_failed",
+            "TLS handshakes that failed",
+            self.handshakes_failed.clone(),
+        );
+        r.register(
+            "source_faulty",
+            "Faults in the source now",
+            self.source_faulty.clone(),
+        );
+        r.register(
+            "source_faults",
+            "Faults found in the source",
+            self.source_faults.clone(),
+        );
+        r.register(
+            "enrolment_reports",
+            "Reports of enrolled pods",
+            self.enrolment_reports.clone(),
+        );
+        registry
+    }
+}

@@ -1,0 +1,88 @@
+//! Metrics and health over plain HTTP, for the kubelet and Prometheus.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tracing::{debug, warn};
+
+/// Connections at a time: a handful of scrapers and probes.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A connection must send its request within this time.
+const HEADER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Wait after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves for ever. It is started when the controller is ready, so `/healthz/ready` says so.
+pub async fn serve(listener: TcpListener, registry: Arc<Registry>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let tcp = match listener.accept().await {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                warn!(reason = "accept_failed", %error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let registry = registry.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let response = answer(&request, &registry);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_LIMIT)
+                .serve_connection(TokioIo::new(tcp), service)
+                .await;
+            if let Err(error) = served {
+                debug!(%error, "HTTP connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    match request.uri().path() {
+        "/healthz/live" | "/healthz/ready" => text(StatusCode::OK, "ok\n"),
+        "/metrics" => {
+            let mut body = String::new();
+            match prometheus_client::encoding::text::encode(&mut body, registry) {
+                Ok(()) => {
+                    let mut response = Response::new(Full::from(body));
+                    let value = http::HeaderValue::from_static(OPEN_METRICS);
+                    response.headers_mut().insert(CONTENT_TYPE, value);
+                    response
+                }
+                Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "metrics not encoded\n"),
+            }
+        }
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "see /metrics, /healthz/live, /healthz/ready\n",
+        ),
+    }
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,9 @@
+//! Where objects come from.
+//!
+//! [`directory::Directory`] reads manifests from a folder; `documents` splits files into
+//! documents and objects; `watch` says when to look again.
+
+pub mod directory;
+mod documents;
+mod files;
+mod watch;
