@@ -10,6 +10,7 @@ pub mod registry;
 pub mod task;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -65,8 +66,11 @@ pub trait Workers {
     fn release(&mut self, uid: &Arc<str>);
     /// Ends everything.
     fn kill(&mut self, uid: &Arc<str>);
-    /// Number of workers.
-    fn count(&self) -> usize;
+    /// Opens the listeners of a pod, one set for each worker.
+    ///
+    /// # Errors
+    /// A port is taken, or there are no file descriptors.
+    fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>>;
 }
 
 /// Why a pod is not in the wanted state, for the admin socket.
@@ -214,9 +218,22 @@ impl<W: Workers> Enrolment<W> {
         }
     }
 
-    /// Reads the kernel maps again, so that the next reconciliation repairs
-    /// what somebody else changed.
+    /// Looks again at what others change without telling us: the kernel maps,
+    /// which the next reconciliation repairs, and the namespaces of pods the
+    /// controller no longer lists, whose end we may have missed.
     pub fn refresh(&mut self) {
+        let gone: Vec<Arc<str>> = self
+            .registry
+            .iter()
+            .filter(|s| matches!(self.wanted(&s.pod_uid), Wanted::Unlisted))
+            .filter(|s| Netns::open(&s.netns).map_or(true, |netns| netns.id() != s.netns_id))
+            .map(|s| Arc::clone(&s.pod_uid))
+            .collect();
+        for uid in gone {
+            if let Err(error) = self.registry.remove(&uid) {
+                tracing::warn!(%error, pod.uid = &*uid, "record of a sandbox cannot be deleted");
+            }
+        }
         match self.kernel.enrolled() {
             Ok(pods) => self.in_kernel = pods.into_iter().map(|p| Arc::from(p.uid)).collect(),
             Err(error) => {

@@ -26,6 +26,8 @@ pub mod proxy;
 pub mod reason;
 pub mod sockets;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod worker;
 pub mod xds;

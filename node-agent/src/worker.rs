@@ -380,6 +380,8 @@ fn snapshot<'a>(worker: &Worker, pods: impl Iterator<Item = &'a Rc<LocalPod>>) -
 async fn shut_down(worker: &Worker, pods: &[Rc<LocalPod>], deadline: Duration) {
     /// How often the number of live connections is looked at while draining.
     const LOOK: Duration = Duration::from_millis(20);
+    /// How often after the deadline.
+    const KILL_LOOKS: usize = 10;
     for pod in pods {
         pod.stop_plain.cancel();
         pod.stop_hbone.cancel();
@@ -394,6 +396,11 @@ async fn shut_down(worker: &Worker, pods: &[Rc<LocalPod>], deadline: Duration) {
         tracing::info!(connections = worker.live_count(), "drain deadline reached");
     }
     pods.iter().for_each(|p| p.kill());
-    // Lets the killed tasks run once, so that their ends are counted and logged.
-    tokio::task::yield_now().await;
+    // The killed tasks run once more, so that their ends are counted and logged.
+    for _ in 0..KILL_LOOKS {
+        if worker.live_count() == 0 {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }

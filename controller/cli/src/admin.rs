@@ -33,10 +33,12 @@ pub fn get(socket: &Path, path: &str) -> Result<Value, Failure> {
 
 async fn ask(socket: &Path, path: &str) -> Result<Value, Failure> {
     let broken = |error: hyper::Error| unreachable(socket, &error.to_string());
-    let stream =
-        UnixStream::connect(socket).await.map_err(|e| unreachable(socket, &e.to_string()))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|e| unreachable(socket, &e.to_string()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
     tokio::spawn(connection);
     let request = http::Request::get(path)
         .header(http::header::HOST, "karst")
@@ -44,17 +46,34 @@ async fn ask(socket: &Path, path: &str) -> Result<Value, Failure> {
         .map_err(|e| Failure::failed("request", e.to_string()))?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(broken)?
+        .to_bytes();
     let value: Value = serde_json::from_slice(&body)
         .map_err(|e| unreachable(socket, &format!("the answer is not JSON: {e}")))?;
     if status.is_success() {
         return Ok(value);
     }
-    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    Err(Failure::failed(text("reason"), format!("the agent answered {status}: {}", text("error"))))
+    let text = |key: &str| {
+        value
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    Err(Failure::failed(
+        text("reason"),
+        format!("the agent answered {status}: {}", text("error")),
+    ))
 }
 
 fn unreachable(socket: &Path, why: &str) -> Failure {
-    let message = format!("no agent at {}: {why} (is it running, and are you root?)", socket.display());
+    let message = format!(
+        "no agent at {}: {why} (is it running, and are you root?)",
+        socket.display()
+    );
     Failure::failed("agent_unreachable", message)
 }

@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand};
 
 /// Sees into a Karst mesh.
 #[derive(Debug, Parser)]
-#[command(name = "karst", version, max_term_width = 100, infer_subcommands = true)]
+#[command(
+    name = "karst",
+    version,
+    max_term_width = 100,
+    infer_subcommands = true
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -93,7 +98,11 @@ mod tests {
 
     #[test]
     fn flags_stand_anywhere() {
-        for args in [&["-j", "pod", "show"][..], &["pod", "-j", "show"], &["pod", "show", "--json"]] {
+        for args in [
+            &["-j", "pod", "show"][..],
+            &["pod", "-j", "show"],
+            &["pod", "show", "--json"],
+        ] {
             let inspect = inspect(args);
             assert_eq!(inspect.object.as_deref(), Some("pod"));
             assert_eq!(inspect.verb.as_deref(), Some("show"));

@@ -36,16 +36,28 @@ pub struct Failure {
 impl Failure {
     /// A failure of kind [`Kind::Usage`].
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, reason: "usage".to_owned(), message: message.into() }
+        Self {
+            kind: Kind::Usage,
+            reason: "usage".to_owned(),
+            message: message.into(),
+        }
     }
 
     /// A failure of kind [`Kind::NotFound`].
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self { kind: Kind::NotFound, reason: "not_found".to_owned(), message: message.into() }
+        Self {
+            kind: Kind::NotFound,
+            reason: "not_found".to_owned(),
+            message: message.into(),
+        }
     }
 
     /// A failure of kind [`Kind::Failed`].
     pub fn failed(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { kind: Kind::Failed, reason: reason.into(), message: message.into() }
+        Self {
+            kind: Kind::Failed,
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 }

@@ -43,7 +43,11 @@ pub fn run(args: &Inspect) -> Result<String, Failure> {
 
 /// In JSON mode help is `null`, as in bpftool, so that a program sees no prose.
 fn help(args: &Inspect) -> String {
-    if args.output.is_json() { "null\n".to_owned() } else { HELP.to_owned() }
+    if args.output.is_json() {
+        "null\n".to_owned()
+    } else {
+        HELP.to_owned()
+    }
 }
 
 fn dump(object: Object, args: &Inspect) -> Result<String, Failure> {
@@ -53,7 +57,9 @@ fn dump(object: Object, args: &Inspect) -> Result<String, Failure> {
         return Ok(format!("{:#}\n", Value::Array(items)));
     }
     let Some(name) = &args.name else {
-        return Err(Failure::usage("map dump needs the name of a map; `karst inspect map` lists them"));
+        return Err(Failure::usage(
+            "map dump needs the name of a map; `karst inspect map` lists them",
+        ));
     };
     let node = kernel::node(&args.bpffs_root, args.node.as_deref())?;
     let entries = kernel::entries(&args.bpffs_root, &node, name)?;
@@ -62,10 +68,19 @@ fn dump(object: Object, args: &Inspect) -> Result<String, Failure> {
     if args.output.is_json() {
         return Ok(text);
     }
-    Ok(format!("{}Found {} elements\n", text.trim_start(), items.len()))
+    Ok(format!(
+        "{}Found {} elements\n",
+        text.trim_start(),
+        items.len()
+    ))
 }
 
-fn print(args: &Inspect, items: &[Value], columns: &[Column], nothing: &str) -> Result<String, Failure> {
+fn print(
+    args: &Inspect,
+    items: &[Value],
+    columns: &[Column],
+    nothing: &str,
+) -> Result<String, Failure> {
     let whole = || Value::Array(items.to_vec());
     if args.output.pretty {
         return Ok(format!("{:#}\n", whole()));
@@ -88,7 +103,11 @@ fn list(object: Object, args: &Inspect) -> Result<Vec<Value>, Failure> {
         Object::Workload => admin::get(&socket(args)?, "/v1/workloads")?,
         Object::Service => {
             let mut services = admin::get(&socket(args)?, "/v1/services")?;
-            services.as_array_mut().into_iter().flatten().for_each(summarise_ports);
+            services
+                .as_array_mut()
+                .into_iter()
+                .flatten()
+                .for_each(summarise_ports);
             services
         }
         Object::Connection => admin::get(&socket(args)?, "/v1/connections")?,
@@ -99,9 +118,15 @@ fn list(object: Object, args: &Inspect) -> Result<Vec<Value>, Failure> {
 
 /// Pods as the kernel has them. Names are the agent's: without it there are none.
 fn pods(root: &Path, node: &str, args: &Inspect) -> Result<Vec<Value>, Failure> {
-    let mut pods = kernel::pods(root, node)?.as_array().cloned().unwrap_or_default();
+    let mut pods = kernel::pods(root, node)?
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let known = socket(args).and_then(|socket| admin::get(&socket, "/v1/pods"));
-    let known = known.ok().and_then(|list| list.as_array().cloned()).unwrap_or_default();
+    let known = known
+        .ok()
+        .and_then(|list| list.as_array().cloned())
+        .unwrap_or_default();
     for pod in &mut pods {
         let agent = known.iter().find(|k| k.get("uid") == pod.get("uid"));
         if let (Some(object), Some(agent)) = (pod.as_object_mut(), agent) {
@@ -116,10 +141,18 @@ fn pods(root: &Path, node: &str, args: &Inspect) -> Result<Vec<Value>, Failure> 
 
 /// Adds `port_summary`, e.g. `80->2` for two endpoints behind port 80.
 fn summarise_ports(service: &mut Value) {
-    let Some(ports) = service.get("ports").and_then(Value::as_array) else { return };
+    let Some(ports) = service.get("ports").and_then(Value::as_array) else {
+        return;
+    };
     let one = |port: &Value| {
-        let endpoints = port.get("endpoints").and_then(Value::as_array).map_or(0, Vec::len);
-        Value::from(format!("{}->{endpoints}", port.get("port").unwrap_or(&Value::Null)))
+        let endpoints = port
+            .get("endpoints")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
+        Value::from(format!(
+            "{}->{endpoints}",
+            port.get("port").unwrap_or(&Value::Null)
+        ))
     };
     let summary = Value::Array(ports.iter().map(one).collect());
     if let Some(object) = service.as_object_mut() {
@@ -132,25 +165,45 @@ fn socket(args: &Inspect) -> Result<PathBuf, Failure> {
         return Ok(socket.clone());
     }
     let node = kernel::node(&args.bpffs_root, args.node.as_deref())?;
-    Ok(Path::new("/run/karst").join(node).join("admin").join("agent.sock"))
+    Ok(Path::new("/run/karst")
+        .join(node)
+        .join("admin")
+        .join("agent.sock"))
 }
 
 /// Keeps the items that `name` names; all without one.
 fn select(object: Object, items: Vec<Value>, name: Option<&str>) -> Result<Vec<Value>, Failure> {
     let Some(name) = name else { return Ok(items) };
-    let found: Vec<_> = items.into_iter().filter(|item| is_named(item, name)).collect();
+    let found: Vec<_> = items
+        .into_iter()
+        .filter(|item| is_named(item, name))
+        .collect();
     if found.is_empty() {
-        return Err(Failure::not_found(format!("no {object:?} '{name}'").to_lowercase()));
+        return Err(Failure::not_found(
+            format!("no {object:?} '{name}'").to_lowercase(),
+        ));
     }
     Ok(found)
 }
 
 fn is_named(item: &Value, name: &str) -> bool {
     let text = |key: &str| item.get(key).and_then(Value::as_str);
-    let by_field = ["name", "uid", "key", "hostname", "id", "pod", "pod_uid", "destination_uid"]
-        .iter()
-        .any(|key| text(key) == Some(name));
-    let by_number = item.get("id").and_then(Value::as_u64).is_some_and(|id| id.to_string() == name);
+    let by_field = [
+        "name",
+        "uid",
+        "key",
+        "hostname",
+        "id",
+        "pod",
+        "pod_uid",
+        "destination_uid",
+    ]
+    .iter()
+    .any(|key| text(key) == Some(name));
+    let by_number = item
+        .get("id")
+        .and_then(Value::as_u64)
+        .is_some_and(|id| id.to_string() == name);
     let full = match (text("namespace"), text("name")) {
         (Some(namespace), Some(own)) => name.split_once('/') == Some((namespace, own)),
         _ => false,
@@ -280,7 +333,8 @@ mod tests {
 
     #[test]
     fn naming_what_is_not_there_is_not_found() {
-        let error = select(Object::Pod, vec![json!({"name": "a"})], Some("b")).expect_err("refused");
+        let error =
+            select(Object::Pod, vec![json!({"name": "a"})], Some("b")).expect_err("refused");
         assert_eq!(error.kind, Kind::NotFound);
         assert_eq!(error.message, "no pod 'b'");
         assert_eq!(select(Object::Pod, Vec::new(), None), Ok(Vec::new()));
@@ -288,7 +342,8 @@ mod tests {
 
     #[test]
     fn ports_are_summed_up() {
-        let mut service = json!({"ports": [{"port": 80, "endpoints": [{}, {}]}, {"port": 81, "endpoints": []}]});
+        let mut service =
+            json!({"ports": [{"port": 80, "endpoints": [{}, {}]}, {"port": 81, "endpoints": []}]});
         summarise_ports(&mut service);
         assert_eq!(service["port_summary"], json!(["80->2", "81->0"]));
     }

@@ -21,11 +21,15 @@ pub fn node(bpffs_root: &Path, named: Option<&str>) -> Result<String, Failure> {
         (Some(only), true) => Ok(only),
         (Some(last), false) => {
             let names = format!("{}, {last}", nodes.join(", "));
-            Err(Failure::usage(format!("several nodes on this machine ({names}): use --node")))
+            Err(Failure::usage(format!(
+                "several nodes on this machine ({names}): use --node"
+            )))
         }
         (None, _) => {
             let place = bpffs_root.display();
-            Err(Failure::not_found(format!("no node has programs pinned under {place}")))
+            Err(Failure::not_found(format!(
+                "no node has programs pinned under {place}"
+            )))
         }
     }
 }
@@ -69,7 +73,10 @@ fn value<T: Serialize>(result: Result<T, DatapathError>) -> Result<Value, Failur
     serde_json::to_value(list).map_err(|e| Failure::failed("json", e.to_string()))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is the argument of map_err")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is the argument of map_err"
+)]
 fn failure(error: DatapathError) -> Failure {
     let mut message = error.to_string();
     let mut source = std::error::Error::source(&error);

@@ -17,7 +17,11 @@ pub fn render(items: &[Value], columns: &[Column], nothing: &str) -> String {
     table.set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(columns.iter().map(|(heading, _)| *heading));
     for item in items {
-        table.add_row(columns.iter().map(|(_, pointer)| cell(item.pointer(pointer))));
+        table.add_row(
+            columns
+                .iter()
+                .map(|(_, pointer)| cell(item.pointer(pointer))),
+        );
     }
     let lines: Vec<_> = table.lines().map(|line| line.trim().to_owned()).collect();
     // The first column is padded by one like the others; take it away evenly.
@@ -32,9 +36,11 @@ fn cell(value: Option<&Value>) -> String {
         Some(Value::Bool(true)) => "yes".to_owned(),
         Some(Value::Bool(false)) => "no".to_owned(),
         Some(Value::Array(list)) if list.is_empty() => "-".to_owned(),
-        Some(Value::Array(list)) => {
-            list.iter().map(|v| cell(Some(v))).collect::<Vec<_>>().join(",")
-        }
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|v| cell(Some(v)))
+            .collect::<Vec<_>>()
+            .join(","),
         Some(Value::Object(fields)) => {
             let one = |(name, value): (&String, &Value)| format!("{name}={}", cell(Some(value)));
             fields.iter().map(one).collect::<Vec<_>>().join(" ")
@@ -55,10 +61,30 @@ mod tests {
             json!({"name": "a", "list": ["x", "y"], "deep": {"n": 1}, "on": true}),
             json!({"name": "long name", "list": [], "deep": {}}),
         ];
-        let columns = [("NAME", "/name"), ("LIST", "/list"), ("N", "/deep/n"), ("ON", "/on")];
+        let columns = [
+            ("NAME", "/name"),
+            ("LIST", "/list"),
+            ("N", "/deep/n"),
+            ("ON", "/on"),
+        ];
         let text = render(&items, &columns, "none");
-        let lines: Vec<Vec<_>> = text.lines().map(|l| l.split("  ").map(str::trim).filter(|s| !s.is_empty()).collect()).collect();
-        assert_eq!(lines, [["NAME", "LIST", "N", "ON"], ["a", "x,y", "1", "yes"], ["long name", "-", "-", "-"]]);
+        let lines: Vec<Vec<_>> = text
+            .lines()
+            .map(|l| {
+                l.split("  ")
+                    .map(str::trim)
+                    .filter(|s| !s.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ["NAME", "LIST", "N", "ON"],
+                ["a", "x,y", "1", "yes"],
+                ["long name", "-", "-", "-"]
+            ]
+        );
     }
 
     #[test]

@@ -48,8 +48,12 @@ const OBJECTS: [(&str, Object); 9] = [
     ("tunnel", Object::Tunnel),
 ];
 
-const VERBS: [(&str, Verb); 4] =
-    [("show", Verb::Show), ("list", Verb::Show), ("dump", Verb::Dump), ("help", Verb::Help)];
+const VERBS: [(&str, Verb); 4] = [
+    ("show", Verb::Show),
+    ("list", Verb::Show),
+    ("dump", Verb::Dump),
+    ("help", Verb::Help),
+];
 
 /// The object a word stands for.
 ///
@@ -71,17 +75,28 @@ fn find<T: Copy>(word: &str, words: &[(&str, T)], what: &str) -> Result<T, Failu
     if let Some((_, found)) = words.iter().find(|(name, _)| *name == word) {
         return Ok(*found);
     }
-    let matches: Vec<_> =
-        words.iter().filter(|(name, _)| !word.is_empty() && name.starts_with(word)).collect();
+    let matches: Vec<_> = words
+        .iter()
+        .filter(|(name, _)| !word.is_empty() && name.starts_with(word))
+        .collect();
     match matches.as_slice() {
         [(_, found)] => Ok(*found),
         [] => {
             let names: Vec<_> = words.iter().map(|(name, _)| *name).collect();
-            Err(Failure::usage(format!("unknown {what} '{word}': not one of {}", names.join(", "))))
+            Err(Failure::usage(format!(
+                "unknown {what} '{word}': not one of {}",
+                names.join(", ")
+            )))
         }
         several => {
-            let names: Vec<_> = several.iter().map(|(name, _)| format!("'{name}'")).collect();
-            Err(Failure::usage(format!("ambiguous prefix: '{word}' could be {}", names.join(" or "))))
+            let names: Vec<_> = several
+                .iter()
+                .map(|(name, _)| format!("'{name}'"))
+                .collect();
+            Err(Failure::usage(format!(
+                "ambiguous prefix: '{word}' could be {}",
+                names.join(" or ")
+            )))
         }
     }
 }
@@ -103,8 +118,14 @@ mod tests {
     #[test]
     fn ambiguous_and_unknown_words_say_so() {
         let message = |word| object(word).expect_err("refused").message;
-        assert_eq!(message("p"), "ambiguous prefix: 'p' could be 'pod' or 'prog'");
-        assert_eq!(message("c"), "ambiguous prefix: 'c' could be 'cert' or 'connection'");
+        assert_eq!(
+            message("p"),
+            "ambiguous prefix: 'p' could be 'pod' or 'prog'"
+        );
+        assert_eq!(
+            message("c"),
+            "ambiguous prefix: 'c' could be 'cert' or 'connection'"
+        );
         assert!(message("podd").starts_with("unknown object 'podd'"));
         assert!(message("").starts_with("unknown object ''"));
     }

@@ -2,10 +2,13 @@
 //! comes of it, answers those who registered a sandbox.
 
 use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karst_client::DeltaAds;
+use karst_datapath::netns::Netns;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::registry::{Registration, Sandbox};
@@ -226,7 +229,7 @@ impl Workers for WorkerSet {
         self.broadcast(|| Command::Kill(Arc::clone(uid)));
     }
 
-    fn count(&self) -> usize {
-        self.0.len()
+    fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>> {
+        Listeners::open(netns, addresses, self.0.len())
     }
 }

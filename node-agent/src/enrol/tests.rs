@@ -1,1 +1,296 @@
+//! The enrolment state machine against a kernel, certificates and workers that
+//! only remember.
 
+use std::cell::RefCell;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karst_datapath::netns::Netns;
+use karst_identity::SpiffeId;
+
+use super::registry::{Registration, Registry, Sandbox};
+use super::{Enrolment, Mode, NodePod, Standing, Workers};
+use crate::pod::Pod;
+use crate::sockets::Listeners;
+use crate::testing::{FakeCertificates, FakeKernel};
+
+#[derive(Clone, Default)]
+struct Calls(Rc<RefCell<Vec<String>>>);
+
+impl Calls {
+    fn take(&self) -> Vec<String> {
+        self.0.take()
+    }
+}
+
+impl Workers for Calls {
+    fn start(&mut self, pod: &Arc<Pod>, _: Vec<Listeners>) {
+        self.0.borrow_mut().push(format!(
+            "start {} {}",
+            pod.uid,
+            pod.identity.service_account()
+        ));
+    }
+
+    fn release(&mut self, uid: &Arc<str>) {
+        self.0.borrow_mut().push(format!("release {uid}"));
+    }
+
+    fn kill(&mut self, uid: &Arc<str>) {
+        self.0.borrow_mut().push(format!("kill {uid}"));
+    }
+
+    fn listen(&self, _: &Netns, _: &[IpAddr]) -> io::Result<Vec<Listeners>> {
+        Ok(vec![Listeners::default()])
+    }
+}
+
+struct Fixture {
+    kernel: Arc<FakeKernel>,
+    certificates: Arc<FakeCertificates>,
+    calls: Calls,
+    dir: tempfile::TempDir,
+    enrolment: Enrolment<Calls>,
+    now: Instant,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::after(Arc::default(), tempfile::tempdir().expect("dir"))
+    }
+
+    /// An agent that finds what a former one left.
+    fn after(kernel: Arc<FakeKernel>, dir: tempfile::TempDir) -> Self {
+        let (certificates, calls) = (Arc::<FakeCertificates>::default(), Calls::default());
+        let enrolment = Enrolment::new(
+            Arc::<FakeKernel>::clone(&kernel),
+            Arc::<FakeCertificates>::clone(&certificates),
+            calls.clone(),
+            Registry::open(dir.path()).expect("registry"),
+        )
+        .expect("enrolment");
+        Self {
+            kernel,
+            certificates,
+            calls,
+            dir,
+            enrolment,
+            now: Instant::now(),
+        }
+    }
+
+    fn restart(self) -> Self {
+        Self::after(self.kernel, self.dir)
+    }
+
+    fn register(&mut self, uid: &str) {
+        let registration = Registration {
+            namespace: "ns".to_owned(),
+            name: "pod".to_owned(),
+            netns: PathBuf::from("/proc/self/ns/net"),
+            addresses: vec!["10.0.0.1".parse().expect("address")],
+        };
+        let sandbox = Sandbox::new(uid, registration).expect("valid");
+        self.enrolment.register(sandbox).expect("registered");
+    }
+
+    fn want(&mut self, uid: &str, account: &str, mode: Mode) {
+        let pod = NodePod {
+            namespace: Arc::from("ns"),
+            name: Arc::from("pod"),
+            workload_uid: Arc::from("w"),
+            identity: id(account),
+            mode,
+        };
+        self.enrolment
+            .update_node_pods(vec![(Arc::from(uid), Some(pod))]);
+    }
+
+    /// Reconciles and returns what the workers were told.
+    fn settle(&mut self) -> Vec<String> {
+        self.enrolment.reconcile(self.now);
+        self.calls.take()
+    }
+
+    /// A pod enrolled in the ordinary way.
+    fn enrolled(uid: &str) -> Self {
+        let mut f = Self::new();
+        f.enrolment.set_synced();
+        f.certificates.issue(&id("sa"));
+        f.register(uid);
+        f.want(uid, "sa", Mode::Ambient);
+        assert_eq!(f.settle(), [format!("start {uid} sa")]);
+        f
+    }
+}
+
+fn id(account: &str) -> SpiffeId {
+    SpiffeId::new("cluster.local", "ns", account).expect("id")
+}
+
+#[test]
+fn enrols_only_with_a_certificate_and_reports_it() {
+    let mut f = Fixture::new();
+    f.enrolment.set_synced();
+    f.register("u");
+    f.want("u", "sa", Mode::Ambient);
+    assert!(f.settle().is_empty());
+    assert!(
+        f.certificates
+            .wanted
+            .lock()
+            .expect("lock")
+            .contains(&id("sa"))
+    );
+    assert!(f.kernel.uids().is_empty());
+    assert_eq!(f.enrolment.report(), Some(vec![]));
+    let Standing::Unsettled(problem) = f.enrolment.standing("u") else {
+        panic!("settled")
+    };
+    assert_eq!(problem.reason, "no_certificate");
+    f.certificates.issue(&id("sa"));
+    f.now += Duration::from_secs(1);
+    assert_eq!(f.settle(), ["start u sa"]);
+    assert_eq!(f.kernel.uids(), ["u"]);
+    assert_eq!(f.enrolment.report(), Some(vec!["u".to_owned()]));
+    assert_eq!(f.enrolment.standing("u"), Standing::Settled);
+    assert!(f.settle().is_empty(), "nothing more to do");
+}
+
+#[test]
+fn label_off_lets_go_of_new_connections_only() {
+    let mut f = Fixture::enrolled("u");
+    f.want("u", "sa", Mode::None);
+    assert_eq!(f.settle(), ["release u"]);
+    assert!(f.kernel.uids().is_empty());
+    assert_eq!(f.enrolment.report(), Some(vec![]));
+    f.want("u", "sa", Mode::Ambient);
+    assert_eq!(f.settle(), ["start u sa"]);
+}
+
+#[test]
+fn pod_deletion_is_immediate_and_forgets_the_identity() {
+    let mut f = Fixture::enrolled("u");
+    f.enrolment.unregister("u").expect("unregistered");
+    assert_eq!(f.settle(), ["kill u"]);
+    assert!(f.kernel.uids().is_empty());
+    f.settle();
+    assert!(f.certificates.wanted.lock().expect("lock").is_empty());
+}
+
+#[test]
+fn another_identity_for_the_same_pod_starts_afresh() {
+    let mut f = Fixture::enrolled("u");
+    f.certificates.issue(&id("other"));
+    f.want("u", "other", Mode::Ambient);
+    assert_eq!(f.settle(), ["kill u", "start u other"]);
+}
+
+#[test]
+fn a_pod_that_vanishes_from_the_list_stays_captured() {
+    let mut f = Fixture::enrolled("u");
+    f.enrolment.update_node_pods(vec![(Arc::from("u"), None)]);
+    assert!(f.settle().is_empty());
+    assert_eq!(f.kernel.uids(), ["u"]);
+    let Standing::Unsettled(problem) = f.enrolment.standing("u") else {
+        panic!("settled")
+    };
+    assert_eq!(problem.reason, "pod_unknown");
+}
+
+#[test]
+fn restart_keeps_pods_captured_until_the_controller_speaks() {
+    let mut f = Fixture::enrolled("u").restart();
+    assert!(f.settle().is_empty());
+    assert_eq!(f.kernel.uids(), ["u"], "captured, and refused, meanwhile");
+    assert_eq!(
+        f.enrolment.report(),
+        None,
+        "an empty report would un-enrol it elsewhere"
+    );
+    assert!(!f.enrolment.table().settled);
+    f.want("u", "sa", Mode::Ambient);
+    f.enrolment.set_synced();
+    // Captured already: served at once, also without a certificate.
+    assert_eq!(f.settle(), ["start u sa"]);
+    assert!(f.enrolment.table().settled);
+    assert_eq!(f.enrolment.report(), Some(vec!["u".to_owned()]));
+}
+
+#[test]
+fn restart_lets_go_of_pods_that_are_gone() {
+    let mut f = Fixture::enrolled("u");
+    f.kernel.put("left-over");
+    f.enrolment.unregister("u").expect("unregistered");
+    let mut f = f.restart();
+    assert!(f.settle().is_empty());
+    assert!(f.kernel.uids().is_empty());
+}
+
+#[test]
+fn failures_back_off_and_recover() {
+    let mut f = Fixture::new();
+    f.enrolment.set_synced();
+    f.certificates.issue(&id("sa"));
+    f.register("u");
+    f.want("u", "sa", Mode::Ambient);
+    f.kernel.fail(true);
+    let mut last = Duration::ZERO;
+    for attempt in 0..12 {
+        let retry = f.enrolment.reconcile(f.now).expect("a retry is due") - f.now;
+        assert!(
+            retry >= last && retry <= Duration::from_secs(15),
+            "attempt {attempt}: {retry:?}"
+        );
+        last = retry;
+        // Asked too early, nothing is tried.
+        f.enrolment.reconcile(f.now + retry / 2);
+        f.now += retry;
+    }
+    assert_eq!(last, Duration::from_secs(15));
+    assert!(f.calls.take().is_empty());
+    f.kernel.fail(false);
+    assert_eq!(f.settle(), ["start u sa"]);
+    assert_eq!(f.enrolment.reconcile(f.now), None);
+}
+
+#[test]
+fn a_failed_removal_is_tried_again() {
+    let mut f = Fixture::enrolled("u");
+    f.kernel.fail(true);
+    f.enrolment.unregister("u").expect("unregistered");
+    assert_eq!(f.settle(), ["kill u"]);
+    assert_eq!(f.kernel.uids(), ["u"]);
+    f.kernel.fail(false);
+    f.now += Duration::from_secs(1);
+    f.settle();
+    assert!(f.kernel.uids().is_empty());
+}
+
+#[test]
+fn emptied_kernel_maps_are_filled_again() {
+    let mut f = Fixture::enrolled("u");
+    f.kernel.clear();
+    assert!(f.settle().is_empty());
+    f.enrolment.refresh();
+    assert_eq!(f.settle(), ["start u sa"]);
+    assert_eq!(f.kernel.uids(), ["u"]);
+}
+
+#[test]
+fn pods_not_wanted_are_recorded_and_left_alone() {
+    let mut f = Fixture::new();
+    f.register("u");
+    f.want("u", "sa", Mode::None);
+    assert!(f.settle().is_empty());
+    assert_eq!(f.enrolment.standing("u"), Standing::Settled);
+    assert!(f.certificates.wanted.lock().expect("lock").is_empty());
+    f.enrolment.set_synced();
+    let table = f.enrolment.table();
+    assert!(table.settled && !table.pods["u"].enrolled);
+    assert_eq!(table.counts(), (0, 0));
+}

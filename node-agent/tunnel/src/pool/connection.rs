@@ -80,7 +80,7 @@ impl Connection {
             streams: self.streams.get(),
             stream_limit: self.limit,
             streams_total: self.streams_total.get(),
-            draining: self.is_retired(),
+            draining: !self.takes_streams(),
             tls: Arc::clone(&self.tls),
         }
     }

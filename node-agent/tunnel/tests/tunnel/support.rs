@@ -114,8 +114,8 @@ impl InboundHandler for Shared {
 pub struct Server {
     pub address: SocketAddr,
     pub handler: Rc<Handler>,
-    pub drain: watch::Sender<Drain>,
-    pub limits: ServerLimits,
+    /// Drains the connections accepted so far; see [`Server::restart`].
+    pub drain: Rc<RefCell<watch::Sender<Drain>>>,
     /// How tunnel connections ended.
     pub outcomes: Rc<RefCell<Vec<Result<ServeEnd, TunnelError>>>>,
     /// Tunnel connections accepted.
@@ -138,18 +138,18 @@ impl Server {
         let handler = Rc::new(Handler::default());
         let outcomes = Rc::new(RefCell::new(Vec::new()));
         let accepted = Rc::new(Cell::new(0));
-        let drain = watch::Sender::new(Drain::Running);
+        let drain = Rc::new(RefCell::new(watch::Sender::new(Drain::Running)));
         let cert = Arc::new(cert);
         let accepting = spawn_local({
             let (handler, outcomes) = (Rc::clone(&handler), Rc::clone(&outcomes));
-            let (drain, limits, accepted) = (drain.clone(), limits.clone(), Rc::clone(&accepted));
+            let (drain, limits, accepted) = (Rc::clone(&drain), limits, Rc::clone(&accepted));
             async move {
                 loop {
                     let (tcp, _) = listener.accept().await.unwrap();
                     accepted.set(accepted.get() + 1);
                     let (outcomes, limits) = (Rc::clone(&outcomes), limits.clone());
                     let handler = Rc::new(Shared(Rc::clone(&handler)));
-                    let (cert, shutdown) = (Arc::clone(&cert), drain.subscribe());
+                    let (cert, shutdown) = (Arc::clone(&cert), drain.borrow().subscribe());
                     spawn_local(async move {
                         let end = server::serve(tcp, cert, &limits, shutdown, handler).await;
                         outcomes.borrow_mut().push(end);
@@ -161,11 +161,18 @@ impl Server {
             address,
             handler,
             drain,
-            limits,
             outcomes,
             accepted,
             accepting,
         }
+    }
+
+    /// Ends the connections accepted so far as `mode` says; later ones are served.
+    pub fn restart(&self, mode: Drain) {
+        let old = self.drain.replace(watch::Sender::new(Drain::Running));
+        old.send(mode).unwrap();
+        // Kept: the connections watch it until they have ended.
+        std::mem::forget(old);
     }
 
     /// Reasons of the tunnel connections that failed.
@@ -190,7 +197,6 @@ impl Drop for Server {
 #[derive(Default)]
 pub struct Loopback {
     pub dials: Cell<usize>,
-    pub last: RefCell<Option<i32>>,
 }
 
 impl Dialer for Loopback {

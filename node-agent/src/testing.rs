@@ -1,0 +1,148 @@
+//! Stand-ins for the kernel and the certificate authority, for unit tests.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex};
+
+use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment};
+use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
+
+use crate::access_log::AccessLog;
+use crate::config::AccessLogFormat;
+use crate::context::{Certificates, Context, Kernel};
+use crate::metrics::Metrics;
+use crate::state::MeshState;
+
+/// A kernel that remembers who is enrolled and can be told to fail.
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    pub pods: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+    pub failing: Mutex<bool>,
+}
+
+impl FakeKernel {
+    pub fn uids(&self) -> Vec<String> {
+        self.pods.lock().expect("lock").keys().cloned().collect()
+    }
+
+    pub fn put(&self, uid: &str) {
+        self.pods
+            .lock()
+            .expect("lock")
+            .insert(uid.to_owned(), Vec::new());
+    }
+
+    pub fn clear(&self) {
+        self.pods.lock().expect("lock").clear();
+    }
+
+    pub fn fail(&self, failing: bool) {
+        *self.failing.lock().expect("lock") = failing;
+    }
+
+    fn check(&self) -> Result<(), DatapathError> {
+        if *self.failing.lock().expect("lock") {
+            Err(DatapathError::ObjectMissing)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn enrol(&self, pod: &PodAttachment<'_>) -> Result<(), DatapathError> {
+        self.check()?;
+        self.pods
+            .lock()
+            .expect("lock")
+            .insert(pod.uid.to_owned(), pod.addresses.to_vec());
+        Ok(())
+    }
+
+    fn unenrol(&self, uid: &str) -> Result<(), DatapathError> {
+        self.check()?;
+        self.pods.lock().expect("lock").remove(uid);
+        Ok(())
+    }
+
+    fn enrolled(&self) -> Result<Vec<EnrolledPod>, DatapathError> {
+        let pods = self.pods.lock().expect("lock");
+        let one = |(uid, addresses): (&String, &Vec<IpAddr>)| EnrolledPod {
+            uid: uid.clone(),
+            netns_cookie: 1,
+            addresses: addresses.clone(),
+        };
+        Ok(pods.iter().map(one).collect())
+    }
+
+    fn original_destination(&self, _: BorrowedFd<'_>) -> Result<Option<SocketAddr>, DatapathError> {
+        Ok(None)
+    }
+
+    fn set_source(&self, _: BorrowedFd<'_>, _: SocketAddr) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
+        Ok(vec![Counter {
+            reason: "captured",
+            value: 3,
+        }])
+    }
+
+    fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError> {
+        Ok(vec![MapFill {
+            map: "PODS",
+            entries: 1,
+            max_entries: 10,
+        }])
+    }
+}
+
+/// Certificates that exist once they are said to.
+#[derive(Debug, Default)]
+pub struct FakeCertificates {
+    pub issued: Mutex<HashSet<SpiffeId>>,
+    pub wanted: Mutex<HashSet<SpiffeId>>,
+}
+
+impl FakeCertificates {
+    pub fn issue(&self, id: &SpiffeId) {
+        self.issued.lock().expect("lock").insert(id.clone());
+    }
+}
+
+impl Certificates for FakeCertificates {
+    fn get(&self, _: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
+        None
+    }
+
+    fn has(&self, id: &SpiffeId) -> bool {
+        self.issued.lock().expect("lock").contains(id)
+    }
+
+    fn want(&self, id: &SpiffeId) -> Result<(), IdentityError> {
+        self.wanted.lock().expect("lock").insert(id.clone());
+        Ok(())
+    }
+
+    fn forget(&self, id: &SpiffeId) {
+        self.wanted.lock().expect("lock").remove(id);
+    }
+
+    fn list(&self) -> Vec<CertificateStatus> {
+        Vec::new()
+    }
+}
+
+/// A context over the stand-ins.
+pub fn context(kernel: Arc<FakeKernel>, certificates: Arc<FakeCertificates>) -> Arc<Context> {
+    Arc::new(Context {
+        state: Arc::new(MeshState::default()),
+        kernel,
+        certificates,
+        metrics: Arc::new(Metrics::default()),
+        access_log: AccessLog::start(AccessLogFormat::Off).expect("access log"),
+    })
+}
