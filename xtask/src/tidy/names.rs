@@ -140,10 +140,13 @@ fn production_part(text: &str) -> &str {
     text.find("\n#[cfg(test)]").map_or(text, |at| &text[..at])
 }
 
-/// `#[map] static NAME`.
+/// `#[map] static NAME`, and the map that the logging library brings.
 fn maps(file: &File) -> Vec<String> {
     let code = code_only(production_part(&file.text));
     let mut names = Vec::new();
+    if code.contains("use aya_log_ebpf") {
+        names.push("AYA_LOGS".to_owned());
+    }
     let mut lines = code.lines();
     while let Some(line) = lines.next() {
         if line.contains("#[map") || line.contains("#[btf_map") {
@@ -211,23 +214,49 @@ fn number(text: &str) -> Option<String> {
         .map(|port| port.to_string())
 }
 
-/// String literals that are a metric's whole name, in modules about metrics.
+/// String literals that are a metric's whole name, in modules about metrics. A registry with a
+/// prefix puts it before each name that is registered in it.
 fn metrics(file: &File) -> Vec<String> {
     if !file.path.contains("metrics") {
         return Vec::new();
+    }
+    let text = production_part(&file.text);
+    if let Some(prefix) = first_arguments(text, "with_prefix(").first() {
+        let registered = first_arguments(text, ".register(");
+        return registered
+            .iter()
+            .map(|name| format!("{prefix}_{name}"))
+            .collect();
     }
     let is_name = |text: &String| {
         METRIC_PREFIXES
             .iter()
             .any(|prefix| text.starts_with(prefix) && text.len() > prefix.len())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            && is_label(text)
     };
-    literals(production_part(&file.text))
-        .into_iter()
-        .filter(is_name)
-        .collect()
+    literals(text).into_iter().filter(is_name).collect()
+}
+
+fn is_label(text: &String) -> bool {
+    text.len() > 2
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// The first literal after each `call`.
+fn first_arguments(text: &str, call: &str) -> Vec<String> {
+    let code = code_only(text);
+    let mut arguments = Vec::new();
+    let mut waiting = false;
+    for (line, code) in text.lines().zip(code.lines()) {
+        waiting |= code.contains(call);
+        if waiting && let Some(literal) = literals(line).into_iter().next() {
+            arguments.push(literal);
+            waiting = false;
+        }
+    }
+    arguments
 }
 
 /// The labels of errors and refusals: what every `fn reason` can return, and the agent's own list.
@@ -241,12 +270,6 @@ fn reasons(file: &File) -> Vec<String> {
         .into_iter()
         .chain(own_list)
         .flat_map(|head| bodies(text, head));
-    let is_label = |text: &String| {
-        text.len() > 2
-            && text
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-    };
     bodies
         .flat_map(|body| literals(&body))
         .filter(is_label)
@@ -416,6 +439,16 @@ pub fn karst_sock_ops(ctx: SockOpsContext) -> u32 { 0 }
             ),
         ];
         assert_eq!(check("metric", &files), "");
+    }
+
+    #[test]
+    fn a_registry_with_a_prefix_gives_it_to_its_metrics() {
+        let text = "let r = Registry::with_prefix(\"karst_controller\");\nr.register(\n    \"xds_pushes\",\n    \"Sent\",\n);\nr.register(\"ca_issued\", \"x\");\n";
+        let names = metrics(&file("controller/src/metrics.rs", text));
+        assert_eq!(
+            names,
+            ["karst_controller_xds_pushes", "karst_controller_ca_issued"]
+        );
     }
 
     #[test]

@@ -120,15 +120,21 @@ fn is_production(path: &str) -> bool {
         && !is_generated(path)
 }
 
-/// Whether crate documentation comes before any item; attributes may come before it.
+/// Whether crate documentation comes before any item; a licence line and attributes may come
+/// before it.
 fn opens_with_doc(text: &str) -> bool {
+    let before = |line: &&str| {
+        line.is_empty() || line.starts_with("#!") || (line.starts_with("//") && !is_doc(line))
+    };
     text.lines()
         .map(str::trim)
-        .find(|line| !line.is_empty() && !line.starts_with("#!"))
-        .is_some_and(|line| {
-            line.strip_prefix("//!")
-                .is_some_and(|doc| !doc.trim().is_empty() && !doc.contains("Placeholder"))
-        })
+        .find(|line| !before(line))
+        .is_some_and(is_doc)
+}
+
+fn is_doc(line: &str) -> bool {
+    line.strip_prefix("//!")
+        .is_some_and(|doc| !doc.trim().is_empty() && !doc.contains("Placeholder"))
 }
 
 fn has_word(line: &str, word: &str) -> bool {
@@ -266,6 +272,10 @@ mod tests {
             of("node-agent/src/main.rs", "fn main() {}\n//! late\n").contains("opens with //!")
         );
         assert!(of("node-agent/src/main.rs", "//! Placeholder.\n").contains("opens with //!"));
+        assert!(
+            of("node-agent/src/main.rs", "// A comment.\nfn main() {}\n")
+                .contains("opens with //!")
+        );
         assert_eq!(
             of(
                 "ebpf/programs/src/main.rs",
