@@ -11,7 +11,8 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set,
+    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_skc_to_tcp_sock,
+    bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::{debug, warn};
@@ -24,6 +25,10 @@ use karst_bpf_common::{CounterId, OUTBOUND_PORT};
 use crate::context::{field, netns_cookie, ops_ends, ops_local_port, ops_socket};
 use crate::maps::{AUTH, POD_ADDRESSES, PODS, PUBLISHED, count, write_seq_offset};
 use crate::state;
+
+/// Of asm-generic/socket.h.
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
 
 /// Second argument of a state change: the new state.
 const NEW_STATE: usize = offset_of!(bpf_sock_ops, __bindgen_anon_1) + 4;
@@ -181,6 +186,7 @@ fn probe_accepted(ctx: &SockOpsContext, client: u32) {
         count(CounterId::ProbeVerified);
     } else {
         count(CounterId::ProbeForged);
+        cut_off(ctx);
         warn!(
             ctx,
             "probe_forged: {:i} port {} reached {:i} port {} on a probe's tuple with a sequence number that is not the probe's",
@@ -190,6 +196,23 @@ fn probe_accepted(ctx: &SockOpsContext, client: u32) {
             local.port
         );
     }
+}
+
+/// Nothing here can reset a connection, but one bound to loopback hears no packet from outside
+/// any more, and the forger's next one is answered with a reset.
+#[inline(always)]
+fn cut_off(ctx: &SockOpsContext) {
+    let mut device = *b"lo\0";
+    // SAFETY: the helper takes the program's own context and reads the name given.
+    unsafe {
+        bpf_setsockopt(
+            ctx.as_ptr(),
+            SOL_SOCKET,
+            SO_BINDTODEVICE,
+            device.as_mut_ptr().cast(),
+            device.len() as i32,
+        )
+    };
 }
 
 /// A probe that never got through (refused, timed out, abandoned) takes its entry along.

@@ -201,6 +201,22 @@ impl World {
         ip(&["-n", &node, "link", "set", &port, "down"])
     }
 
+    /// Takes the node's address from it and gives it to `host`; `peer` is on the wire again.
+    pub fn hand_over_node_address(&self, host: Host, peer: Host) -> Result<()> {
+        let node = self.netns_name(Host::Node);
+        let address = format!("{NODE_V4}/24");
+        ip(&["-n", &node, "addr", "del", &address, "dev", "br0"])?;
+        ip(&[
+            "-n",
+            &node,
+            "link",
+            "set",
+            &format!("v{}", peer.suffix()),
+            "up",
+        ])?;
+        self.add_address(host, Host::Node.v4())
+    }
+
     /// Deletes the node's cgroups and makes them again.
     pub fn remake_cgroups(&self) -> Result<()> {
         place::remove_cgroups(&self.config.node_cgroup);

@@ -1,7 +1,7 @@
 //! A probe of the node reaches the application past the agent; nothing that only looks like one
 //! does.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
@@ -86,6 +86,45 @@ fn a_pod_with_the_nodes_address_is_steered() -> Result<()> {
     })?;
     ensure!(accept(&app, QUIET)?.is_none(), "the application got it");
     ensure!(counter(&datapath, "probe_passed")? == 0);
+    Ok(())
+}
+
+/// The worst case: a machine that takes the node's address over while a probe's SYN is on its
+/// way, and uses the very same ports. Only the sequence number tells it from the probe.
+#[test]
+fn a_forged_probe_is_cut_off() -> Result<()> {
+    let (world, datapath, _agent, app) = enrolled()?;
+    let to = SocketAddr::new(Host::B.v4(), PORT);
+    world.cut_off(Host::B)?;
+    let probe = world.app(Host::Node)?.run(|| {
+        let probe = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        probe.set_nonblocking(true)?;
+        let pending = probe
+            .connect(&to.into())
+            .err()
+            .and_then(|error| error.raw_os_error());
+        ensure!(
+            pending == Some(nix::errno::Errno::EINPROGRESS as i32),
+            "{pending:?}"
+        );
+        Ok(probe)
+    })??;
+    ensure!(counter(&datapath, "probe_authorised")? == 1);
+    let taken = probe.local_addr()?;
+    world.hand_over_node_address(Host::Stranger, Host::B)?;
+    let forger = world.app(Host::Stranger)?.run(|| {
+        let forger = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        forger.bind(&taken)?;
+        forger.connect_timeout(&to.into(), PATIENCE)?;
+        std::io::Result::Ok(TcpStream::from(forger))
+    })??;
+    let (mut accepted, _) = accept(&app, PATIENCE)?.context("the tuple did not let it in")?;
+    ensure!(counter(&datapath, "probe_forged")? == 1);
+    ensure!(counter(&datapath, "probe_verified")? == 0);
+    (&forger).write_all(b"let me in")?;
+    accepted.set_read_timeout(Some(QUIET))?;
+    let read = accepted.read(&mut [0; 16]);
+    ensure!(read.is_err(), "the application heard the forger: {read:?}");
     Ok(())
 }
 
