@@ -5,23 +5,19 @@
 //! bpf-linker. Two toolchains will do: a rustup nightly with rust-src, or Debian's rustc-web
 //! with rust-web-src, which is a release compiler told to accept nightly features.
 
-use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
+
+use crate::setup::{BpfCompiler, bpf_linker};
+use crate::workspace::Workspace;
 
 /// The package that holds the programs, and its binary.
 const PACKAGE: &str = "karst-bpf-programs";
 const BINARY: &str = "karst";
 const TARGET: &str = "bpfel-unknown-none";
-
-/// Debian's compiler, its library sources and the version knob that unlocks nightly features.
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
-const DEBIAN_SOURCES: &str = "/usr/lib/rustlib/src/rust/library/core";
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -38,27 +34,25 @@ pub fn run(args: &Args) -> Result<()> {
     if args.verify { verify(&object) } else { Ok(()) }
 }
 
-/// A compiler that can build for BPF.
-struct Toolchain {
-    description: String,
-    /// Environment of the cargo that uses it.
-    environment: Vec<(&'static str, OsString)>,
-}
-
 /// Builds the object and returns where it is.
 pub fn build() -> Result<PathBuf> {
-    let root = workspace_root()?;
-    let toolchain = find_toolchain()?;
-    let linker = find_linker(&root)?;
+    let workspace = Workspace::locate()?;
+    let root = workspace.root();
+    let compiler = BpfCompiler::find().context(
+        "no compiler for BPF: neither a rustup nightly with rust-src nor Debian's rustc-web with \
+         rust-web-src is installed; run `cargo xtask setup`",
+    )?;
+    let linker =
+        bpf_linker(&workspace).context("bpf-linker is not installed; run `cargo xtask setup`")?;
     println!(
         "building the BPF programs with {} and {}",
-        toolchain.description,
+        compiler.rustc.display(),
         linker.display()
     );
     // A folder of its own: it must not wait for, nor hold, the lock of the ordinary build.
     let target_dir = root.join("target/bpf-build");
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(&root)
+    let status = workspace
+        .cargo()
         .args(["build", "--quiet", "--profile", "bpf", "--package", PACKAGE])
         .args(["--target", TARGET, "-Z", "build-std=core"])
         .env("CARGO_TARGET_DIR", &target_dir)
@@ -70,7 +64,9 @@ pub fn build() -> Result<PathBuf> {
         )
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .envs(toolchain.environment)
+        .env("RUSTC", &compiler.rustc)
+        // Unlocks -Z and nightly features where compiler or cargo are release ones.
+        .env("RUSTC_BOOTSTRAP", "1")
         .status()
         .context("run cargo")?;
     ensure!(status.success(), "the BPF programs do not compile");
@@ -92,60 +88,6 @@ fn publish(built: &Path, object: &Path) -> Result<()> {
     let new = object.with_extension("new");
     fs::write(&new, bytes).with_context(|| format!("write {}", new.display()))?;
     fs::rename(&new, object).with_context(|| format!("write {}", object.display()))
-}
-
-fn workspace_root() -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    Ok(root.context("xtask has no parent folder")?.to_owned())
-}
-
-fn find_toolchain() -> Result<Toolchain> {
-    if let Some(sysroot) = nightly_sysroot() {
-        return Ok(Toolchain {
-            description: "the rustup nightly".to_owned(),
-            environment: vec![
-                ("RUSTC", sysroot.join("bin/rustc").into()),
-                // For cargo, which may be a release one and then refuses -Z.
-                ("RUSTC_BOOTSTRAP", "1".into()),
-            ],
-        });
-    }
-    if Path::new(DEBIAN_RUSTC).exists() && Path::new(DEBIAN_SOURCES).exists() {
-        return Ok(Toolchain {
-            description: format!("Debian's {DEBIAN_RUSTC}"),
-            environment: vec![
-                ("RUSTC", DEBIAN_RUSTC.into()),
-                ("RUSTC_BOOTSTRAP", "1".into()),
-            ],
-        });
-    }
-    bail!(
-        "no compiler for BPF: neither a rustup nightly with rust-src nor Debian's rustc-web with \
-         rust-web-src is installed; run `cargo xtask setup`"
-    )
-}
-
-/// The folder of the rustup nightly, if it has the library sources.
-fn nightly_sysroot() -> Option<PathBuf> {
-    let output = Command::new("rustup")
-        .args(["run", "nightly", "rustc", "--print", "sysroot"])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let sysroot = PathBuf::from(text.trim_end());
-    let sources = sysroot.join("lib/rustlib/src/rust/library/core");
-    (output.status.success() && sources.exists()).then_some(sysroot)
-}
-
-/// The folder of our own tools comes first.
-fn find_linker(root: &Path) -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let own = root.join("target/tools/bin");
-    let folders = std::iter::once(own).chain(env::split_paths(&path));
-    folders
-        .map(|folder| folder.join("bpf-linker"))
-        .find(|linker| linker.is_file())
-        .context("bpf-linker is not installed; run `cargo xtask setup`")
 }
 
 /// Shows what the verifier of the running kernel made of each program.

@@ -237,7 +237,7 @@ fn metrics(file: &File) -> Vec<String> {
     literals(text).into_iter().filter(is_name).collect()
 }
 
-fn is_label(text: &String) -> bool {
+fn is_label(text: &str) -> bool {
     text.len() > 2
         && text
             .chars()
@@ -272,7 +272,7 @@ fn reasons(file: &File) -> Vec<String> {
         .flat_map(|head| bodies(text, head));
     bodies
         .flat_map(|body| literals(&body))
-        .filter(is_label)
+        .filter(|text| is_label(text))
         .collect()
 }
 
