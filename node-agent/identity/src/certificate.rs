@@ -128,7 +128,7 @@ impl WorkloadCertificate {
         key.keys_match()
             .map_err(|error| unusable(format!("the key is not the certificate's: {error}")))?;
         let key = Arc::new(key);
-        let server = tls::server_config(&key, &roots)
+        let server = tls::server_config(&key, &roots, id.trust_domain())
             .map_err(|error| unusable(format!("server configuration: {error}")))?;
         Ok(Self {
             id,

@@ -9,11 +9,12 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError,
-    RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError,
+    OtherError, RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -55,15 +56,20 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 pub(crate) fn server_config(
     key: &Arc<CertifiedKey>,
     roots: &Arc<RootCertStore>,
+    trust_domain: &str,
 ) -> Result<ServerConfig, TlsError> {
     let provider = provider();
-    let verifier =
+    let chain =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(&provider))
             .build()
             .map_err(|error| TlsError::General(error.to_string()))?;
+    let verifier = ClientVerifier {
+        chain,
+        trust_domain: trust_domain.into(),
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(key))));
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new()?;
@@ -152,6 +158,66 @@ impl ServerCertVerifier for PeerVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies a client by its chain, and that it names one workload of our trust domain.
+///
+/// [`crate::peer_identity`] checks the latter again after every handshake; here it is so that
+/// the client gets an alert instead of a connection that ends without a word.
+#[derive(Debug)]
+struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domain: Box<str>,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)?;
+        let peer = uri_identity(end_entity).map_err(into_tls)?;
+        if peer.trust_domain() != &*self.trust_domain {
+            let expected = self.trust_domain.to_string();
+            return Err(into_tls(IdentityError::TrustDomainMismatch {
+                peer,
+                expected,
+            }));
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.chain
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.chain
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
     }
 }
 

@@ -217,7 +217,8 @@ impl Pool {
             let Some(config) = pool.upgrade().map(|inner| inner.borrow().config.clone()) else {
                 return;
             };
-            let dialed = connection::establish(&config, &key, &*dial, &cert).await;
+            // Boxed: a handshake's state is several KiB that the connection shall not keep.
+            let dialed = Box::pin(connection::establish(&config, &key, &*dial, &cert)).await;
             let Some(inner) = pool.upgrade() else {
                 return;
             };

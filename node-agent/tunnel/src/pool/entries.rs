@@ -175,3 +175,10 @@ impl Inner {
         connections.collect()
     }
 }
+
+impl Drop for Inner {
+    /// Nobody can open streams any more: the connections end with those they have.
+    fn drop(&mut self) {
+        self.retain(|_| false);
+    }
+}
