@@ -154,8 +154,11 @@ fn authorise(ctx: &SockOpsContext, socket: *mut bpf_sock, state: &mut SocketStat
         padding: 0,
     };
     // Asked for before the entry exists: an entry nobody is told to remove must not be made.
+    // What other programs asked for on this socket stays asked for.
+    let asked = field::<{ offset_of!(bpf_sock_ops, bpf_sock_ops_cb_flags) }>(ctx.as_ptr());
+    let wanted = asked | BPF_SOCK_OPS_STATE_CB_FLAG;
     // SAFETY: the helper takes the program's own context.
-    let watching = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    let watching = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, wanted as i32) };
     let tuple = Tuple {
         source: local,
         destination: remote,

@@ -183,6 +183,6 @@ mod tests {
     #[test]
     fn the_running_kernel_has_the_field() {
         let offset = write_seq_offset().unwrap();
-        assert!(offset > 0 && offset % 4 == 0, "{offset}");
+        assert!(offset > 0 && offset.is_multiple_of(4), "{offset}");
     }
 }

@@ -250,9 +250,16 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
         &self.raw
     }
 
+    /// Once or twice a connection, so it allocates nothing.
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>, DatapathError> {
-        let value = self.raw.lookup(sys::bytes_of(key))?;
-        Ok(value.and_then(|bytes| sys::from_bytes(&bytes)))
+        let raw = &self.raw;
+        // A per-CPU map writes more than one value.
+        raw.check_size(size_of::<V>(), raw.lookup_bytes)?;
+        let mut value = sys::zeroed::<V>();
+        let bytes = sys::bytes_of_mut(&mut value);
+        let found = sys::map_lookup(raw.fd.as_fd(), sys::bytes_of(key), bytes);
+        let found = found.map_err(raw.spec.failed("read"))?;
+        Ok(found.then_some(value))
     }
 
     /// One value for each CPU.

@@ -13,7 +13,7 @@ use crate::error::DatapathError;
 use crate::links::{self, Hook};
 use crate::node::Datapath;
 use crate::pins::escape;
-use crate::sys::{AttachType, LinkTarget};
+use crate::sys::{self, AttachType, LinkTarget};
 
 impl Datapath {
     /// Enrols a pod: from its return on, new connections of the pod are captured and new inbound
@@ -83,6 +83,7 @@ impl Datapath {
         };
         let link = self.pins.sk_lookup(&file_name(pod.uid)?);
         links::attach(&self.pins, &link, &hook, self.sk_lookup.as_fd())?;
+        warn_of_others(pod);
         for ip in [value.v4, value.v6] {
             if !ip.is_unspecified() {
                 let set = self.maps.addresses.try_set(&ip, &cookie);
@@ -182,6 +183,20 @@ impl Datapath {
                 source: error,
             },
         }
+    }
+}
+
+/// Another program in the pod's namespace can choose a socket where ours refuses.
+fn warn_of_others(pod: &PodAttachment<'_>) {
+    let attached = sys::attached_programs(pod.netns.as_fd(), AttachType::SkLookup);
+    if let Ok(programs) = attached
+        && programs.len() > 1
+    {
+        tracing::warn!(
+            pod.uid,
+            programs = programs.len(),
+            "another sk_lookup program is attached to the pod's network namespace; inbound connections may reach the application past the mesh"
+        );
     }
 }
 

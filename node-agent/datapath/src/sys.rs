@@ -240,12 +240,12 @@ pub(crate) fn bytes_of<T: Pod>(value: &T) -> &[u8] {
     unsafe { slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
 }
 
-fn bytes_of_mut<T: Pod>(value: &mut T) -> &mut [u8] {
+pub(crate) fn bytes_of_mut<T: Pod>(value: &mut T) -> &mut [u8] {
     // SAFETY: as in `bytes_of`, and every bit pattern is a valid `T`.
     unsafe { slice::from_raw_parts_mut(std::ptr::from_mut(value).cast::<u8>(), size_of::<T>()) }
 }
 
-fn zeroed<T: Pod>() -> T {
+pub(crate) fn zeroed<T: Pod>() -> T {
     // SAFETY: every bit pattern of a `Pod` is valid, all zeroes too.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
@@ -478,14 +478,15 @@ pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     Ok(ProgramInfo { raw, map_ids })
 }
 
-/// Ids of the programs attached to a cgroup at one hook, whoever attached them.
+/// Ids of the programs attached to a cgroup or network namespace at one hook, whoever attached
+/// them.
 pub(crate) fn attached_programs(
-    cgroup: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
     attach_type: AttachType,
 ) -> io::Result<Vec<u32>> {
     let mut ids = vec![0u32; LISTED];
     let mut attr = QueryAttr {
-        target: raw(cgroup),
+        target: raw(target),
         attach_type: attach_type as u32,
         query_flags: 0,
         attach_flags: 0,
