@@ -12,7 +12,7 @@ pub fn render(items: &[Value], columns: &[Column], nothing: &str) -> String {
         return format!("{nothing}\n");
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     // Never wrapped: a row is a line, so that grep and awk work.
     table.set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(columns.iter().map(|(heading, _)| *heading));

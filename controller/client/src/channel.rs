@@ -100,6 +100,12 @@ impl Controller {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// The connection itself, for other services of the controller.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// A request that carries the token which the token file holds now.
     ///
     /// # Errors

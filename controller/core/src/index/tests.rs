@@ -1,1 +1,9 @@
-//! Tests.
+//! Objects in, resources out: table-driven tests of the whole core.
+
+mod endpoints;
+mod incremental;
+mod modes;
+mod objects;
+mod pods;
+mod services;
+mod support;

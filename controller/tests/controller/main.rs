@@ -1,0 +1,15 @@
+//! Runs the real controller on the loopback interface and talks to it as agents do.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that meets something unexpected has failed"
+)]
+
+mod access;
+mod ca;
+mod discovery;
+mod harness;
+mod process;
+mod source;
+mod stream;
