@@ -33,6 +33,9 @@ const BACKOFF_INITIAL: Duration = Duration::from_millis(250);
 /// Longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
+/// Label of a pod that waits for its certificate.
+const NO_CERTIFICATE: &str = "no_certificate";
+
 /// What the controller says of a pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePod {
@@ -83,7 +86,7 @@ pub struct Problem {
 }
 
 /// One pod, for the admin socket and metrics.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct PodView {
     /// Kubernetes uid.
     pub uid: Arc<str>,
@@ -103,8 +106,16 @@ pub struct PodView {
     pub enrolled: bool,
     /// What stands in the way.
     pub problem: Option<Problem>,
-    /// Live connections.
-    pub connections: usize,
+    /// Live connections, counted when it is read.
+    #[serde(serialize_with = "count_connections")]
+    pub connections: Option<Arc<Pod>>,
+}
+
+fn count_connections<S: serde::Serializer>(
+    pod: &Option<Arc<Pod>>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    s.serialize_u64(pod.as_ref().map_or(0, |p| p.connections() as u64))
 }
 
 /// All pods registered on this node.
@@ -211,6 +222,12 @@ impl<W: Workers> Enrolment<W> {
         }
     }
 
+    /// A certificate was issued: pods that wait for one need not wait longer.
+    pub fn note_certificates(&mut self) {
+        self.failing
+            .retain(|_, f| f.problem.reason != NO_CERTIFICATE);
+    }
+
     /// The controller's list is complete: what is not in it is not wanted.
     pub fn set_synced(&mut self) {
         if self.node_pods.is_none() {
@@ -300,7 +317,14 @@ impl<W: Workers> Enrolment<W> {
         let wait = BACKOFF_INITIAL
             .saturating_mul(1 << attempts.min(10))
             .min(BACKOFF_MAX);
-        if self.failing.get(uid).is_none_or(|f| f.problem != problem) {
+        // The first look for a certificate always comes too early.
+        let expected = attempts == 0 && problem.reason == NO_CERTIFICATE;
+        if !expected
+            && self
+                .failing
+                .get(uid)
+                .is_none_or(|f| f.problem != problem || attempts == 1)
+        {
             tracing::warn!(
                 pod.uid = &**uid,
                 reason = problem.reason,
@@ -395,7 +419,7 @@ impl<W: Workers> Enrolment<W> {
             let message = known.map(|c| c.message).filter(|m| !m.is_empty());
             let message = message.unwrap_or_else(|| "waiting for the certificate".to_owned());
             return Err(Problem {
-                reason: "no_certificate",
+                reason: NO_CERTIFICATE,
                 message,
             });
         }
@@ -415,12 +439,12 @@ impl<W: Workers> Enrolment<W> {
             identity,
             addresses: sandbox.addresses.clone(),
         };
-        let listeners =
-            Listeners::open(&netns, &spec.addresses, self.workers.count()).map_err(|e| {
-                Problem {
-                    reason: "listen_failed",
-                    message: e.to_string(),
-                }
+        let listeners = self
+            .workers
+            .listen(&netns, &spec.addresses)
+            .map_err(|e| Problem {
+                reason: "listen_failed",
+                message: e.to_string(),
             })?;
         let pod = Arc::new(Pod::new(spec, netns));
         let first = listeners.first().map_or(&[][..], |l| &l.plaintext);
@@ -503,7 +527,7 @@ impl<W: Workers> Enrolment<W> {
                 identity,
                 enrolled: running.is_some() && self.in_kernel.contains(uid),
                 problem: self.failing.get(uid).map(|f| f.problem.clone()),
-                connections: running.map_or(0, |p| p.connections()),
+                connections: running.cloned(),
             }
         };
         let pods = self
@@ -512,10 +536,9 @@ impl<W: Workers> Enrolment<W> {
             .map(|s| (Arc::clone(&s.pod_uid), view(s)))
             .collect();
         // What was captured when we came must be served again before we are ready.
-        let adopted = self
-            .in_kernel
-            .iter()
-            .all(|uid| self.running.contains_key(uid));
+        let adopted = self.in_kernel.iter().all(|uid| {
+            self.running.contains_key(uid) || matches!(self.wanted(uid), Wanted::Unlisted)
+        });
         PodTable {
             pods,
             settled: self.node_pods.is_some() && adopted,

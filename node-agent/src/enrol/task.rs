@@ -103,7 +103,7 @@ impl<W: Workers> EnrolmentTask<W> {
                     None => return,
                 },
                 // The sender lives as long as the process.
-                Ok(()) = self.certificates.changed() => {}
+                Ok(()) = self.certificates.changed() => self.enrolment.note_certificates(),
                 _ = refresh.tick() => self.enrolment.refresh(),
                 () = sleep => {}
             }
@@ -151,7 +151,11 @@ impl<W: Workers> EnrolmentTask<W> {
                 answer(reply, done);
             }
             Event::NodePods(changes) => self.enrolment.update_node_pods(changes),
-            Event::Synced => self.enrolment.set_synced(),
+            Event::Synced => {
+                self.enrolment.set_synced();
+                // Now pods that ended while no agent looked can be told.
+                self.enrolment.refresh();
+            }
         }
     }
 

@@ -28,7 +28,7 @@ use crate::worker::LocalPod;
 /// other and side by side.
 pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let worker = Rc::clone(&local.worker);
-    let mut flow = Flow::new(&local.pod, Direction::Inbound);
+    let mut flow = tunnel_flow(&local);
     flow.source.addr = Some(from);
     flow.destination.addr = stream.local_addr().ok();
     let Some(certificate) = worker.context.certificates.get(&local.pod.identity) else {
@@ -45,6 +45,10 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
             let requests = end.requests;
             tracing::debug!(peer = %end.peer, cause = ?end.cause, requests, "tunnel ended");
         }
+        // Connections come and go, scanners look in: the network's business.
+        Err(error @ (TunnelError::Io { .. } | TunnelError::PingTimeout { .. })) => {
+            tracing::debug!(%error, reason = error.reason(), src.addr = %from, "tunnel broke");
+        }
         Err(error) => {
             flow.refuse(
                 &worker,
@@ -54,6 +58,15 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     }
 }
 
+/// What is known of anything that comes to a pod's tunnel listener.
+fn tunnel_flow(local: &LocalPod) -> Flow {
+    let mut flow = Flow::new(&local.pod, Direction::Inbound);
+    flow.security = Security::MutualTls;
+    flow.destination.identity = Some(local.pod.identity.clone());
+    flow.destination.workload = local.worker.context.state.workload(&local.pod.workload_uid);
+    flow
+}
+
 struct Handler {
     local: Rc<LocalPod>,
 }
@@ -61,12 +74,10 @@ struct Handler {
 impl InboundHandler for Handler {
     async fn connect(&self, request: ConnectRequest) -> Result<Accepted, Refusal> {
         let local = &self.local;
-        let mut flow = Flow::new(&local.pod, Direction::Inbound);
-        flow.security = Security::MutualTls;
+        let mut flow = tunnel_flow(local);
         flow.hbone_addr = Some(request.local_addr);
         flow.source.addr = Some(client(local, &request));
         flow.source.identity = Some(request.peer.clone());
-        flow.destination.identity = Some(local.pod.identity.clone());
         match open(local, &request, &mut flow).await {
             Ok((upstream, permit)) => Ok(accept(local, request, flow, upstream, permit)),
             Err(refused) => {
@@ -81,11 +92,9 @@ impl InboundHandler for Handler {
     }
 
     fn refused(&self, peer: &SpiffeId, peer_addr: SocketAddr, error: &TunnelError) {
-        let mut flow = Flow::new(&self.local.pod, Direction::Inbound);
-        flow.security = Security::MutualTls;
+        let mut flow = tunnel_flow(&self.local);
         flow.source.addr = Some(peer_addr);
         flow.source.identity = Some(peer.clone());
-        flow.destination.identity = Some(self.local.pod.identity.clone());
         flow.refuse(
             &self.local.worker,
             Refused::because(Reason::Other(error.reason()), error),
