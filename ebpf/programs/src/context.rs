@@ -3,7 +3,6 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops};
@@ -30,6 +29,20 @@ pub fn field<const OFFSET: usize>(ctx: *mut c_void) -> u32 {
     value as u32
 }
 
+/// Sets the context field at byte `OFFSET`.
+///
+/// In assembly because LLVM merges neighbouring stores into one of 8 bytes, which the verifier
+/// refuses ("invalid bpf_context access").
+#[inline(always)]
+fn set_field<const OFFSET: usize>(ctx: *mut c_void, value: u32) {
+    // SAFETY: a 4-byte store to a context field; the verifier checks pointer, offset and that
+    // the field may be written.
+    unsafe {
+        asm!("*(u32 *)({0} + {1}) = {2}", in(reg) ctx, const OFFSET, in(reg) u64::from(value),
+            options(nostack, preserves_flags));
+    }
+}
+
 /// Cookie of the namespace the socket lives in.
 #[inline(always)]
 pub fn netns_cookie(ctx: &impl EbpfContext) -> u64 {
@@ -39,8 +52,10 @@ pub fn netns_cookie(ctx: &impl EbpfContext) -> u64 {
 
 #[inline(always)]
 pub fn addr_socket(ctx: &SockAddrContext) -> *mut bpf_sock {
-    // SAFETY: the context outlives the program; every view of this union is the socket pointer.
-    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+    // SAFETY: the context outlives the program.
+    let fields = unsafe { &*ctx.sock_addr };
+    // SAFETY: every view of this union is the socket pointer.
+    unsafe { fields.__bindgen_anon_1.sk }
 }
 
 #[inline(always)]
@@ -68,36 +83,33 @@ pub fn addr_port(ctx: &SockAddrContext) -> u16 {
 
 #[inline(always)]
 pub fn set_addr_v4(ctx: &SockAddrContext, to: &Endpoint) {
-    // SAFETY: a 4-byte store to a writable context field.
-    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, to.ip.0[3]) };
+    set_field::<{ offset_of!(bpf_sock_addr, user_ip4) }>(ctx.as_ptr(), to.ip.0[3]);
     set_addr_port(ctx, to.port);
 }
 
 #[inline(always)]
 pub fn set_addr_v6(ctx: &SockAddrContext, to: &Endpoint) {
-    // One volatile store each: LLVM would merge neighbours into 8 bytes.
-    // SAFETY: a 4-byte store to a writable context field.
-    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[0], to.ip.0[0]) };
-    // SAFETY: a 4-byte store to a writable context field.
-    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[1], to.ip.0[1]) };
-    // SAFETY: a 4-byte store to a writable context field.
-    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[2], to.ip.0[2]) };
-    // SAFETY: a 4-byte store to a writable context field.
-    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[3], to.ip.0[3]) };
+    const IP: usize = offset_of!(bpf_sock_addr, user_ip6);
+    let c = ctx.as_ptr();
+    set_field::<IP>(c, to.ip.0[0]);
+    set_field::<{ IP + 4 }>(c, to.ip.0[1]);
+    set_field::<{ IP + 8 }>(c, to.ip.0[2]);
+    set_field::<{ IP + 12 }>(c, to.ip.0[3]);
     set_addr_port(ctx, to.port);
 }
 
 #[inline(always)]
 fn set_addr_port(ctx: &SockAddrContext, port: u16) {
     let port = u32::from(port.to_be());
-    // SAFETY: a 4-byte store to a writable context field.
-    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, port) };
+    set_field::<{ offset_of!(bpf_sock_addr, user_port) }>(ctx.as_ptr(), port);
 }
 
 #[inline(always)]
 pub fn ops_socket(ctx: &SockOpsContext) -> *mut bpf_sock {
-    // SAFETY: the context outlives the program; every view of this union is the socket pointer.
-    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+    // SAFETY: the context outlives the program.
+    let fields = unsafe { &*ctx.ops };
+    // SAFETY: every view of this union is the socket pointer.
+    unsafe { fields.__bindgen_anon_2.sk }
 }
 
 /// Local and remote end of a `sock_ops` socket.

@@ -8,6 +8,14 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    unsafe_code,
+    reason = "kernel helpers, contexts and map values are raw pointers, checked by the verifier"
+)]
+#![expect(
+    missing_docs,
+    reason = "aya's macros make public functions without the documentation of ours"
+)]
 
 mod connect;
 mod context;
