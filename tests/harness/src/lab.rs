@@ -658,6 +658,15 @@ impl Lab {
         })
     }
 
+    /// Starts a node's agent, if it does not run, without waiting for it.
+    pub fn spawn_agent(&self, node: &str) -> Result<()> {
+        self.change(|state| {
+            state.node_number(node)?;
+            self.keep(mesh::spawn_agent(&self.paths, state, node)?);
+            Ok(())
+        })
+    }
+
     /// The process id of a node's agent.
     pub fn agent_pid(&self, node: &str) -> Result<u32> {
         mesh::agent_pid(&self.paths, node)?.with_context(|| format!("{node} has no running agent"))

@@ -4,6 +4,7 @@
 //!
 //! Start with [`World`]; `scenario` has what is tried with and without a mesh alike.
 
+pub mod attacker;
 mod chat;
 mod evidence;
 pub mod scenario;

@@ -1,0 +1,344 @@
+//! What happens when parts of the mesh die, vanish or change under it: enrolled pods are never
+//! let out in the clear, others notice nothing, and all is as before once the part is back.
+
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use karst_harness::{Mesh, until};
+use karst_lab_tests::attacker::{self, HBONE, Signer, Validity};
+use karst_lab_tests::scenario::{self, port};
+use karst_lab_tests::{AMBIENT, Chat, Refusal, World, access_records, manifest};
+use serde_json::Value;
+
+const CLIENT: &str = "mesh/client";
+const SERVER: &str = "mesh/server";
+
+/// What `karst inspect` shows of the kernel, less what counts or names a program's load.
+fn kernel_view(world: &World, node: &str) -> Result<(Value, Value)> {
+    let show = |what: &str| -> Result<Value> {
+        let output = world.lab.inspect(node, &[what, "show", "-j"])?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let mut links = show("link")?;
+    for link in links.as_array_mut().context("links are no list")? {
+        let fields = link.as_object_mut().context("a link is no object")?;
+        // A new agent brings its own programs; the links stay and are pointed at them.
+        fields.remove("program_id");
+    }
+    Ok((links, show("pod")?))
+}
+
+#[test]
+fn a_killed_agent_fails_closed_and_its_successor_adopts() -> Result<()> {
+    let world = World::up("kill", Mesh::On)?;
+    let lab = &world.lab;
+    let at = world.at(SERVER, port::ECHO)?;
+    let before = (kernel_view(&world, "node1")?, kernel_view(&world, "node2")?);
+    ensure!(
+        before.0.0.as_array().is_some_and(|links| !links.is_empty()),
+        "nothing is attached"
+    );
+    let mut outside = Chat::open(lab, "plain/client", &world.at("plain/server", port::ECHO)?)?;
+
+    lab.kill_agent("node1")?;
+    for dial in [
+        at.clone(),
+        world.at6(SERVER, port::ECHO)?,
+        world.at("plain/server", port::ECHO)?,
+    ] {
+        let refused = world.app(CLIENT, &["connect", &dial])?;
+        ensure!(
+            refused["kind"] == "ConnectionRefused",
+            "not refused: {refused}"
+        );
+    }
+    outside.say("nobody here needs an agent")?;
+    world.app_ok(
+        "plain/client",
+        &[
+            "connect",
+            &world.at("plain/server", port::ECHO)?,
+            "--send",
+            "x",
+            "--read-lines",
+            "1",
+        ],
+    )?;
+    // Towards an enrolled pod of the node without an agent nothing gets through either, not
+    // even to an application that listens.
+    let leaked = world.app(
+        "plain/client",
+        &[
+            "connect",
+            &world.at("mesh/near", port::ECHO)?,
+            "--send",
+            "x",
+            "--read-lines",
+            "1",
+            "--limit-ms",
+            "1500",
+        ],
+    )?;
+    ensure!(leaked["ok"] == false, "the application answered: {leaked}");
+    // The kernel still knows its pods with nobody to ask.
+    ensure!(
+        kernel_view(&world, "node1")? == before.0,
+        "the dead agent's pins changed"
+    );
+    ensure!(
+        lab.status()?
+            .pods
+            .iter()
+            .any(|pod| pod.name == "client" && pod.namespace == "mesh" && pod.enrolled)
+    );
+
+    lab.start_agent("node1")?;
+    until("traffic to flow again", Duration::from_secs(30), || {
+        world
+            .app_ok(
+                CLIENT,
+                &["connect", &at, "--send", "x", "--read-lines", "1"],
+            )
+            .map(drop)
+    })?;
+    world.app_ok(
+        "plain/client",
+        &[
+            "connect",
+            &world.at("mesh/near", port::ECHO)?,
+            "--send",
+            "x",
+            "--read-lines",
+            "1",
+        ],
+    )?;
+    ensure!(
+        kernel_view(&world, "node1")? == before.0,
+        "not as before: {} was {}",
+        kernel_view(&world, "node1")?.0,
+        before.0.0
+    );
+    ensure!(
+        kernel_view(&world, "node2")? == before.1,
+        "the other node changed"
+    );
+    once_attached(&world, "node1")?;
+    outside.end()
+}
+
+/// No hook of the node's cgroup has two programs of ours.
+fn once_attached(world: &World, node: &str) -> Result<()> {
+    let output = world.lab.inspect(node, &["link", "show", "-j"])?;
+    let links: Value = serde_json::from_slice(&output.stdout)?;
+    let mut hooks = std::collections::BTreeMap::new();
+    for link in links.as_array().context("links are no list")? {
+        let hook = format!(
+            "{} {} {}",
+            link["attach_type"], link["cgroup_id"], link["netns_ino"]
+        );
+        *hooks.entry(hook).or_insert(0) += 1;
+    }
+    ensure!(
+        hooks.values().all(|count| *count == 1),
+        "attached twice: {hooks:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_asked_to_end_leaves_enrolled_pods_closed() -> Result<()> {
+    let world = World::up("term", Mesh::On)?;
+    let before = kernel_view(&world, "node1")?;
+    world.lab.stop_agent("node1")?;
+    let refused = world.app(CLIENT, &["connect", &world.at(SERVER, port::ECHO)?])?;
+    ensure!(
+        refused["kind"] == "ConnectionRefused",
+        "not refused: {refused}"
+    );
+    world.lab.start_agent("node1")?;
+    world.app_ok(
+        CLIENT,
+        &[
+            "connect",
+            &world.at(SERVER, port::ECHO)?,
+            "--send",
+            "x",
+            "--read-lines",
+            "1",
+        ],
+    )?;
+    ensure!(kernel_view(&world, "node1")? == before, "not as before");
+    Ok(())
+}
+
+#[test]
+fn the_data_plane_goes_on_without_a_controller() -> Result<()> {
+    let world = World::up("ctrl", Mesh::On)?;
+    let lab = &world.lab;
+    let at = world.at(SERVER, port::ECHO)?;
+    let mut chat = Chat::open(lab, CLIENT, &at)?;
+    lab.stop_controller()?;
+    chat.say("still here")?;
+    world.app_ok(CLIENT, &["storm", &at, "100"])?;
+    scenario::http_of_every_kind(&world, CLIENT, "server.mesh", 80)?;
+    // What changes meanwhile takes effect when it is back.
+    lab.label_namespace("plain", AMBIENT)?;
+    lab.start_controller()?;
+    lab.wait_enrolled("plain/client")?;
+    lab.wait_enrolled("plain/server")?;
+    chat.say("and after it came back")?;
+    world.app_ok(
+        "plain/client",
+        &["connect", &at, "--send", "x", "--read-lines", "1"],
+    )?;
+    chat.end()
+}
+
+#[test]
+fn an_agent_restarted_without_a_controller_stays_closed_until_it_is_back() -> Result<()> {
+    let world = World::up("both", Mesh::On)?;
+    let lab = &world.lab;
+    lab.stop_controller()?;
+    lab.kill_agent("node1")?;
+    // Without certificates and knowledge nothing may leave; the start itself must not wait.
+    lab.spawn_agent("node1")?;
+    let refused = world.app(
+        CLIENT,
+        &[
+            "connect",
+            &world.at(SERVER, port::ECHO)?,
+            "--send",
+            "x",
+            "--read-lines",
+            "1",
+            "--limit-ms",
+            "3000",
+        ],
+    )?;
+    ensure!(refused["ok"] == false, "it was let out: {refused}");
+    lab.start_controller()?;
+    lab.start_agent("node1")?;
+    until("traffic to flow again", Duration::from_secs(30), || {
+        world
+            .app_ok(
+                CLIENT,
+                &[
+                    "connect",
+                    &world.at(SERVER, port::ECHO)?,
+                    "--send",
+                    "x",
+                    "--read-lines",
+                    "1",
+                ],
+            )
+            .map(drop)
+    })
+}
+
+#[test]
+fn a_reused_address_is_reached_as_its_new_owner() -> Result<()> {
+    let world = World::up("reuse", Mesh::On)?;
+    let lab = &world.lab;
+    let at = world.at(SERVER, port::ECHO)?;
+    let mut old = Chat::open(lab, CLIENT, &at)?;
+    old.say("a pooled tunnel to the first owner")?;
+    lab.delete_pod(SERVER)?;
+    lab.apply(&manifest("mesh", "heir", "node2", "heir", "serve"))?;
+    ensure!(
+        world.at("mesh/heir", port::ECHO)? == at,
+        "the address was not reused"
+    );
+    lab.wait_enrolled("mesh/heir")?;
+    let seen = world.app_ok(
+        CLIENT,
+        &[
+            "connect",
+            &world.at("mesh/heir", port::ECHO)?,
+            "--send",
+            "x",
+            "--read-lines",
+            "1",
+        ],
+    )?;
+    let port = scenario::socket(&seen["getsockname"])?.port();
+    until("the access record", Duration::from_secs(10), || {
+        let records = access_records(lab, "node1")?;
+        let record = records.iter().rev().find(|record| {
+            record["src.addr"]
+                .as_str()
+                .is_some_and(|addr| addr.ends_with(&format!(":{port}")))
+        });
+        let record = record.context("no record")?;
+        ensure!(
+            record["dst.identity"] == "spiffe://cluster.local/ns/mesh/sa/heir",
+            "{record}"
+        );
+        Ok(())
+    })?;
+    ensure!(
+        old.say("is anybody there?").is_err(),
+        "the first owner's connection lives on"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_peer_with_another_identity_than_expected_gets_nothing() -> Result<()> {
+    let world = World::up("peer", Mesh::On)?;
+    let lab = &world.lab;
+    // A node whose agent is gone, and somebody with a good certificate of the mesh, but of
+    // somebody else, at the tunnel port of one of its pods.
+    lab.kill_agent("node2")?;
+    let signer = Signer::of_mesh(lab)?;
+    let evil = signer.issue("spiffe://cluster.local/ns/mesh/sa/evil", Validity::Now)?;
+    let at = SocketAddr::new(world.v4(SERVER)?, HBONE);
+    let netns = lab.pod_netns(SERVER)?;
+    let refusal = Refusal::watch(lab, "node1")?;
+    let (listening, is_listening) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            attacker::attack(&netns, async || {
+                attacker::impersonate(at, evil, &signer, move || {
+                    let _ = listening.send(());
+                })
+                .await
+            })
+        });
+        is_listening
+            .recv_timeout(Duration::from_secs(10))
+            .context("the impostor does not listen")?;
+        let seen = world.app(
+            CLIENT,
+            &[
+                "connect",
+                &world.at(SERVER, port::ECHO)?,
+                "--send",
+                "a secret",
+                "--read-to-end",
+            ],
+        )?;
+        ensure!(seen["ok"] == false || seen["end"] != "open", "{seen}");
+        let record = refusal.expect("identity_mismatch", "outbound")?;
+        ensure!(
+            record["error"]
+                .as_str()
+                .is_some_and(|text| text.contains("sa/evil")),
+            "{record}"
+        );
+        let handshake = server
+            .join()
+            .map_err(|_| anyhow::anyhow!("the impostor panicked"))?;
+        ensure!(
+            handshake.is_err(),
+            "the client went through with the handshake"
+        );
+        Ok(())
+    })
+}
