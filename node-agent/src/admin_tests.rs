@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -68,7 +68,7 @@ impl Fixture {
             table,
             ads,
         );
-        spawn_local(task.run());
+        spawn_local(task.waiting_for(Duration::from_millis(200)).run());
         let listener = listen(&dir.path().join("admin").join("agent.sock")).expect("listens");
         spawn_local(serve_unix(listener, move |request| {
             Arc::clone(&admin).handle(request)
@@ -157,7 +157,7 @@ async fn sandbox_is_recorded_shown_and_forgotten() {
         .await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn registration_of_a_pod_nobody_knows_fails_in_time() {
     LocalSet::new()
         .run_until(async {

@@ -118,18 +118,26 @@ impl MeshState {
 
     /// Waits up to [`READY_WAIT`] for the first full state; says whether it is there.
     pub async fn wait_ready(&self) -> bool {
+        self.ready_within(READY_WAIT).await
+    }
+
+    async fn ready_within(&self, limit: Duration) -> bool {
         if self.is_ready() {
             return true;
         }
         let mut receiver = self.ready.subscribe();
         let ready = receiver.wait_for(|ready| *ready);
-        matches!(tokio::time::timeout(READY_WAIT, ready).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(limit, ready).await, Ok(Ok(_)))
     }
 
     /// The workload of this uid; waits up to [`READY_WAIT`] for it to arrive,
     /// because a new pod may be connected to before the control plane has told
     /// its own node of it.
     pub async fn wait_for_workload(&self, uid: &str) -> Option<Arc<Workload>> {
+        self.workload_within(uid, READY_WAIT).await
+    }
+
+    async fn workload_within(&self, uid: &str, limit: Duration) -> Option<Arc<Workload>> {
         if let Some(workload) = self.workload(uid) {
             return Some(workload);
         }
@@ -142,7 +150,7 @@ impl MeshState {
                 published.changed().await.ok()?;
             }
         };
-        tokio::time::timeout(READY_WAIT, arrives)
+        tokio::time::timeout(limit, arrives)
             .await
             .ok()
             .flatten()

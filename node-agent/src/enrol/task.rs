@@ -62,6 +62,7 @@ pub struct EnrolmentTask<W> {
     table: watch::Sender<Arc<PodTable>>,
     ads: DeltaAds,
     waiting: HashMap<Arc<str>, Vec<Waiting>>,
+    register_wait: Duration,
 }
 
 impl<W: Workers> EnrolmentTask<W> {
@@ -80,7 +81,15 @@ impl<W: Workers> EnrolmentTask<W> {
             table,
             ads,
             waiting: HashMap::new(),
+            register_wait: REGISTER_WAIT,
         }
+    }
+
+    /// The same with another limit for registrations.
+    #[cfg(test)]
+    pub fn waiting_for(mut self, register_wait: Duration) -> Self {
+        self.register_wait = register_wait;
+        self
     }
 
     /// Runs until nobody can send events any more.
@@ -126,7 +135,7 @@ impl<W: Workers> EnrolmentTask<W> {
                 let recorded = sandbox.and_then(|sandbox| self.enrolment.register(sandbox));
                 match recorded {
                     Ok(()) => {
-                        let until = Instant::now() + REGISTER_WAIT;
+                        let until = Instant::now() + self.register_wait;
                         let waiting = self.waiting.entry(Arc::from(uid)).or_default();
                         waiting.push(Waiting { reply, until });
                     }

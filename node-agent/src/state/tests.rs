@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use karst_identity::SpiffeId;
 
@@ -202,10 +203,10 @@ fn load_and_failures_survive_updates() {
     assert!(after.stats.is_ejected(u64::MAX / 2));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn readiness_is_waited_for_and_bounded() {
     let state = Arc::new(MeshState::default());
-    assert!(!state.wait_ready().await);
+    assert!(!state.ready_within(Duration::from_millis(1)).await);
     let waiter = tokio::spawn({
         let state = Arc::clone(&state);
         async move { state.wait_ready().await }
@@ -213,4 +214,20 @@ async fn readiness_is_waited_for_and_bounded() {
     state.set_ready();
     assert!(waiter.await.expect("joined"));
     assert!(state.wait_ready().await);
+}
+
+#[tokio::test]
+async fn a_workload_is_waited_for() {
+    let (state, mut store) = fixture();
+    let uid = "c//Pod/ns/a";
+    let none = state.workload_within(uid, Duration::from_millis(1)).await;
+    assert!(none.is_none());
+    let waiter = tokio::spawn({
+        let state = Arc::clone(&state);
+        async move { state.wait_for_workload(uid).await }
+    });
+    store.apply(vec![Change::Workload(workload("b", "10.0.0.2"))]);
+    tokio::task::yield_now().await;
+    store.apply(vec![Change::Workload(workload("a", "10.0.0.1"))]);
+    assert!(waiter.await.expect("joined").is_some());
 }

@@ -1,7 +1,6 @@
 //! Identities, certificates and their renewal, with a certificate authority that lives here.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     reason = "a test stops at the first thing that is wrong"
 )]
