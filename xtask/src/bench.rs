@@ -15,6 +15,9 @@ pub struct Args {
     /// Build the measured programs with the `dist` profile, as they ship: minutes more, a little faster.
     #[arg(long)]
     dist: bool,
+    /// Use the binaries as they are, without building first.
+    #[arg(long, conflicts_with = "dist")]
+    no_build: bool,
     /// What to measure (`tunnel`), with its options; `tunnel --help` lists them.
     #[arg(
         required = true,
@@ -33,7 +36,9 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let workspace = Workspace::locate()?;
     setup::ensure(&workspace, &[Need::Bench])?;
-    workspace.build_all()?;
+    if !args.no_build {
+        workspace.build_all()?;
+    }
     let mut binaries = workspace.release();
     if args.dist {
         step(

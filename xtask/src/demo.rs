@@ -45,6 +45,9 @@ pub struct Args {
     /// Leave the lab up; `cargo xtask lab down --name demo` removes it.
     #[arg(long)]
     keep: bool,
+    /// Use the binaries as they are, without building first.
+    #[arg(long)]
+    no_build: bool,
 }
 
 /// Builds everything and runs the demo; fails when anything is not as it should be.
@@ -55,7 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let workspace = Workspace::locate()?;
     setup::ensure(&workspace, &[Need::Demo])?;
-    workspace.build_all()?;
+    if !args.no_build {
+        workspace.build_all()?;
+    }
 
     let mut report = Report::default();
     let told = perform(&workspace.target().join("demo"), args, &mut report);
@@ -69,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     told?;
     let failed: Vec<_> = report
         .failed()
-        .map(|check| format!("{} ({})", check.what, check.found))
+        .map(|check| format!("{}: {} ({})", check.act, check.what, check.found))
         .collect();
     ensure!(
         failed.is_empty(),
@@ -101,7 +106,7 @@ fn perform(folder: &Path, args: &Args, report: &mut Report) -> Result<()> {
         ));
         return played;
     }
-    say("removing everything");
+    report.begin("removing everything");
     let remains = remains_of(&lab);
     let downed = lab.down();
     played.and(downed)?;
@@ -124,10 +129,10 @@ fn play(lab: &Lab, folder: &Path, report: &mut Report) -> Result<()> {
     let scene = Scene::new(lab)?;
     let rules_before = netfilter::rules(lab)?;
 
-    say("before the label: plain traffic");
+    report.begin("before the label: plain traffic");
     let mut kept = before(&scene, folder, report)?;
 
-    say(&format!("kubectl label namespace {SHOP} {LABEL}"));
+    report.begin(&format!("label namespace {SHOP} {LABEL}"));
     let labelled = Instant::now();
     lab.label_namespace(SHOP, LABEL)?;
     for pod in SHOP_PODS {
@@ -143,7 +148,7 @@ fn play(lab: &Lab, folder: &Path, report: &mut Report) -> Result<()> {
     );
     drop(kept);
 
-    say("after the label: the same requests");
+    report.begin("after the label: the same requests");
     after(&scene, folder, report)?;
     report.netfilter_rules_added = netfilter::rules(lab)?.saturating_sub(rules_before);
     report.expect(
@@ -152,10 +157,10 @@ fn play(lab: &Lab, folder: &Path, report: &mut Report) -> Result<()> {
         &0,
     );
 
-    say("karst inspect");
+    report.begin("karst inspect, on the client's node");
     inspect(lab, report)?;
 
-    say("kill -9 the agent of node1");
+    report.begin("kill -9 the agent of the client's node");
     agent_down(&scene, folder, report)
 }
 
@@ -324,9 +329,7 @@ fn inspect(lab: &Lab, report: &mut Report) -> Result<()> {
             serde_json::from_str(&ask(&["-j"])?).context("reading karst inspect")?;
         let count = listed.as_array().map_or(0, Vec::len);
         report.inspect.insert(subject.to_owned(), count);
-        report.expect_that(&format!("karst inspect {subject} shows"), count, || {
-            count > 0
-        });
+        report.expect_that(&format!("entries of {subject} show"), count, || count > 0);
     }
     Ok(())
 }
@@ -341,7 +344,7 @@ fn agent_down(scene: &Scene<'_>, folder: &Path, report: &mut Report) -> Result<(
     let enrolled = scene.http(CLIENT, &scene.web.to_string(), &hidden)?;
     report.agent_down.enrolled_connect = enrolled.outcome();
     report.expect(
-        "an enrolled pod's connection",
+        "a connection of an enrolled pod",
         &enrolled.outcome(),
         &"refused".to_owned(),
     );
@@ -360,17 +363,17 @@ fn agent_down(scene: &Scene<'_>, folder: &Path, report: &mut Report) -> Result<(
         &0,
     );
 
-    say("the agent comes back");
+    report.begin("the agent comes back");
     let restarted = Instant::now();
     lab.start_agent("node1")?;
-    let back = until("the enrolled pod's connection", LIMIT, || {
+    let back = until("a connection of the enrolled pod", LIMIT, || {
         let web = scene.http(CLIENT, &scene.web.to_string(), &secret()?)?;
         ensure!(web.outcome() == ok, "{}", web.outcome());
         Ok(())
     });
     time(report, "agent_back", restarted);
     report.expect_that(
-        "the enrolled pod's connection",
+        "a connection of the enrolled pod",
         if back.is_ok() { "ok" } else { "not ok" },
         || back.is_ok(),
     );

@@ -6,6 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::flows::Flow;
+use crate::workspace::say;
 
 /// Everything measured. `serde` makes the JSON of `--json` out of it.
 #[derive(Default, Serialize)]
@@ -34,6 +35,9 @@ pub struct Report {
     pub timings_ms: BTreeMap<String, u128>,
     /// Every expectation, and whether it was met.
     pub checks: Vec<Check>,
+    /// What the story is at.
+    #[serde(skip)]
+    act: String,
 }
 
 /// Packets between the nodes, and bytes of the applications' secrets in them.
@@ -87,6 +91,8 @@ pub struct Unenrolled {
 /// One expectation.
 #[derive(Clone, PartialEq, Eq, Serialize, Debug)]
 pub struct Check {
+    /// When it was looked at.
+    pub act: String,
     /// What was looked at.
     pub what: String,
     /// What it was.
@@ -96,6 +102,12 @@ pub struct Check {
 }
 
 impl Report {
+    /// Begins a part of the story.
+    pub fn begin(&mut self, act: &str) {
+        say(act);
+        act.clone_into(&mut self.act);
+    }
+
     /// Records that `found` should be `expected`.
     pub fn expect<T: PartialEq + Display>(&mut self, what: &str, found: &T, expected: &T) {
         let ok = found == expected;
@@ -115,6 +127,7 @@ impl Report {
     fn note(&mut self, what: &str, found: String, ok: bool) {
         eprintln!("    {} {what}: {found}", if ok { "ok  " } else { "FAIL" });
         self.checks.push(Check {
+            act: self.act.clone(),
             what: what.to_owned(),
             found,
             ok,
@@ -143,9 +156,15 @@ impl Report {
                 ),
             ]);
         }
-        let mut checks = table(["", "what", "found"]);
+        let mut checks = table(["", "", "found"]);
+        let mut act = "";
         for check in &self.checks {
-            checks.add_row([if check.ok { "✓" } else { "✗" }, &check.what, &check.found]);
+            if check.act != act {
+                act = &check.act;
+                checks.add_row(["", act, ""]);
+            }
+            let what = format!("  {}", check.what);
+            checks.add_row([if check.ok { "✓" } else { "✗" }, &what, &check.found]);
         }
         format!("{connections}\n{checks}")
     }
