@@ -150,10 +150,7 @@ impl MeshState {
                 published.changed().await.ok()?;
             }
         };
-        tokio::time::timeout(limit, arrives)
-            .await
-            .ok()
-            .flatten()
+        tokio::time::timeout(limit, arrives).await.ok().flatten()
     }
 
     /// Tells those who wait that a batch has been published.

@@ -19,7 +19,7 @@ use crate::map::{self, Map, RawMap};
 use crate::netns::Netns;
 use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP};
 use crate::pins::{Pins, failed};
-use crate::sys::LinkTarget;
+use crate::sys::{self, LinkTarget};
 
 /// The programs and maps of one node, attached for as long as their pins exist.
 ///
@@ -143,6 +143,8 @@ impl Datapath {
             datapath.unenrol(&uid)?;
         }
         drop(lock);
+        drop(ebpf);
+        sys::return_free_memory();
         Ok(datapath)
     }
 

@@ -246,8 +246,11 @@ impl TrafficMetrics {
     /// Drops series of workloads that `exists` no longer knows once they have
     /// been silent for [`LINGER`]; returns how many. Called from time to time.
     pub fn expire(&self, exists: impl Fn(&str) -> bool) -> usize {
+        self.expire_at(now_ms(), exists)
+    }
+
+    fn expire_at(&self, now: u64, exists: impl Fn(&str) -> bool) -> usize {
         let linger = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
-        let now = now_ms();
         let mut map = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let before = map.len();
         let mut checked: HashMap<Arc<str>, bool> = HashMap::new();

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use karst_identity::SpiffeId;
 use prometheus_client::registry::Registry;
@@ -126,19 +125,14 @@ fn series_expire_with_their_workload_but_not_while_live_or_fresh() {
     let (a, b) = (workload("a"), workload("b"));
     let series = SeriesCache::new(metrics.clone()).get(&parties(&a, &b));
     series.opened();
-    series.touched_ms.store(0, Ordering::Relaxed);
     let forget_b = |uid: &str| uid != "b";
-    metrics.expire(forget_b);
-    assert_eq!(uids(&metrics).len(), 2, "live");
+    let fresh = super::now_ms();
+    let late = fresh + 600_000;
+    assert_eq!(metrics.expire_at(late, forget_b), 0, "live");
     series.closed();
-    metrics.expire(forget_b);
-    assert_eq!(uids(&metrics).len(), 2, "fresh");
-    series.touched_ms.store(0, Ordering::Relaxed);
-    // The process may be younger than the linger time: only a clock beyond it counts.
-    if super::now_ms() > 120_000 {
-        metrics.expire(forget_b);
-        assert!(uids(&metrics).is_empty());
-    }
-    metrics.expire(|_| true);
-    assert_eq!(uids(&metrics).len(), 2, "both exist");
+    assert_eq!(metrics.expire_at(fresh, forget_b), 0, "fresh");
+    assert_eq!(metrics.expire_at(late, |_| true), 0, "both exist");
+    assert_eq!(uids(&metrics).len(), 2);
+    assert_eq!(metrics.expire_at(late, forget_b), 1);
+    assert!(uids(&metrics).is_empty());
 }

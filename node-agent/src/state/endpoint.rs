@@ -105,7 +105,7 @@ pub struct EndpointSet {
 impl EndpointSet {
     /// Groups `ranked` (rank, endpoint) into tiers, highest rank first.
     pub fn new(mut ranked: Vec<(usize, Endpoint)>) -> Self {
-        ranked.sort_by(|a, b| b.0.cmp(&a.0));
+        ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
         let mut tiers = Vec::new();
         for (index, pair) in ranked.windows(2).enumerate() {
             if let [a, b] = pair
@@ -159,7 +159,7 @@ impl EndpointSet {
 
 /// Two random picks, the less loaded wins; falls back to a scan from a random
 /// start when both are unusable.
-fn choose_in<'a>(tier: &'a [Endpoint], usable: impl Fn(&Endpoint) -> bool) -> Option<&'a Endpoint> {
+fn choose_in(tier: &[Endpoint], usable: impl Fn(&Endpoint) -> bool) -> Option<&Endpoint> {
     let len = tier.len();
     let first = random_below(len)?;
     // A second index that differs from the first when there are two or more.

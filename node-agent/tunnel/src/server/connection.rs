@@ -117,6 +117,8 @@ fn builder(limits: &ServerLimits) -> Builder {
         .max_concurrent_streams(limits.streams)
         .max_send_buffer_size(settings::SERVER_SEND_BUFFER)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        // A client whose streams were all given up at once is no attack.
+        .max_pending_accept_reset_streams(limits.streams as usize)
         .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS));
     builder
 }

@@ -124,6 +124,31 @@ fn a_reset_reaches_a_relay_that_cannot_write() {
     });
 }
 
+/// Also before the application is connected: nobody waits for it any more.
+#[test]
+fn a_stream_given_up_ends_the_attempt_to_connect() {
+    on_worker(async {
+        let (_ca, server, client) = pair().await;
+        let client = Rc::new(client);
+        server.handler.hang.set(true);
+        let streams: Vec<_> = (0..100)
+            .map(|_| {
+                let (client, to) = (Rc::clone(&client), server.address);
+                spawn_local(async move { client.stream(to).await.is_ok() })
+            })
+            .collect();
+        until("all wait", || server.handler.waiting.get() == 100).await;
+        for stream in streams {
+            stream.abort();
+        }
+        until("none waits", || server.handler.waiting.get() == 0).await;
+        // All at once is no attack: the connection lives on.
+        server.handler.hang.set(false);
+        client.stream(echo_app().await).await.unwrap();
+        assert_eq!(client.dialer.dials.get(), 1);
+    });
+}
+
 #[test]
 fn a_broken_tunnel_resets_the_applications() {
     on_worker(async {

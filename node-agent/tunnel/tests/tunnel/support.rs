@@ -56,6 +56,9 @@ pub struct Handler {
     pub refused: RefCell<Vec<&'static str>>,
     pub ends: RefCell<Vec<RelayEnd>>,
     pub answer: Cell<Option<Refusal>>,
+    /// Makes requests wait for ever; `waiting` counts those that do.
+    pub hang: Cell<bool>,
+    pub waiting: Rc<Cell<usize>>,
     pub counters: RefCell<Vec<Arc<Counters>>>,
     pub open: Rc<Cell<usize>>,
 }
@@ -72,6 +75,10 @@ impl InboundHandler for Shared {
         }
         if let Some(refusal) = self.0.answer.get() {
             return Err(refusal);
+        }
+        if self.0.hang.get() {
+            let _waiting = Waiting::new(&self.0.waiting);
+            std::future::pending::<()>().await;
         }
         let Authority::Address(address) = authority else {
             return Err(Refusal {
@@ -107,6 +114,22 @@ impl InboundHandler for Shared {
 
     fn refused(&self, _peer: &SpiffeId, _peer_addr: SocketAddr, error: &TunnelError) {
         self.0.refused.borrow_mut().push(error.reason());
+    }
+}
+
+/// Counts a request that waits, until it is given up.
+struct Waiting(Rc<Cell<usize>>);
+
+impl Waiting {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
