@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -162,11 +163,18 @@ fn an_applications_call_of_the_agents_own_ports() -> Result<()> {
     let world = world()?;
     for own in [15001, 15006, HBONE] {
         let at = world.at(VICTIM, own)?;
-        wait_refused(&world.lab, "node1", "outbound", "self_call", || {
-            let seen = world.app("mesh/client", &["connect", &at, "--read-to-end"])?;
-            ensure!(seen["ok"] == false || seen["end"] != "open", "{seen}");
-            Ok(())
-        })
+        // The client's agent carries it; the destination's knows its own ports.
+        wait_refused(
+            &world.lab,
+            VICTIM_NODE,
+            "inbound",
+            "connect_illegal_port",
+            || {
+                let seen = world.app("mesh/client", &["connect", &at, "--read-to-end"])?;
+                ensure!(seen["ok"] == false || seen["end"] != "open", "{seen}");
+                Ok(())
+            },
+        )
         .with_context(|| at.clone())?;
     }
     Ok(())
@@ -330,7 +338,8 @@ fn a_handshake_that_takes_its_time() -> Result<()> {
 fn certificate(claims: &Claims, identity: &str) -> Result<()> {
     let lab = &world()?.lab;
     let dir = lab.dir().join("control");
-    let token = dir.join(format!("token-{}-{}", claims.node.0, claims.account));
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let token = dir.join(format!("token-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     fs::write(&token, lab.sign_token(claims)?)?;
     let authority = GrpcCa::new(GrpcCaConfig {
         address: "172.30.0.250:15012".to_owned(),

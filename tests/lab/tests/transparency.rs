@@ -72,7 +72,7 @@ fn carried_by_mtls(
                 "dst.identity",
                 &format!("spiffe://cluster.local/ns/mesh/sa/{}", to.1),
             ),
-            ("tls_version", "TLSv1.3"),
+            ("tls_version", "TLSv1_3"),
             ("key_exchange", "X25519MLKEM768"),
         ];
         for (field, value) in expected {
@@ -267,7 +267,7 @@ fn client_address_and_port_over_hbone() -> Result<()> {
         world.at(SERVER, port::PEER_V4)?,
         world.at(SERVER, port::PEER_DUAL)?,
         world.at6(SERVER, port::PEER_DUAL)?,
-        format!("server.mesh:{}", port::PEER_V4),
+        format!("server.mesh:{}", port::PEER_DUAL),
     ] {
         scenario::server_sees_client(world, CLIENT, SERVER, &dial, &[])?;
     }

@@ -35,6 +35,7 @@ pub struct Http {
 /// Sends requests and tells the last answer.
 pub async fn http(http: &Http) -> Result<Value> {
     let stream = dial(&http.target).await?;
+    let local = stream.local_addr()?;
     let mut last = None;
     if http.http2 {
         let (mut sender, connection) =
@@ -60,7 +61,7 @@ pub async fn http(http: &Http) -> Result<Value> {
     }
     let (status, body) = last.context("no request was asked for")?;
     let page = serde_json::from_str(&body).unwrap_or(Value::String(body));
-    Ok(json!({"ok": status < 400, "status": status, "page": page}))
+    Ok(json!({"ok": status < 400, "status": status, "page": page, "getsockname": local}))
 }
 
 fn request(http: &Http, version: Version) -> Result<Request<Full<Bytes>>> {
