@@ -19,7 +19,10 @@ use std::{
 
 use karst_api::workload::Locality;
 
-use self::{relations::Relations, tunnel::Tunnel};
+use self::{
+    relations::{Concerned, Relations},
+    tunnel::Tunnel,
+};
 use crate::{
     config::MeshConfig,
     error::{Faults, ObjectError},
@@ -324,9 +327,9 @@ impl Index {
     fn set_pod(&mut self, key: NsName, pod: Pod, changes: &mut Changes) {
         let mode = self.mode(&key, &pod);
         let former = self.pods.remove(&key);
-        let mut touched = match &former {
+        let mut concerned = match &former {
             Some(former) => self.relations.remove_pod(&key, &former.pod),
-            None => BTreeSet::new(),
+            None => Concerned::default(),
         };
         let tunnel = match former {
             Some(former) if former.pod.uid == pod.uid => {
@@ -343,29 +346,29 @@ impl Index {
                 Tunnel::first_seen(mode)
             }
         };
-        touched.extend(self.relations.add_pod(&key, &pod));
+        concerned.merge(self.relations.add_pod(&key, &pod));
         self.pods.insert(key.clone(), PodEntry { pod, tunnel });
         self.render_pod(&key, changes);
-        self.render_slices_of_address(touched, changes);
+        self.render_concerned(concerned, changes);
     }
 
     fn remove_pod(&mut self, key: &NsName, changes: &mut Changes) {
         let Some(former) = self.pods.remove(key) else {
             return;
         };
-        let touched = self.relations.remove_pod(key, &former.pod);
+        let concerned = self.relations.remove_pod(key, &former.pod);
         self.drop_node_pod(&former.pod, changes);
         self.render_pod(key, changes);
-        self.render_slices_of_address(touched, changes);
+        self.render_concerned(concerned, changes);
     }
 
-    /// An address has come or gone, and may have become, or ceased to be, that of another pod.
-    fn render_slices_of_address(&mut self, slices: BTreeSet<NsName>, changes: &mut Changes) {
-        for slice in slices {
+    /// Addresses have come or gone, and may have become, or ceased to be, those of another pod.
+    fn render_concerned(&mut self, concerned: Concerned, changes: &mut Changes) {
+        for slice in concerned.slices {
             self.render_slice(&slice, changes);
-            for pod in self.slice_pods(&slice) {
-                self.render_pod(&pod, changes);
-            }
+        }
+        for pod in concerned.pods {
+            self.render_pod(&pod, changes);
         }
     }
 

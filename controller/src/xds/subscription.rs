@@ -92,6 +92,8 @@ pub struct Subscription {
     asked: BTreeSet<String>,
     /// All resources are to be compared.
     compare: bool,
+    /// Names have been taken back, so the client may have resources it does not follow any more.
+    prune: bool,
     outstanding: Option<Outstanding>,
     next_nonce: u64,
     answered_once: bool,
@@ -111,6 +113,7 @@ impl Subscription {
             dirty: BTreeSet::new(),
             asked: BTreeSet::new(),
             compare: true,
+            prune: false,
             outstanding: None,
             next_nonce: 1,
             answered_once: false,
@@ -200,6 +203,11 @@ impl Subscription {
 
     /// Turns "compare all" into names.
     fn expand(&mut self, view: &View<'_>) {
+        if std::mem::take(&mut self.prune) && !self.everything {
+            let mut has = std::mem::take(&mut self.has);
+            has.retain(|name, _| view.get(name).is_some_and(|rendered| self.wants(rendered)));
+            self.has = has;
+        }
         if !std::mem::take(&mut self.compare) {
             return;
         }
@@ -296,16 +304,13 @@ impl Subscription {
                 return Err(ProtocolError::TooManyNames);
             }
         }
-        if request.resource_names_unsubscribe.is_empty() {
-            return Ok(());
-        }
+        self.prune |= !request.resource_names_unsubscribe.is_empty();
         for name in &request.resource_names_unsubscribe {
             if name == WILDCARD {
                 self.everything = false;
             }
             self.names.remove(name);
             self.asked.remove(name);
-            self.has.remove(name);
         }
         Ok(())
     }

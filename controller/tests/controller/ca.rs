@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::{Code, Status};
 use x509_parser::{extensions::GeneralName, pem::Pem};
 
-use crate::harness::{NAMESPACE_AMBIENT, Server, agent_claims, now, pod};
+use crate::harness::{NAMESPACE_AMBIENT, Server, agent_claims, eventually, now, pod};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
@@ -86,9 +86,10 @@ async fn refused(
         status.message().starts_with(&format!("{reason}:")),
         "{status:?}"
     );
-    let event = server
-        .find_log(|event| event["reason"] == reason)
-        .expect("the refusal is logged");
+    let event = eventually("the refusal is logged", || {
+        server.find_log(|event| event["reason"] == reason)
+    })
+    .await;
     if reason.starts_with("ca_") {
         assert_eq!(event["identity"], identity);
         let metric = format!("karst_controller_ca_refused_total{{reason=\"{reason}\"}}");

@@ -26,8 +26,8 @@ pub(super) struct Relations {
 }
 
 impl Relations {
-    /// Records a pod. Returns the slices whose endpoints it may be.
-    pub(super) fn add_pod(&mut self, key: &NsName, pod: &Pod) -> BTreeSet<NsName> {
+    /// Records a pod. Returns what else its addresses concern.
+    pub(super) fn add_pod(&mut self, key: &NsName, pod: &Pod) -> Concerned {
         if let Some(node) = &pod.node {
             link(&mut self.pods_of_node, node, key);
         }
@@ -37,11 +37,11 @@ impl Relations {
                 link(&mut self.pods_of_ip, ip, key);
             }
         }
-        self.slices_at(pod)
+        self.concerned(pod)
     }
 
-    /// Forgets a pod. Returns the slices whose endpoints it may have been.
-    pub(super) fn remove_pod(&mut self, key: &NsName, pod: &Pod) -> BTreeSet<NsName> {
+    /// Forgets a pod. Returns what else its addresses concern.
+    pub(super) fn remove_pod(&mut self, key: &NsName, pod: &Pod) -> Concerned {
         if let Some(node) = &pod.node {
             unlink(&mut self.pods_of_node, node, key);
         }
@@ -49,7 +49,7 @@ impl Relations {
         for ip in &pod.ips {
             unlink(&mut self.pods_of_ip, ip, key);
         }
-        self.slices_at(pod)
+        self.concerned(pod)
     }
 
     pub(super) fn add_slice(&mut self, key: &NsName, slice: &EndpointSlice) {
@@ -118,14 +118,32 @@ impl Relations {
         slices
     }
 
-    /// Slices with an address of the pod.
-    fn slices_at(&self, pod: &Pod) -> BTreeSet<NsName> {
-        pod.ips
-            .iter()
-            .filter_map(|ip| self.slices_of_ip.get(ip))
-            .flatten()
-            .cloned()
-            .collect()
+    /// Who besides the pod has to do with its addresses.
+    fn concerned(&self, pod: &Pod) -> Concerned {
+        let slices = pod.ips.iter().filter_map(|ip| self.slices_of_ip.get(ip));
+        let slices: BTreeSet<NsName> = slices.flatten().cloned().collect();
+        let mut pods = BTreeSet::new();
+        if !slices.is_empty() {
+            let claimants = pod.ips.iter().filter_map(|ip| self.pods_of_ip.get(ip));
+            pods.extend(claimants.flatten().cloned());
+        }
+        Concerned { slices, pods }
+    }
+}
+
+/// What depends on whose an address is.
+#[derive(Debug, Default)]
+pub(super) struct Concerned {
+    /// Slices that have the address.
+    pub(super) slices: BTreeSet<NsName>,
+    /// Pods that claim the address, if a slice has it.
+    pub(super) pods: BTreeSet<NsName>,
+}
+
+impl Concerned {
+    pub(super) fn merge(&mut self, other: Self) {
+        self.slices.extend(other.slices);
+        self.pods.extend(other.pods);
     }
 }
 

@@ -16,7 +16,11 @@ fn small() -> Mesh {
         service(json!({})),
         pod("a", "10.0.1.1", json!({})),
         pod("b", "10.0.1.2", json!({"spec": {"nodeName": "node-2"}})),
-        pod("c", "10.0.1.3", json!({"metadata": {"labels": {"app": "db"}}})),
+        pod(
+            "c",
+            "10.0.1.3",
+            json!({"metadata": {"labels": {"app": "db"}}}),
+        ),
     ])
 }
 
@@ -49,7 +53,11 @@ fn a_pods_change_touches_the_pod_alone() {
 #[test]
 fn readiness_is_nothing_to_the_node() {
     let mut mesh = small();
-    let changes = mesh.apply(pod("a", "10.0.1.1", json!({"status": {"conditions": null}})));
+    let changes = mesh.apply(pod(
+        "a",
+        "10.0.1.1",
+        json!({"status": {"conditions": null}}),
+    ));
     assert_eq!(addresses(&changes), [uid("a")]);
     assert!(changes.node_pods.is_empty());
 }
@@ -59,7 +67,10 @@ fn a_services_ports_touch_the_service_and_its_pods() {
     let mut mesh = small();
     let ports = json!({"spec": {"ports": [{"port": 80, "targetPort": 9000}]}});
     let changes = mesh.apply(service(ports));
-    assert_eq!(addresses(&changes), [uid("a").as_str(), uid("b").as_str(), WEB]);
+    assert_eq!(
+        addresses(&changes),
+        [uid("a").as_str(), uid("b").as_str(), WEB]
+    );
 }
 
 #[test]
@@ -101,8 +112,16 @@ fn a_namespaces_label_touches_its_pods() {
 #[test]
 fn a_pod_that_moves_leaves_its_former_node() {
     let mut mesh = small();
-    let changes = mesh.apply(pod("a", "10.0.1.1", json!({"spec": {"nodeName": "node-3"}})));
-    let nodes: Vec<&str> = changes.node_pods.iter().map(|(node, _)| node.as_str()).collect();
+    let changes = mesh.apply(pod(
+        "a",
+        "10.0.1.1",
+        json!({"spec": {"nodeName": "node-3"}}),
+    ));
+    let nodes: Vec<&str> = changes
+        .node_pods
+        .iter()
+        .map(|(node, _)| node.as_str())
+        .collect();
     assert_eq!(nodes, ["node-1", "node-3"]);
     assert_eq!(mesh.node_pod("node-1", "a"), None);
     assert!(mesh.node_pod("node-3", "a").is_some());
@@ -111,7 +130,11 @@ fn a_pod_that_moves_leaves_its_former_node() {
 #[test]
 fn a_pod_that_ends_is_taken_away_everywhere() {
     let mut mesh = small();
-    let changes = mesh.apply(pod("a", "10.0.1.1", json!({"status": {"phase": "Succeeded"}})));
+    let changes = mesh.apply(pod(
+        "a",
+        "10.0.1.1",
+        json!({"status": {"phase": "Succeeded"}}),
+    ));
     assert_eq!(addresses(&changes), [uid("a")]);
     assert_eq!(changes.node_pods.len(), 1);
     assert_eq!(mesh.workload("a"), None);
@@ -122,7 +145,11 @@ fn a_pod_that_ends_is_taken_away_everywhere() {
 fn an_address_goes_over_to_another_pod() {
     let mut mesh = small();
     mesh.delete(pod("a", "10.0.1.1", json!({})));
-    mesh.apply(pod("d", "10.0.1.1", json!({"spec": {"serviceAccountName": "other"}})));
+    mesh.apply(pod(
+        "d",
+        "10.0.1.1",
+        json!({"spec": {"serviceAccountName": "other"}}),
+    ));
     let owner = mesh.0.aliased("/10.0.1.1").next().unwrap();
     assert_eq!(owner.name, uid("d"));
     assert_eq!(mesh.workload("d").unwrap().service_account, "other");
@@ -141,7 +168,10 @@ fn two_pods_cannot_have_one_uid() {
 #[test]
 fn deleting_what_is_not_there_changes_nothing() {
     let mut mesh = small();
-    assert_eq!(mesh.delete(pod("nobody", "10.0.1.4", json!({}))), Changes::default());
+    assert_eq!(
+        mesh.delete(pod("nobody", "10.0.1.4", json!({}))),
+        Changes::default()
+    );
     assert_eq!(mesh.delete(slice("nothing", json!({}))), Changes::default());
 }
 
@@ -151,15 +181,23 @@ fn the_order_does_not_matter_and_nothing_stays_behind() {
     let objects: Vec<Value> = vec![
         node("node-1", "z"),
         service(json!({})),
-        service(json!({"metadata": {"name": "plain"}, "spec": {"clusterIP": "10.96.0.20", "selector": null}})),
-        slice("s", json!({"metadata": {"labels": {"kubernetes.io/service-name": "plain"}},
-            "endpoints": [{"addresses": ["10.0.1.1"]}, {"addresses": ["192.0.2.1"], "nodeName": "node-1"}]})),
+        service(
+            json!({"metadata": {"name": "plain"}, "spec": {"clusterIP": "10.96.0.20", "selector": null}}),
+        ),
+        slice(
+            "s",
+            json!({"metadata": {"labels": {"kubernetes.io/service-name": "plain"}},
+            "endpoints": [{"addresses": ["10.0.1.1"]}, {"addresses": ["192.0.2.1"], "nodeName": "node-1"}]}),
+        ),
         pod("a", "10.0.1.1", json!({})),
         pod("b", "10.0.1.2", json!({})),
     ];
     let all = |mesh: &Mesh| {
         let addresses = mesh.0.addresses().map(|rendered| (**rendered).clone());
-        let pods = mesh.0.node_pods("node-1").map(|rendered| (**rendered).clone());
+        let pods = mesh
+            .0
+            .node_pods("node-1")
+            .map(|rendered| (**rendered).clone());
         addresses.chain(pods).collect::<Vec<_>>()
     };
     let expected = all(&Mesh::new(objects.clone()));
@@ -172,7 +210,11 @@ fn the_order_does_not_matter_and_nothing_stays_behind() {
                 order.reverse();
             }
             let mut mesh = Mesh::new(order.clone());
-            assert_eq!(all(&mesh), expected, "rotated {rotation}, reversed {reversed}");
+            assert_eq!(
+                all(&mesh),
+                expected,
+                "rotated {rotation}, reversed {reversed}"
+            );
             for value in order {
                 mesh.delete(value);
             }

@@ -28,22 +28,57 @@ fn check(what: &str, namespace: Value, over: Value, expected: DataplaneMode) {
 fn the_pods_label_wins_over_the_namespaces() {
     use DataplaneMode::{Ambient, None as Out};
     check("no label", namespace(None), json!({}), Out);
-    check("namespace in", namespace(Some("ambient")), json!({}), Ambient);
+    check(
+        "namespace in",
+        namespace(Some("ambient")),
+        json!({}),
+        Ambient,
+    );
     check("namespace out", namespace(Some("none")), json!({}), Out);
     check("pod in", namespace(None), labelled("ambient"), Ambient);
     check("pod out", namespace(Some("ambient")), labelled("none"), Out);
-    check("pod in, namespace out", namespace(Some("none")), labelled("ambient"), Ambient);
-    check("pod mistyped", namespace(Some("ambient")), labelled("ambiant"), Ambient);
-    check("pod mistyped, namespace out", namespace(None), labelled("yes"), Out);
-    check("namespace mistyped", namespace(Some("Ambient")), json!({}), Out);
+    check(
+        "pod in, namespace out",
+        namespace(Some("none")),
+        labelled("ambient"),
+        Ambient,
+    );
+    check(
+        "pod mistyped",
+        namespace(Some("ambient")),
+        labelled("ambiant"),
+        Ambient,
+    );
+    check(
+        "pod mistyped, namespace out",
+        namespace(None),
+        labelled("yes"),
+        Out,
+    );
+    check(
+        "namespace mistyped",
+        namespace(Some("Ambient")),
+        json!({}),
+        Out,
+    );
 }
 
 #[test]
 fn istios_label_is_an_alias_and_ours_wins() {
     let istio = |value: &str| json!({"metadata": {"labels": {"istio.io/dataplane-mode": value}}});
     let plain = namespace(None);
-    check("alias", plain.clone(), istio("ambient"), DataplaneMode::Ambient);
-    check("alias on the namespace", merged(plain.clone(), istio("ambient")), json!({}), DataplaneMode::Ambient);
+    check(
+        "alias",
+        plain.clone(),
+        istio("ambient"),
+        DataplaneMode::Ambient,
+    );
+    check(
+        "alias on the namespace",
+        merged(plain.clone(), istio("ambient")),
+        json!({}),
+        DataplaneMode::Ambient,
+    );
     let both = merged(istio("ambient"), labelled("none"));
     check("both", plain, both, DataplaneMode::None);
 }
@@ -53,14 +88,22 @@ fn a_mistyped_label_is_a_finding_that_names_the_field() {
     let found = object(pod("a", IP, labelled("ambiemt"))).findings;
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].object, "Pod shop/a");
-    assert_eq!(found[0].field, "metadata.labels[\"karst.dev/dataplane-mode\"]");
+    assert_eq!(
+        found[0].field,
+        "metadata.labels[\"karst.dev/dataplane-mode\"]"
+    );
     assert!(found[0].problem.contains("ambiemt"));
 }
 
 #[test]
 fn a_pod_with_a_sidecar_is_left_alone() {
     let over = json!({"metadata": {"annotations": {"sidecar.istio.io/status": "{}"}}});
-    check("sidecar", namespace(Some("ambient")), merged(over, labelled("ambient")), DataplaneMode::None);
+    check(
+        "sidecar",
+        namespace(Some("ambient")),
+        merged(over, labelled("ambient")),
+        DataplaneMode::None,
+    );
 }
 
 #[test]
@@ -71,7 +114,10 @@ fn a_host_network_pod_is_never_in_the_mesh() {
     let mesh = Mesh::new([namespace(Some("ambient")), pod("a", IP, over)]);
     assert_eq!(mesh.tunnel("a"), TunnelProtocol::None);
     assert_eq!(mesh.node_pod("node-1", "a"), None);
-    assert_eq!(mesh.0.identity_on_node("node-1", "shop", "web"), NodeIdentity::NotInMesh);
+    assert_eq!(
+        mesh.0.identity_on_node("node-1", "shop", "web"),
+        NodeIdentity::NotInMesh
+    );
 }
 
 #[test]
@@ -103,8 +149,16 @@ fn once_by_tunnel_always_by_tunnel_until_the_intent_changes() {
     let (known, changes) = mesh.0.report_enrolled("node-1", &[]);
     assert_eq!((known, changes.is_empty()), (0, true));
     assert_eq!(mesh.tunnel("a"), TunnelProtocol::Hbone);
-    mesh.apply(pod("a", IP, json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}})));
-    assert_eq!(mesh.tunnel("a"), TunnelProtocol::Hbone, "readiness is another matter");
+    mesh.apply(pod(
+        "a",
+        IP,
+        json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}),
+    ));
+    assert_eq!(
+        mesh.tunnel("a"),
+        TunnelProtocol::Hbone,
+        "readiness is another matter"
+    );
 
     mesh.apply(namespace(None));
     assert_eq!(mesh.tunnel("a"), TunnelProtocol::None);
@@ -120,7 +174,11 @@ fn a_report_for_a_pod_outside_the_mesh_changes_nothing() {
     let (known, changes) = mesh.0.report_enrolled("node-1", &["uid-a".to_owned()]);
     assert_eq!((known, changes.is_empty()), (1, true));
     mesh.apply(namespace(Some("ambient")));
-    assert_eq!(mesh.tunnel("a"), TunnelProtocol::None, "an early report does not count");
+    assert_eq!(
+        mesh.tunnel("a"),
+        TunnelProtocol::None,
+        "an early report does not count"
+    );
 }
 
 #[test]
@@ -138,8 +196,16 @@ fn another_pod_under_the_same_name_starts_anew() {
     mesh.apply(namespace(Some("ambient")));
     assert_eq!(mesh.tunnel("a"), TunnelProtocol::None);
     let changes = mesh.apply(pod("a", IP, json!({"metadata": {"uid": "uid-second"}})));
-    assert_eq!(mesh.tunnel("a"), TunnelProtocol::Hbone, "it was created in the mesh");
-    let uids: Vec<&str> = changes.node_pods.iter().map(|(_, uid)| uid.as_str()).collect();
+    assert_eq!(
+        mesh.tunnel("a"),
+        TunnelProtocol::Hbone,
+        "it was created in the mesh"
+    );
+    let uids: Vec<&str> = changes
+        .node_pods
+        .iter()
+        .map(|(_, uid)| uid.as_str())
+        .collect();
     assert_eq!(uids, ["uid-a", "uid-second"]);
 }
 
@@ -148,8 +214,19 @@ fn identities_belong_to_the_nodes_of_their_live_pods() {
     let mut mesh = Mesh::new([
         namespace(Some("ambient")),
         pod("a", IP, json!({})),
-        pod("out", "10.0.1.2", merged(labelled("none"), json!({"spec": {"serviceAccountName": "out"}}))),
-        pod("done", "10.0.1.3", json!({"spec": {"serviceAccountName": "done"}, "status": {"phase": "Failed"}})),
+        pod(
+            "out",
+            "10.0.1.2",
+            merged(
+                labelled("none"),
+                json!({"spec": {"serviceAccountName": "out"}}),
+            ),
+        ),
+        pod(
+            "done",
+            "10.0.1.3",
+            json!({"spec": {"serviceAccountName": "done"}, "status": {"phase": "Failed"}}),
+        ),
     ]);
     let of = |mesh: &Mesh, node: &str, namespace: &str, account: &str| {
         mesh.0.identity_on_node(node, namespace, account)

@@ -118,7 +118,10 @@ impl Mesh {
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
-        self.0.addresses().map(|rendered| rendered.name.clone()).collect()
+        self.0
+            .addresses()
+            .map(|rendered| rendered.name.clone())
+            .collect()
     }
 
     pub(crate) fn workload(&self, name: &str) -> Option<Workload> {
@@ -147,7 +150,13 @@ impl Mesh {
     pub(crate) fn ports(&self, name: &str) -> Option<Vec<(u32, u32)>> {
         let workload = self.workload(name)?;
         let ports = workload.services.get(WEB)?;
-        Some(ports.ports.iter().map(|port| (port.service_port, port.target_port)).collect())
+        Some(
+            ports
+                .ports
+                .iter()
+                .map(|port| (port.service_port, port.target_port))
+                .collect(),
+        )
     }
 
     pub(crate) fn node_pod(&self, node: &str, name: &str) -> Option<NodePod> {
@@ -157,7 +166,13 @@ impl Mesh {
 }
 
 fn decode(rendered: &Rendered) -> address::Type {
-    let address: Address = rendered.to_resource(ADDRESS_TYPE).unpack(ADDRESS_TYPE).unwrap();
-    assert_eq!(address.resource_name().as_deref(), Some(rendered.name.as_str()));
+    let address: Address = rendered
+        .to_resource(ADDRESS_TYPE)
+        .unpack(ADDRESS_TYPE)
+        .unwrap();
+    assert_eq!(
+        address.resource_name().as_deref(),
+        Some(rendered.name.as_str())
+    );
     address.r#type.unwrap()
 }
