@@ -96,6 +96,13 @@ fn a_killed_agent_fails_closed_and_its_successor_adopts() -> Result<()> {
         ],
     )?;
     ensure!(leaked["ok"] == false, "the application answered: {leaked}");
+    // The kubelet's probes need no agent: the kernel knows them.
+    let near = world.at("mesh/near", port::ECHO)?;
+    let probe = world.app_on_node(
+        "node1",
+        &["connect", &near, "--send", "x", "--read-lines", "1"],
+    )?;
+    ensure!(probe["ok"] == true, "the node's probe failed: {probe}");
     // The kernel still knows its pods with nobody to ask.
     ensure!(
         kernel_view(&world, "node1")?.0 == before.0.0,
@@ -275,10 +282,11 @@ fn a_reused_address_is_reached_as_its_new_owner() -> Result<()> {
     let mut old = Chat::open(lab, CLIENT, &at)?;
     old.say("a pooled tunnel to the first owner")?;
     // Somebody asks all the time, also while nobody or the next owner is there.
+    let first = world.app_ok(CLIENT, &["http", &page])?;
     let done = AtomicBool::new(false);
     let answers = std::thread::scope(|scope| {
         let asking = scope.spawn(|| -> Result<Vec<Value>> {
-            let mut answers = Vec::new();
+            let mut answers = vec![first];
             while !done.load(Ordering::Relaxed) {
                 let answer = world.app(CLIENT, &["http", &page])?;
                 if answer["ok"] == true {

@@ -490,11 +490,20 @@ fn a_probe_from_the_node_passes() -> Result<()> {
         let seen = world.app_on_node("node2", &["connect", &dial, "--read-lines", "1"])?;
         ensure!(seen["ok"] == true, "the probe failed: {seen}");
         let told: Value = serde_json::from_str(seen["lines"][0].as_str().context("no line")?)?;
-        // Straight from the node: what the application sees is the node's own socket.
+        let client = scenario::socket(&seen["getsockname"])?;
         ensure!(
-            scenario::socket(&told["accept"])? == scenario::socket(&seen["getsockname"])?,
+            scenario::socket(&told["accept"])? == client,
             "{seen}: {told}"
         );
+        // Straight to the application: once a later connection is in the agent's log, this one
+        // would be too.
+        let marker = world.app_ok(PLAIN_CLIENT, &["connect", &world.at(SERVER, port::ECHO)?])?;
+        record(world, "node2", "inbound", &marker)?;
+        let records = access_records(&world.lab, "node2")?;
+        let seen = records
+            .iter()
+            .find(|record| record["src.addr"] == client.to_string().as_str());
+        ensure!(seen.is_none(), "an agent saw the probe: {seen:?}");
     }
     Ok(())
 }
