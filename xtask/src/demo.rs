@@ -42,7 +42,7 @@ pub struct Args {
     /// Print the result as one JSON object, as the last line.
     #[arg(long)]
     json: bool,
-    /// Leave the lab up; `cargo xtask lab down --name demo` removes it.
+    /// Leave the lab up; `cargo xtask lab --name demo down` removes it.
     #[arg(long)]
     keep: bool,
     /// Use the binaries as they are, without building first.
@@ -102,7 +102,7 @@ fn perform(folder: &Path, args: &Args, report: &mut Report) -> Result<()> {
     });
     if args.keep {
         say(&format!(
-            "the lab stays up: `cargo xtask lab status`; `cargo xtask lab down --name {LAB}` removes it"
+            "the lab stays up: `cargo xtask lab --name {LAB} status` shows it, and `down` removes it"
         ));
         return played;
     }
