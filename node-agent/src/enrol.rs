@@ -207,6 +207,10 @@ impl<W: Workers> Enrolment<W> {
     /// # Errors
     /// The record cannot be deleted.
     pub fn unregister(&mut self, uid: &str) -> Result<(), registry::RegistryError> {
+        if !self.running.contains_key(uid) && self.registry.get(uid).is_some() {
+            // Un-enrolled before: what still runs of it ends now.
+            self.workers.kill(&Arc::from(uid));
+        }
         self.registry.remove(uid)
     }
 

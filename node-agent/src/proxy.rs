@@ -8,6 +8,8 @@ pub mod connection;
 pub mod inbound;
 pub mod outbound;
 pub mod plaintext;
+#[cfg(test)]
+mod size_tests;
 pub mod target;
 
 /// Which way a connection goes, seen from the pod.

@@ -119,7 +119,7 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
-    fn new(context: Arc<Context>) -> Rc<Self> {
+    pub(crate) fn new(context: Arc<Context>) -> Rc<Self> {
         Rc::new(Self {
             series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
             context,
@@ -172,7 +172,7 @@ pub struct LocalPod {
 }
 
 impl LocalPod {
-    fn new(pod: Arc<Pod>, worker: &Rc<Worker>) -> Rc<Self> {
+    pub(crate) fn new(pod: Arc<Pod>, worker: &Rc<Worker>) -> Rc<Self> {
         Rc::new(Self {
             dialer: Rc::new(PodDialer {
                 pod: Arc::clone(&pod),

@@ -183,6 +183,15 @@ fn pod_deletion_is_immediate_and_forgets_the_identity() {
 }
 
 #[test]
+fn deletion_after_unenrolment_ends_what_still_runs() {
+    let mut f = Fixture::enrolled("u");
+    f.want("u", "sa", Mode::None);
+    assert_eq!(f.settle(), ["release u"]);
+    f.enrolment.unregister("u").expect("unregistered");
+    assert_eq!(f.settle(), ["kill u"]);
+}
+
+#[test]
 fn another_identity_for_the_same_pod_starts_afresh() {
     let mut f = Fixture::enrolled("u");
     f.certificates.issue(&id("other"));

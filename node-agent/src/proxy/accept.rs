@@ -50,7 +50,8 @@ pub async fn accept_loop<F>(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let task = handle(Rc::clone(&pod), stream, peer);
+                // Boxed: inside select! it would be held twice, once to be moved from.
+                let task = Box::pin(handle(Rc::clone(&pod), stream, peer));
                 let killed = pod.killed();
                 tokio::task::spawn_local(async move {
                     tokio::select! {

@@ -78,7 +78,8 @@ impl InboundHandler for Handler {
         flow.hbone_addr = Some(request.local_addr);
         flow.source.addr = Some(client(local, &request));
         flow.source.identity = Some(request.peer.clone());
-        match open(local, &request, &mut flow).await {
+        // Boxed: the tunnel server keeps the relay in the same task.
+        match Box::pin(open(local, &request, &mut flow)).await {
             Ok((upstream, permit)) => Ok(accept(local, request, flow, upstream, permit)),
             Err(refused) => {
                 let reason = refused.reason;

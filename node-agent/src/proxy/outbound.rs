@@ -30,7 +30,8 @@ const MAX_TRIES: usize = 3;
 
 /// The way to the destination, open.
 enum Upstream {
-    Tunnel(HboneStream),
+    /// Boxed: it is moved several times on its way into the relay.
+    Tunnel(Box<HboneStream>),
     Plain(TcpStream),
 }
 
@@ -43,7 +44,9 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
         flow.refuse(&worker, Reason::TooManyConnections.into());
         return sockets::reset(stream);
     };
-    let (upstream, load) = match open(&local, &stream, from, &mut flow).await {
+    // Boxed: what opening needs is given back before the long part, the relay.
+    let opened = Box::pin(open(&local, &stream, from, &mut flow)).await;
+    let (upstream, load) = match opened {
         Ok(open) => open,
         Err(refused) => {
             flow.refuse(&worker, refused);
@@ -57,7 +60,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     };
     let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
     let end = match upstream {
-        Upstream::Tunnel(tunnel) => relay::tcp_hbone(stream, tunnel, &counters).await,
+        Upstream::Tunnel(tunnel) => relay::tcp_hbone(stream, *tunnel, &counters).await,
         Upstream::Plain(upstream) => relay::tcp_tcp(stream, upstream, &counters).await,
     };
     connection.finish(end);
@@ -217,11 +220,13 @@ async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upst
         address,
     };
     let request = request(local, target.address, flow)?;
-    let tunnel = local
+    let mut tunnel = local
         .pool
         .connect(key, &local.dialer, &certificate, request)
         .await?;
-    Ok(Upstream::Tunnel(tunnel))
+    // They have been read; a relay may go on for days.
+    tunnel.response_headers = HeaderMap::new();
+    Ok(Upstream::Tunnel(Box::new(tunnel)))
 }
 
 /// The CONNECT for the application at `address`.

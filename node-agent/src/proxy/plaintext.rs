@@ -25,7 +25,9 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
         flow.refuse(&worker, Reason::TooManyConnections.into());
         return sockets::reset(stream);
     };
-    let upstream = match open(&local, &stream, from, &mut flow).await {
+    // Boxed: what opening needs is given back before the long part, the relay.
+    let opened = Box::pin(open(&local, &stream, from, &mut flow)).await;
+    let upstream = match opened {
         Ok(upstream) => upstream,
         Err(refused) => {
             flow.refuse(&worker, refused);
