@@ -293,6 +293,7 @@ fn a_reused_address_is_reached_as_its_new_owner() -> Result<()> {
                     answers.push(answer);
                 }
             }
+            answers.push(world.app_ok(CLIENT, &["http", &page])?);
             Ok(answers)
         });
         let swapped = swap_owner(&world, &at);
