@@ -9,14 +9,10 @@ use karst_node_agent::app;
 use karst_node_agent::config::{Args, Config, LogFormat};
 use tracing_subscriber::EnvFilter;
 
-/// Frames come and go by the hundred thousand, and glibc's allocator gives their memory back to
-/// the kernel and asks for it again between two of them.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> anyhow::Result<()> {
     let config = Config::try_from(Args::parse())?;
     init_logging(&config)?;
+    karst_datapath::memory::tune();
     app::run(config).context("karst-node-agent cannot run")
 }
 

@@ -18,6 +18,7 @@ pub mod inspect;
 mod links;
 mod logs;
 mod map;
+pub mod memory;
 pub mod netns;
 mod node;
 mod object;

@@ -16,10 +16,11 @@ use crate::cgroup::Cgroup;
 use crate::error::DatapathError;
 use crate::links::{self, Hook};
 use crate::map::{self, Map, RawMap};
+use crate::memory;
 use crate::netns::Netns;
 use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP};
 use crate::pins::{Pins, failed};
-use crate::sys::{self, LinkTarget};
+use crate::sys::LinkTarget;
 
 /// The programs and maps of one node, attached for as long as their pins exist.
 ///
@@ -144,7 +145,7 @@ impl Datapath {
         }
         drop(lock);
         drop(ebpf);
-        sys::return_free_memory();
+        memory::return_free();
         Ok(datapath)
     }
 

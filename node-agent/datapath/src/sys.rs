@@ -499,12 +499,3 @@ pub(crate) fn attached_programs(
     ids.truncate(attr.count as usize);
     Ok(ids)
 }
-
-/// Gives freed memory back to the kernel. Loading parses the kernel's BTF, some 14 MB that an
-/// agent would otherwise hold for as long as it lives: the allocator keeps them for a second
-/// time that never comes.
-pub(crate) fn return_free_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call takes no pointers and touches free memory only.
-    let _ = unsafe { libc::malloc_trim(0) };
-}

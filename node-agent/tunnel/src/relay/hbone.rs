@@ -32,8 +32,10 @@ pub(super) async fn relay(tcp: TcpStream, stream: HboneStream, counters: &Counte
         read_size: ReadSize::default(),
         queue: Queue::default(),
         down: Down::Open,
+        ended: false,
     };
     let end = poll_fn(|cx| relay.poll(cx)).await;
+    relay.ended = true;
     match end {
         RelayEnd::Closed => {}
         RelayEnd::LocalReset => relay.send.send_reset(Reason::CANCEL),
@@ -71,6 +73,18 @@ struct Relay<'a> {
     read_size: ReadSize,
     queue: Queue,
     down: Down,
+    ended: bool,
+}
+
+/// A relay that is given up (its pod is gone, the time to drain is over) has cut the data off.
+/// An application would take a plain close for the end of it.
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            reset_on_drop(&self.tcp);
+            self.send.send_reset(Reason::CANCEL);
+        }
+    }
 }
 
 impl Relay<'_> {

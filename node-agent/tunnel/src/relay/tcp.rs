@@ -16,22 +16,41 @@ use crate::buffers::{self, ReadSize};
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 8;
 
-pub(super) async fn relay(
-    mut first: TcpStream,
-    mut second: TcpStream,
-    counters: &Counters,
-) -> RelayEnd {
+/// Both ends. A relay that is given up has cut the data off, which an application would take for
+/// its end if the sockets were only closed.
+struct Ends {
+    first: TcpStream,
+    second: TcpStream,
+    ended: bool,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if !self.ended {
+            reset_on_drop(&self.first);
+            reset_on_drop(&self.second);
+        }
+    }
+}
+
+pub(super) async fn relay(first: TcpStream, second: TcpStream, counters: &Counters) -> RelayEnd {
+    let mut ends = Ends {
+        first,
+        second,
+        ended: false,
+    };
     let mut out = Direction::default();
     let mut back = Direction::default();
     let end = poll_fn(|cx| {
         let sent = |bytes| counters.add_sent(bytes);
         let received = |bytes| counters.add_received(bytes);
-        let out_done = match out.poll(cx, &mut first, &mut second, sent) {
+        let Ends { first, second, .. } = &mut ends;
+        let out_done = match out.poll(cx, first, second, sent) {
             Poll::Ready(Err(Side::From)) => return Poll::Ready(RelayEnd::LocalReset),
             Poll::Ready(Err(Side::To)) => return Poll::Ready(RelayEnd::RemoteReset),
             other => other.is_ready(),
         };
-        let back_done = match back.poll(cx, &mut second, &mut first, received) {
+        let back_done = match back.poll(cx, second, first, received) {
             Poll::Ready(Err(Side::From)) => return Poll::Ready(RelayEnd::RemoteReset),
             Poll::Ready(Err(Side::To)) => return Poll::Ready(RelayEnd::LocalReset),
             other => other.is_ready(),
@@ -42,10 +61,11 @@ pub(super) async fn relay(
         Poll::Pending
     })
     .await;
+    ends.ended = true;
     match end {
         RelayEnd::Closed => {}
-        RelayEnd::LocalReset => reset_on_drop(&second),
-        RelayEnd::RemoteReset | RelayEnd::TunnelFailed => reset_on_drop(&first),
+        RelayEnd::LocalReset => reset_on_drop(&ends.second),
+        RelayEnd::RemoteReset | RelayEnd::TunnelFailed => reset_on_drop(&ends.first),
     }
     end
 }
