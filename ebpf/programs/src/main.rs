@@ -9,6 +9,10 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 #![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to another place on a stack of 512 bytes"
+)]
+#![expect(
     unsafe_code,
     reason = "kernel helpers, contexts and map values are raw pointers, checked by the verifier"
 )]
@@ -78,7 +82,6 @@ pub fn karst_sk_lookup(ctx: SkLookupContext) -> u32 {
     lookup::verdict(&ctx)
 }
 
-#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     // The verifier refuses any program in which this can be reached.
