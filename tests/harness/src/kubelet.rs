@@ -28,7 +28,7 @@ use crate::workloads;
 
 /// How long a pod's sandbox may wait for its agent: the first certificate of an identity
 /// has to come from the controller.
-const SANDBOX_LIMIT: Duration = Duration::from_secs(30);
+const SANDBOX_LIMIT: Duration = Duration::from_secs(15);
 
 /// The cgroups of one node, as on a real one.
 pub struct NodeCgroups {
@@ -64,7 +64,7 @@ pub fn start_pod(paths: &Paths, state: &mut State, key: &Key, mut object: Value)
     let container = &object["spec"]["containers"][0];
     ensure!(
         container["command"].is_array() || container["args"].is_array(),
-        "{key}: its first container has no command: the lab runs host programs, not images"
+        "its first container has no command: the lab runs host programs, not images"
     );
     let node = workloads::schedule(state, &object)?;
     let account = object["spec"]["serviceAccountName"]

@@ -303,9 +303,17 @@ impl Lab {
             // deletion first; here the pod is made anew.
             kubelet::stop_pod(&self.paths, state, key)?;
         }
-        let child = kubelet::start_pod(&self.paths, state, key, object)?;
-        self.keep(Some(child));
-        Ok(())
+        match kubelet::start_pod(&self.paths, state, key, object) {
+            Ok(child) => {
+                self.keep(Some(child));
+                Ok(())
+            }
+            Err(error) => {
+                // Nothing half made stays: the next apply begins anew.
+                kubelet::stop_pod(&self.paths, state, key)?;
+                Err(error)
+            }
+        }
     }
 
     /// Deletes the objects that the manifests name; ones that are gone are fine.
@@ -603,7 +611,7 @@ impl Lab {
                 pod.id()
             );
             for node in state.node_names() {
-                status::check_hbone(&self.paths, &node, pod, status::Expected::Hbone)?;
+                status::check_known(&self.paths, &node, pod, status::Expected::Hbone)?;
             }
             Ok(())
         })
@@ -624,7 +632,7 @@ impl Lab {
                     pod.id()
                 );
                 for node in state.node_names() {
-                    status::check_hbone(&self.paths, &node, pod, status::Expected::Plain)?;
+                    status::check_known(&self.paths, &node, pod, status::Expected::Plain)?;
                 }
                 Ok(())
             },

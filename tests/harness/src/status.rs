@@ -122,8 +122,8 @@ fn enrolled_pods(paths: &Paths, node: &str) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// Fails unless the agent of `node` knows the pod as expected.
-pub(crate) fn check_hbone(
+/// Fails unless the agent of `node` knows the pod as expected, and as ready as it is.
+pub(crate) fn check_known(
     paths: &Paths,
     node: &str,
     pod: &PodRecord,
@@ -147,6 +147,14 @@ pub(crate) fn check_hbone(
         (protocol == "HBONE") == (expected == Expected::Hbone),
         "{node} knows {} by protocol {protocol:?}",
         pod.id()
+    );
+    // Until an agent has heard that a pod is ready, its Services have no endpoint there.
+    let healthy = known["health"] == "healthy";
+    ensure!(
+        healthy == pod.ready,
+        "{node} knows {} as {}",
+        pod.id(),
+        known["health"]
     );
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
-use karst_harness::{Lab, LabOptions, Mesh};
+use karst_harness::{Lab, LabOptions, Lifetime, Mesh};
 use serde_json::Value;
 
 /// The label that takes a namespace into the mesh.
@@ -25,11 +25,18 @@ impl World {
         Self::up_with(tag, mesh, &[])
     }
 
-    /// The same with more arguments for the agents.
+    /// The same with more arguments for the agents. With `KARST_LAB_KEEP` set the lab stays
+    /// up after the test, for a look at its logs.
     pub fn up_with(tag: &str, mesh: Mesh, agent_args: &[&str]) -> Result<Self> {
+        let keep = std::env::var_os("KARST_LAB_KEEP").is_some();
         let name = format!("t{}_{tag}", std::process::id());
         let lab = Lab::up(LabOptions {
             mesh,
+            lifetime: if keep {
+                Lifetime::UntilDown
+            } else {
+                Lifetime::WithCaller
+            },
             agent_args: agent_args.iter().map(|arg| (*arg).to_owned()).collect(),
             ..LabOptions::new(&name)
         })?;

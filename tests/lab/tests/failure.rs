@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use karst_harness::{Mesh, until};
 use karst_lab_tests::attacker::{self, HBONE, Signer, Validity};
 use karst_lab_tests::scenario::{self, port};
@@ -215,6 +215,25 @@ fn the_data_plane_goes_on_without_a_controller() -> Result<()> {
         &["connect", &at, "--send", "x", "--read-lines", "1"],
     )?;
     chat.end()
+}
+
+#[test]
+fn a_pod_that_cannot_be_enrolled_does_not_start() -> Result<()> {
+    let world = World::up("cni", Mesh::On)?;
+    let lab = &world.lab;
+    lab.stop_controller()?;
+    let pod = manifest("mesh", "newcomer", "node1", "newcomer", "serve");
+    let Err(error) = lab.apply(&pod) else {
+        bail!("it was started without a certificate")
+    };
+    ensure!(format!("{error:#}").contains("agent"), "{error:#}");
+    ensure!(!lab.status()?.pods.iter().any(|pod| pod.name == "newcomer"));
+    lab.start_controller()?;
+    lab.apply(&pod)?;
+    lab.wait_enrolled("mesh/newcomer")?;
+    world
+        .app_ok(CLIENT, &["http", &world.at("mesh/newcomer", port::HTTP)?])
+        .map(drop)
 }
 
 #[test]
