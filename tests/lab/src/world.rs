@@ -20,14 +20,9 @@ pub struct World {
 
 impl World {
     /// Brings a world up; `tag` (at most 8 of a-z, 0-9) tells the labs of this test program
-    /// apart. It ends with the test program.
+    /// apart. It ends with the test program, unless `KARST_LAB_KEEP` is set, for a look at its
+    /// logs.
     pub fn up(tag: &str, mesh: Mesh) -> Result<Self> {
-        Self::up_with(tag, mesh, &[])
-    }
-
-    /// The same with more arguments for the agents. With `KARST_LAB_KEEP` set the lab stays
-    /// up after the test, for a look at its logs.
-    pub fn up_with(tag: &str, mesh: Mesh, agent_args: &[&str]) -> Result<Self> {
         let keep = std::env::var_os("KARST_LAB_KEEP").is_some();
         let name = format!("t{}_{tag}", std::process::id());
         let lab = Lab::up(LabOptions {
@@ -37,7 +32,6 @@ impl World {
             } else {
                 Lifetime::WithCaller
             },
-            agent_args: agent_args.iter().map(|arg| (*arg).to_owned()).collect(),
             ..LabOptions::new(&name)
         })?;
         let label = if mesh == Mesh::On {
