@@ -108,3 +108,40 @@ fn make(authority: &Authority, names: &[String]) -> anyhow::Result<(CertifiedKey
         Instant::now() + half.max(RETRY),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::authority::AuthoritySource;
+
+    #[tokio::test]
+    async fn a_renewed_certificate_takes_over_without_a_restart() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let source = AuthoritySource::SelfMade {
+            state: folder.path().to_owned(),
+        };
+        let day = time::Duration::DAY;
+        let authority = Authority::open(&source, "cluster.local", day, day).unwrap();
+        let names = vec!["controller.test".to_owned(), "192.0.2.1".to_owned()];
+        let (certificate, renew_at) = ServingCertificate::new(Arc::new(authority), names).unwrap();
+        let hours = renew_at.duration_since(Instant::now()).as_secs() / 3600;
+        assert!((11..=12).contains(&hours), "half of a day, not {hours} h");
+
+        let before = certificate.current.load_full();
+        let renewal = tokio::spawn(certificate.clone().renew(Instant::now()));
+        let replaced = async {
+            while Arc::ptr_eq(&before, &certificate.current.load()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), replaced)
+            .await
+            .unwrap();
+        renewal.abort();
+        let after = certificate.current.load_full();
+        assert_ne!(
+            after.end_entity_cert().unwrap(),
+            before.end_entity_cert().unwrap()
+        );
+    }
+}

@@ -7,6 +7,7 @@ use karst_api::{
     discovery::{DeltaDiscoveryRequest, Status},
     workload::{Address, address},
 };
+use serde_json::json;
 
 use crate::harness::{
     NAMESPACE, Raw, SERVICE, SERVICE_NAME, Server, eventually, names, pod, workload,
@@ -121,14 +122,13 @@ async fn an_answer_to_another_response_is_no_answer() {
     let server = server();
     let mut raw = Raw::open(&server.agent("node-1")).await.unwrap();
     let mut response = raw.subscribe(ADDRESS_TYPE).await;
+    let mut witness = Raw::open(&server.agent("node-2")).await.unwrap();
+    let seen = witness.subscribe(ADDRESS_TYPE).await;
+    witness.ack(&seen).await;
     let nonce = std::mem::replace(&mut response.nonce, "made-up".to_owned());
     raw.ack(&response).await;
     server.write("a.yaml", &pod("a", "node-1", "10.0.1.9"));
-    let mut other = Raw::open(&server.agent("node-1")).await.unwrap();
-    eventually("the change is in", || {
-        server.find_log(|event| event["message"] == "source read")
-    })
-    .await;
+    assert_eq!(names(&witness.receive().await.unwrap()), [workload("a")]);
     // The first answer that counts releases the change; had the made-up one counted, the change
     // would have come before this subscription's answer.
     raw.send(DeltaDiscoveryRequest {
@@ -141,9 +141,6 @@ async fn an_answer_to_another_response_is_no_answer() {
     raw.ack(&response).await;
     let next = raw.receive().await.unwrap();
     assert_eq!(names(&next), [workload("a")]);
-    // Whoever asks anew has the new state at once.
-    let fresh = other.subscribe(ADDRESS_TYPE).await;
-    assert_eq!(fresh.resources.len(), 3);
 }
 
 #[tokio::test]
@@ -209,17 +206,20 @@ async fn an_unknown_type_is_refused() {
 
 #[tokio::test]
 async fn a_first_push_of_many_resources_comes_in_parts() {
-    let mut text = String::from(NAMESPACE);
-    for number in 0..20_000 {
-        let ip = format!("10.{}.{}.1", 100 + number / 256, number % 256);
-        text.push_str("---\n");
-        text.push_str(&pod(
-            &format!("pod-{number:05}-{}", "x".repeat(60)),
-            "node-9",
-            &ip,
-        ));
+    // Few objects of unusual size: what counts is the bytes of the push.
+    let revision = "x".repeat(2000);
+    let mut text = String::new();
+    for number in 0..3000 {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": format!("pod-{number}"), "namespace": "shop",
+                "labels": {"version": revision}},
+            "spec": {"nodeName": "node-9"},
+            "status": {"podIP": format!("10.100.{}.{}", number / 250, number % 250 + 1)},
+        });
+        text.push_str(&pod.to_string());
     }
-    let server = Server::start(&[("many.yaml", &text)]);
+    let server = Server::start(&[("many.json", &text)]);
     let mut raw = Raw::open(&server.agent("node-1")).await.unwrap();
     let mut response = raw.subscribe(ADDRESS_TYPE).await;
     let mut parts = 1;
@@ -231,6 +231,6 @@ async fn a_first_push_of_many_resources_comes_in_parts() {
         total += response.resources.len();
         parts += 1;
     }
-    assert_eq!(total, 20_000);
+    assert_eq!(total, 3000);
     assert!(parts > 1);
 }
