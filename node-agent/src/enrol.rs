@@ -33,6 +33,10 @@ const BACKOFF_INITIAL: Duration = Duration::from_millis(250);
 /// Longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
+/// Looks for the certificate of a captured pod before it is served without one:
+/// with the back-off between them about as many seconds as issuing takes at worst.
+const CERTIFICATE_ATTEMPTS: u32 = 4;
+
 /// Label of a pod that waits for its certificate.
 const NO_CERTIFICATE: &str = "no_certificate";
 
@@ -406,15 +410,23 @@ impl<W: Workers> Enrolment<W> {
         Ok(())
     }
 
+    /// A pod that is captured already is better served without a certificate (with
+    /// a reason in the log) than not at all, but not before the certificate had time
+    /// to come: what connects in between would be reset.
+    fn goes_without_certificate(&self, uid: &Arc<str>) -> bool {
+        let waited = self.failing.get(uid).is_some_and(|failing| {
+            failing.problem.reason == NO_CERTIFICATE && failing.attempts >= CERTIFICATE_ATTEMPTS
+        });
+        waited && self.in_kernel.contains(uid)
+    }
+
     fn enrol(&mut self, uid: &Arc<str>) -> Result<(), Problem> {
         let (Some(sandbox), Wanted::Yes(wanted)) = (self.registry.get(uid), self.wanted(uid))
         else {
             return Ok(());
         };
         let identity = wanted.identity.clone();
-        // A pod that is captured already is better served without a certificate
-        // (with a reason in the log) than not at all.
-        if !self.certificates.has(&identity) && !self.in_kernel.contains(uid) {
+        if !self.certificates.has(&identity) && !self.goes_without_certificate(uid) {
             let known = self
                 .certificates
                 .list()

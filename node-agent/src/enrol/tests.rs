@@ -224,10 +224,32 @@ fn restart_keeps_pods_captured_until_the_controller_speaks() {
     assert!(!f.enrolment.table().settled);
     f.want("u", "sa", Mode::Ambient);
     f.enrolment.set_synced();
-    // Captured already: served at once, also without a certificate.
+    assert!(f.settle().is_empty(), "its certificate is about to come");
+    f.certificates.issue(&id("sa"));
+    f.enrolment.note_certificates();
     assert_eq!(f.settle(), ["start u sa"]);
     assert!(f.enrolment.table().settled);
     assert_eq!(f.enrolment.report(), Some(vec!["u".to_owned()]));
+}
+
+#[test]
+fn a_captured_pod_is_served_without_a_certificate_in_the_end() {
+    let mut f = Fixture::enrolled("u").restart();
+    f.want("u", "sa", Mode::Ambient);
+    f.enrolment.set_synced();
+    let began = f.now;
+    let mut started = f.settle();
+    while started.is_empty() {
+        let retry = f.enrolment.reconcile(f.now).expect("a retry is due");
+        f.now = retry;
+        started = f.settle();
+    }
+    assert_eq!(started, ["start u sa"]);
+    let waited = f.now - began;
+    assert!(
+        waited >= Duration::from_secs(1) && waited <= Duration::from_secs(10),
+        "{waited:?}"
+    );
 }
 
 #[test]
