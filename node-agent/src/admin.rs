@@ -71,17 +71,30 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
             .mode(0o700)
             .create(dir)?;
     }
-    match fs::remove_file(path) {
+    bind_private(path, |path| UnixListener::bind(path))
+}
+
+/// Binds a Unix socket that only root may open. Whoever connects meanwhile reaches
+/// the former one or this one: the path changes hands in one step.
+///
+/// # Errors
+/// Those of `bind`, and the path cannot be used.
+pub fn bind_private<T>(path: &Path, bind: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let unnamed = Path::new(&name);
+    match fs::remove_file(unnamed) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // Ours alone: the lock on the state directory says that no other agent runs.
+        // Ours alone: the lock on the state directory says that no other agent serves.
         _ => {}
     }
     // Before anybody can connect, not after: a chmod would come too late.
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
+    let listener = bind(unnamed);
     nix::sys::stat::umask(before);
     let listener = listener?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(unnamed, fs::Permissions::from_mode(0o600))?;
+    fs::rename(unnamed, path)?;
     Ok(listener)
 }
 
@@ -208,10 +221,7 @@ impl Admin {
     pub fn ready(&self) -> Reply {
         match self.readiness() {
             Ok(()) => json(StatusCode::OK, &json!({"ready": true})),
-            Err(reason) => {
-                let text = "the agent is not ready";
-                problem(StatusCode::SERVICE_UNAVAILABLE, reason, text)
-            }
+            Err(reason) => not_ready(reason),
         }
     }
 
@@ -321,6 +331,12 @@ fn list<T: Serialize>(items: T) -> Reply {
 
 fn problem(status: StatusCode, reason: &str, error: &str) -> Reply {
     json(status, &json!({"reason": reason, "error": error}))
+}
+
+/// The answer of an agent that is not ready.
+pub fn not_ready(reason: &'static str) -> Reply {
+    let text = "the agent is not ready";
+    problem(StatusCode::SERVICE_UNAVAILABLE, reason, text)
 }
 
 fn method_not_allowed() -> Reply {

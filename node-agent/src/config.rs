@@ -97,6 +97,9 @@ pub struct Args {
         default_value = "127.0.0.1:15021"
     )]
     pub readiness_listen: Vec<SocketAddr>,
+    /// Unix socket of this process alone, for `karst-node-agent ready`; none by default.
+    #[arg(long, env = "KARST_READY_SOCKET")]
+    pub ready_socket: Option<PathBuf>,
     /// Number of data-plane threads.
     #[arg(long, env = "KARST_WORKERS", default_value_t = 2)]
     pub workers: usize,
@@ -146,6 +149,8 @@ pub struct Config {
     pub metrics_listen: Vec<SocketAddr>,
     /// Readiness addresses.
     pub readiness_listen: Vec<SocketAddr>,
+    /// Socket for probes of this very process.
+    pub ready_socket: Option<PathBuf>,
     /// Data-plane threads.
     pub workers: usize,
     /// Log format.
@@ -214,6 +219,7 @@ impl TryFrom<Args> for Config {
             state_dir,
             metrics_listen: args.metrics_listen,
             readiness_listen: args.readiness_listen,
+            ready_socket: args.ready_socket,
             workers: args.workers,
             log_format: args.log_format,
             log_level: args.log_level,
@@ -258,6 +264,7 @@ fn mistakes(args: &Args) -> Vec<String> {
         ("--kubepods-cgroup", Some(&args.kubepods_cgroup)),
         ("--state-dir", args.state_dir.as_ref()),
         ("--admin-socket", args.admin_socket.as_ref()),
+        ("--ready-socket", args.ready_socket.as_ref()),
     ];
     for (flag, path) in absolute {
         let Some(path) = path else { continue };

@@ -8,6 +8,7 @@
 pub mod plan;
 pub mod registry;
 pub mod task;
+pub mod wishes;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -78,6 +79,16 @@ pub trait Workers {
     /// # Errors
     /// A port is taken, or there are no file descriptors.
     fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>>;
+    /// The same with the listeners that a former agent had, of which none may be closed.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    fn inherit(
+        &self,
+        former: Vec<Listeners>,
+        netns: &Netns,
+        addresses: &[IpAddr],
+    ) -> io::Result<Vec<Listeners>>;
 }
 
 /// Why a pod is not in the wanted state, for the admin socket.
@@ -165,7 +176,11 @@ pub struct Enrolment<W> {
     in_kernel: HashSet<Arc<str>>,
     failing: HashMap<Arc<str>, Failing>,
     wanted_identities: HashSet<SpiffeId>,
+    inherited: Inherited,
 }
+
+/// Listeners that another agent handed over, by pod, one set for each of its workers.
+pub type Inherited = HashMap<Arc<str>, Vec<Listeners>>;
 
 impl<W: Workers> Enrolment<W> {
     /// Takes over what the kernel and the registry have from a former agent.
@@ -183,6 +198,8 @@ impl<W: Workers> Enrolment<W> {
             .into_iter()
             .map(|p| Arc::from(p.uid))
             .collect();
+        // What was got ready for a hand-over is wanted until we know better.
+        let wanted_identities = certificates.list().into_iter().map(|c| c.id).collect();
         Ok(Self {
             kernel,
             certificates,
@@ -193,8 +210,16 @@ impl<W: Workers> Enrolment<W> {
             running: HashMap::new(),
             in_kernel,
             failing: HashMap::new(),
-            wanted_identities: HashSet::new(),
+            wanted_identities,
+            inherited: Inherited::new(),
         })
+    }
+
+    /// The same with listeners that the former agent handed over: connections wait in
+    /// them, and the pods they belong to are served through them.
+    pub fn inheriting(mut self, inherited: Inherited) -> Self {
+        self.inherited = inherited;
+        self
     }
 
     /// Records a sandbox.
@@ -317,7 +342,19 @@ impl<W: Workers> Enrolment<W> {
             }
         }
         self.failing.retain(|uid, _| uids.contains(uid));
+        self.drop_unneeded_listeners();
         self.failing.values().map(|f| f.retry_at).min()
+    }
+
+    /// Listeners nobody will serve are closed: what waits in them is refused, and does
+    /// not wait for ever.
+    fn drop_unneeded_listeners(&mut self) {
+        let mut inherited = std::mem::take(&mut self.inherited);
+        inherited.retain(|uid, _| {
+            let wanted = matches!(self.wanted(uid), Wanted::Yes(_) | Wanted::Unknown);
+            wanted && self.registry.get(uid).is_some()
+        });
+        self.inherited = inherited;
     }
 
     fn note_failure(&mut self, uid: &Arc<str>, problem: Problem, now: Instant) {
@@ -455,13 +492,20 @@ impl<W: Workers> Enrolment<W> {
             identity,
             addresses: sandbox.addresses.clone(),
         };
-        let listeners = self
-            .workers
-            .listen(&netns, &spec.addresses)
-            .map_err(|e| Problem {
-                reason: "listen_failed",
-                message: e.to_string(),
-            })?;
+        let former = self.inherited.remove(uid).unwrap_or_default();
+        let fits = |one: &Listeners| {
+            let mut addresses = one.plaintext.iter().map(|(ip, _)| ip);
+            addresses.all(|ip| spec.addresses.contains(ip))
+        };
+        let listeners = if former.is_empty() || !former.iter().all(fits) {
+            self.workers.listen(&netns, &spec.addresses)
+        } else {
+            self.workers.inherit(former, &netns, &spec.addresses)
+        };
+        let listeners = listeners.map_err(|e| Problem {
+            reason: "listen_failed",
+            message: e.to_string(),
+        })?;
         let pod = Arc::new(Pod::new(spec, netns));
         let first = listeners.first().map_or(&[][..], |l| &l.plaintext);
         let plaintext: Vec<_> = first

@@ -21,11 +21,14 @@ pub mod enrol;
 pub mod http_server;
 pub mod metrics;
 pub mod pod;
+pub mod presence;
 pub mod process;
 pub mod proxy;
 pub mod reason;
 pub mod sockets;
+pub mod standby;
 pub mod state;
+pub mod takeover;
 #[cfg(test)]
 mod testing;
 pub mod time;

@@ -1,5 +1,6 @@
 //! `karst-node-agent`: parses the configuration, sets up logging and runs
-//! [`karst_node_agent::app`]. Nothing else happens here.
+//! [`karst_node_agent::app`]; or `karst-node-agent ready`, the probe of one that
+//! runs. Nothing else happens here.
 
 use std::io;
 
@@ -7,9 +8,16 @@ use anyhow::Context as _;
 use clap::Parser;
 use karst_node_agent::app;
 use karst_node_agent::config::{Args, Config, LogFormat};
+use karst_node_agent::presence::{self, ReadyArgs};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|first| first == "ready") {
+        let program = std::ffi::OsString::from("karst-node-agent ready");
+        let args = ReadyArgs::parse_from(std::iter::once(program).chain(arguments));
+        return presence::ask(&args.socket).context("not ready");
+    }
     let config = Config::try_from(Args::parse())?;
     init_logging(&config)?;
     karst_datapath::memory::tune();

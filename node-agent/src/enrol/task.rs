@@ -47,6 +47,22 @@ pub enum Event {
     NodePods(Vec<(Arc<str>, Option<NodePod>)>),
     /// The controller's list is complete.
     Synced,
+    /// Another agent wants to take over: change nothing until it is decided.
+    Freeze {
+        /// Answered when nothing is being changed any more.
+        frozen: oneshot::Sender<()>,
+        /// Whether it took over. Dropped, it did not.
+        decision: oneshot::Receiver<Decision>,
+    },
+}
+
+/// What became of a hand-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The other agent serves now: this one changes nothing any more.
+    HandedOver,
+    /// It did not: go on.
+    Resumed,
 }
 
 struct Waiting {
@@ -63,6 +79,7 @@ pub struct EnrolmentTask<W> {
     ads: DeltaAds,
     waiting: HashMap<Arc<str>, Vec<Waiting>>,
     register_wait: Duration,
+    freeze: Option<(oneshot::Sender<()>, oneshot::Receiver<Decision>)>,
 }
 
 impl<W: Workers> EnrolmentTask<W> {
@@ -82,6 +99,7 @@ impl<W: Workers> EnrolmentTask<W> {
             ads,
             waiting: HashMap::new(),
             register_wait: REGISTER_WAIT,
+            freeze: None,
         }
     }
 
@@ -92,10 +110,15 @@ impl<W: Workers> EnrolmentTask<W> {
         self
     }
 
-    /// Runs until nobody can send events any more.
+    /// Runs until nobody can send events any more, or another agent has taken over.
     pub async fn run(mut self) {
         let mut refresh = tokio::time::interval(REFRESH);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What is known already comes before the first step: an agent that takes over must
+        // not forget first what it got ready.
+        while let Ok(event) = self.events.try_recv() {
+            self.note(event);
+        }
         let mut retry_at = self.settle();
         loop {
             let deadlines = self.waiting.values().flatten().map(|w| w.until);
@@ -121,6 +144,14 @@ impl<W: Workers> EnrolmentTask<W> {
                 self.note(event);
             }
             retry_at = self.settle();
+            if let Some((frozen, decision)) = self.freeze.take() {
+                // Who asked may have given up meanwhile; then there is no decision either.
+                let _ = frozen.send(());
+                if decision.await == Ok(Decision::HandedOver) {
+                    return;
+                }
+                retry_at = self.settle();
+            }
         }
     }
 
@@ -160,6 +191,7 @@ impl<W: Workers> EnrolmentTask<W> {
                 answer(reply, done);
             }
             Event::NodePods(changes) => self.enrolment.update_node_pods(changes),
+            Event::Freeze { frozen, decision } => self.freeze = Some((frozen, decision)),
             Event::Synced => {
                 self.enrolment.set_synced();
                 // Now pods that ended while no agent looked can be told.
@@ -244,5 +276,14 @@ impl Workers for WorkerSet {
 
     fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>> {
         Listeners::open(netns, addresses, self.0.len())
+    }
+
+    fn inherit(
+        &self,
+        former: Vec<Listeners>,
+        netns: &Netns,
+        addresses: &[IpAddr],
+    ) -> io::Result<Vec<Listeners>> {
+        Listeners::spread(former, netns, addresses, self.0.len())
     }
 }

@@ -47,6 +47,18 @@ impl Workers for Calls {
     fn listen(&self, _: &Netns, _: &[IpAddr]) -> io::Result<Vec<Listeners>> {
         Ok(vec![Listeners::default()])
     }
+
+    fn inherit(
+        &self,
+        former: Vec<Listeners>,
+        _: &Netns,
+        _: &[IpAddr],
+    ) -> io::Result<Vec<Listeners>> {
+        self.0
+            .borrow_mut()
+            .push(format!("inherit {}", former.len()));
+        Ok(former)
+    }
 }
 
 struct Fixture {
@@ -324,4 +336,39 @@ fn pods_not_wanted_are_recorded_and_left_alone() {
     let table = f.enrolment.table();
     assert!(table.settled && !table.pods["u"].enrolled);
     assert_eq!(table.counts(), (0, 0));
+}
+
+#[test]
+fn a_pod_taken_over_is_served_through_the_listeners_handed_over() {
+    let mut f = Fixture::enrolled("u").restart();
+    let handed_over = vec![Listeners::default(), Listeners::default()];
+    let inherited = [(Arc::from("u"), handed_over)].into();
+    f.enrolment = f.enrolment.inheriting(inherited);
+    assert!(f.settle().is_empty(), "not before it is known to be wanted");
+    f.certificates.issue(&id("sa"));
+    f.want("u", "sa", Mode::Ambient);
+    f.enrolment.set_synced();
+    f.now += Duration::from_secs(60);
+    assert_eq!(f.settle(), ["inherit 2", "start u sa"]);
+}
+
+#[test]
+fn listeners_of_a_pod_that_nobody_wants_are_closed() {
+    let mut f = Fixture::enrolled("u").restart();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let address = listener.local_addr().expect("address");
+    let listeners = Listeners {
+        outbound: vec![listener],
+        ..Listeners::default()
+    };
+    f.enrolment = f
+        .enrolment
+        .inheriting([(Arc::from("u"), vec![listeners])].into());
+    f.settle();
+    let waits = std::net::TcpStream::connect(address);
+    assert!(waits.is_ok(), "the controller has not said");
+    f.want("u", "sa", Mode::None);
+    f.enrolment.set_synced();
+    f.settle();
+    assert!(std::net::TcpStream::connect(address).is_err());
 }

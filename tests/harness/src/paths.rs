@@ -90,6 +90,16 @@ impl Paths {
         self.node_dir(node).join("admin.sock")
     }
 
+    /// The socket that says whether one of several agents of a node is ready.
+    pub fn ready_socket(&self, node: &str, tag: &str) -> PathBuf {
+        self.node_dir(node).join(format!("ready-{tag}.sock"))
+    }
+
+    /// Where a node's agent is asked to hand over to another one.
+    pub fn takeover_socket(&self, node: &str) -> PathBuf {
+        self.node_dir(node).join("state").join("takeover.sock")
+    }
+
     /// The controller's files.
     pub fn control_dir(&self) -> PathBuf {
         self.dir.join("control")
