@@ -93,6 +93,7 @@ impl Fixture {
             name: "pod".to_owned(),
             netns: PathBuf::from("/proc/self/ns/net"),
             addresses: vec!["10.0.0.1".parse().expect("address")],
+            container_id: None,
         };
         let sandbox = Sandbox::new(uid, registration).expect("valid");
         self.enrolment.register(sandbox).expect("registered");
@@ -104,6 +105,7 @@ impl Fixture {
             name: Arc::from("pod"),
             workload_uid: Arc::from("w"),
             identity: id(account),
+            addresses: vec!["10.0.0.1".parse().expect("address")],
             mode,
         };
         self.enrolment
