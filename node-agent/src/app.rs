@@ -29,6 +29,7 @@ use crate::enrol::{Enrolment, PodTable};
 use crate::http_server::{Reply, reply, serve_tcp, serve_unix};
 use crate::metrics::node::NodeMetrics;
 use crate::metrics::{self, Metrics};
+use crate::node;
 use crate::process;
 use crate::state::MeshState;
 use crate::state::store::Store;
@@ -80,8 +81,7 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> AppError {
 pub fn run(config: Config) -> Result<(), AppError> {
     let lock = process::lock_state_dir(&config.state_dir).map_err(io_error("state directory"))?;
     let open_files = process::raise_open_files().map_err(io_error("raise open files"))?;
-    process::join_cgroup(&config.datapath.agent_cgroup)
-        .map_err(io_error("join the agent's cgroup"))?;
+    let places = config.places.settle().map_err(io_error("find cgroups"))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .install_default()
@@ -92,19 +92,23 @@ pub fn run(config: Config) -> Result<(), AppError> {
         workers = config.workers,
         "starting"
     );
-    let datapath = Datapath::open(&config.datapath)?;
+    let datapath = Datapath::open(&places)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("karst-control")
         .build()
         .map_err(io_error("control runtime"))?;
-    let outcome = serve(&config, &runtime, datapath);
+    let outcome = serve(&config, &runtime, (datapath, places.kubepods_cgroup));
     drop(lock);
     outcome
 }
 
-fn serve(config: &Config, runtime: &Runtime, datapath: Datapath) -> Result<(), AppError> {
-    let agent = Agent::assemble(config, runtime, datapath)?;
+fn serve(
+    config: &Config,
+    runtime: &Runtime,
+    (datapath, kubepods): (Datapath, PathBuf),
+) -> Result<(), AppError> {
+    let agent = Agent::assemble(config, runtime, (datapath, kubepods))?;
     let (context, workers) = (Arc::clone(&agent.context), agent.workers.clone());
     let threads = LocalSet::new().block_on(runtime, agent.control())?;
     // Workers drain by themselves; control tasks are gone, so nothing new comes.
@@ -124,6 +128,7 @@ struct Agent {
     config: Config,
     context: Arc<Context>,
     datapath: Arc<Datapath>,
+    kubepods: PathBuf,
     manager: CertificateManager,
     workers: WorkerSet,
     threads: Vec<WorkerHandle>,
@@ -132,7 +137,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn assemble(config: &Config, runtime: &Runtime, datapath: Datapath) -> Result<Self, AppError> {
+    fn assemble(
+        config: &Config,
+        runtime: &Runtime,
+        (datapath, kubepods): (Datapath, PathBuf),
+    ) -> Result<Self, AppError> {
         let datapath = Arc::new(datapath);
         let metrics = Arc::new(Metrics::default());
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
@@ -162,6 +171,7 @@ impl Agent {
             config,
             context,
             datapath,
+            kubepods,
             manager,
             workers,
             threads,
@@ -176,6 +186,7 @@ impl Agent {
             config,
             context,
             datapath,
+            kubepods,
             manager,
             workers,
             threads,
@@ -194,6 +205,7 @@ impl Agent {
             workers.clone(),
             registry,
         )?;
+        let install = node::install_status(&config.runtime);
         let admin = Arc::new(Admin {
             node: config.node_name.clone(),
             controller: config.controller.clone(),
@@ -203,10 +215,19 @@ impl Agent {
             pods: pods.clone(),
             enrolment: events.clone(),
             workers: workers.clone(),
+            install: install.clone(),
         });
         serve_http(&config, &admin, &context, pods).await?;
         let changes = manager.changes();
         let task = EnrolmentTask::new(enrolment, received, changes.clone(), table, ads.clone());
+        let links = node::Links {
+            events: events.clone(),
+            missing: task.missing(),
+            metrics: Arc::clone(&context.metrics.cni),
+            install,
+            kubepods,
+        };
+        node::start(&config.runtime, links).map_err(io_error("CNI socket"))?;
         spawn_local(task.run());
         spawn_local(announce_sync(
             ads.ready(),
@@ -262,6 +283,7 @@ async fn serve_http(
         context: Arc::clone(context),
         ads: admin.ads.clone(),
         pods,
+        install: admin.install.clone(),
     };
     let registry = Arc::new(context.metrics.registry(node));
     for address in &config.metrics_listen {

@@ -36,7 +36,12 @@ pub enum AccessLogFormat {
 /// The Karst node agent: captures the connections of enrolled pods and carries
 /// them through mutually authenticated tunnels.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "karst-node-agent", version, max_term_width = 100)]
+#[command(
+    name = "karst-node-agent",
+    version,
+    max_term_width = 100,
+    after_help = "`karst-node-agent cleanup` takes everything off the node again; see its --help."
+)]
 pub struct Args {
     /// Name of this node, as in Kubernetes.
     #[arg(long, env = "KARST_NODE_NAME")]

@@ -173,6 +173,8 @@ pub struct Enrolment<W> {
     failing: HashMap<Arc<str>, Failing>,
     /// Pods whose recorded namespace is not there any more.
     stale: HashSet<Arc<str>>,
+    /// Pods that a former agent left in the kernel without a record.
+    orphans: HashSet<Arc<str>>,
     wanted_identities: HashSet<SpiffeId>,
 }
 
@@ -187,11 +189,13 @@ impl<W: Workers> Enrolment<W> {
         workers: W,
         registry: Registry,
     ) -> Result<Self, karst_datapath::DatapathError> {
-        let in_kernel = kernel
+        let in_kernel: HashSet<Arc<str>> = kernel
             .enrolled()?
             .into_iter()
             .map(|p| Arc::from(p.uid))
             .collect();
+        let recorded: HashSet<Arc<str>> = registry.uids().collect();
+        let orphans = in_kernel.difference(&recorded).cloned().collect();
         Ok(Self {
             kernel,
             certificates,
@@ -203,6 +207,7 @@ impl<W: Workers> Enrolment<W> {
             in_kernel,
             failing: HashMap::new(),
             stale: HashSet::new(),
+            orphans,
             wanted_identities: HashSet::new(),
         })
     }
@@ -215,6 +220,7 @@ impl<W: Workers> Enrolment<W> {
         let uid = &sandbox.pod_uid;
         self.failing.remove(uid);
         self.stale.remove(uid);
+        self.orphans.remove(uid);
         let former = self.registry.get(uid);
         if former.is_some_and(|f| f.netns_id != sandbox.netns_id) && !self.running.contains_key(uid)
         {
@@ -229,6 +235,7 @@ impl<W: Workers> Enrolment<W> {
     /// # Errors
     /// The record cannot be deleted.
     pub fn unregister(&mut self, uid: &str) -> Result<(), registry::RegistryError> {
+        self.orphans.remove(uid);
         if !self.running.contains_key(uid) && self.registry.get(uid).is_some() {
             // Un-enrolled before: what still runs of it ends now.
             self.workers.kill(&Arc::from(uid));
@@ -291,6 +298,7 @@ impl<W: Workers> Enrolment<W> {
             wanted: self.wanted(uid),
             running: self.running.get(uid),
             in_kernel: self.in_kernel.contains(uid),
+            orphan: self.orphans.contains(uid),
         }
     }
 

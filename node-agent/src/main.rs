@@ -1,28 +1,40 @@
 //! `karst-node-agent`: parses the configuration, sets up logging and runs
-//! [`karst_node_agent::app`]. Nothing else happens here.
+//! [`karst_node_agent::app`], or [`karst_node_agent::cleanup`]. Nothing else happens here.
 
-use std::io;
+use std::{env, io};
 
 use anyhow::Context as _;
 use clap::Parser;
 use karst_node_agent::app;
+use karst_node_agent::cleanup::{self, CleanupArgs};
 use karst_node_agent::config::{Args, Config, LogFormat};
 use tracing_subscriber::EnvFilter;
 
+/// The word that makes it take everything off the node instead of running an agent.
+const CLEANUP: &str = "cleanup";
+
 fn main() -> anyhow::Result<()> {
+    let mut words = env::args_os();
+    let program = words.next();
+    let mut rest = words.clone();
+    if rest.next().is_some_and(|word| word == CLEANUP) {
+        let args = CleanupArgs::parse_from(program.into_iter().chain(rest));
+        init_logging(args.log_format, &args.log_level)?;
+        return cleanup::run(args).context("the node cannot be cleaned");
+    }
     let config = Config::try_from(Args::parse())?;
-    init_logging(&config)?;
+    init_logging(config.log_format, &config.log_level)?;
     karst_datapath::memory::tune();
     app::run(config).context("karst-node-agent cannot run")
 }
 
 /// The agent's log goes to standard error; standard output is the access log's.
-fn init_logging(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level).context("--log-level")?;
+fn init_logging(format: LogFormat, level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level).context("--log-level")?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
-    let outcome = match config.log_format {
+    let outcome = match format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };

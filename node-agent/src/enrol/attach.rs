@@ -110,7 +110,7 @@ impl<W: Workers> Enrolment<W> {
             .iter()
             .filter(|(uid, pod)| match self.registry.get(uid) {
                 Some(_) => self.stale.contains(*uid),
-                None => !pod.addresses.is_empty(),
+                None => !pod.addresses.is_empty() || self.orphans.contains(*uid),
             })
             .map(|(uid, pod)| Missing {
                 uid: Arc::clone(uid),
@@ -143,7 +143,7 @@ impl<W: Workers> Enrolment<W> {
                     }
                     taken
                 }
-                Finding::Nothing if self.stale.remove(&uid) => {
+                Finding::Nothing if self.stale.remove(&uid) || self.orphans.contains(&uid) => {
                     tracing::info!(pod.uid = &*uid, "sandbox is gone");
                     self.unregister(&uid)
                 }
@@ -177,3 +177,7 @@ impl<W: Workers> Enrolment<W> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "attach_tests.rs"]
+mod tests;
