@@ -26,8 +26,9 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::cni::install::InstallStatus;
 use crate::context::Context;
-use crate::enrol::task::{Event, WorkerSet};
+use crate::enrol::task::{Event, Patience, WorkerSet};
 use crate::enrol::{PodTable, Problem};
 use crate::http_server::{Reply, json};
 use crate::worker::{Command, Snapshot};
@@ -56,6 +57,8 @@ pub struct Admin {
     pub enrolment: mpsc::UnboundedSender<Event>,
     /// The data plane.
     pub workers: WorkerSet,
+    /// The CNI plugin on this node, if the agent looks after it.
+    pub install: Option<Arc<InstallStatus>>,
 }
 
 /// Opens the socket: its directory is for root alone, and so is the socket.
@@ -161,8 +164,9 @@ impl Admin {
         let (reply, answer) = oneshot::channel();
         self.ask(
             Event::Register {
-                uid: uid.to_owned(),
+                uid: Some(uid.to_owned()),
                 registration,
+                patience: Patience::default(),
                 reply,
             },
             answer,
@@ -182,10 +186,10 @@ impl Admin {
         .await
     }
 
-    async fn ask(&self, event: Event, answer: oneshot::Receiver<Result<(), Problem>>) -> Reply {
+    async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, Problem>>) -> Reply {
         let sent = self.enrolment.send(event).is_ok();
         match answer.await {
-            Ok(Ok(())) => json(StatusCode::OK, &json!({})),
+            Ok(Ok(_)) => json(StatusCode::OK, &json!({})),
             Ok(Err(p)) => {
                 let invalid = matches!(p.reason, "sandbox_invalid" | "netns_unusable");
                 let status = if invalid {
@@ -214,7 +218,10 @@ impl Admin {
         if !self.pods.borrow().settled {
             return Err("pods_not_settled");
         }
-        Ok(())
+        match self.install.as_ref().and_then(|install| install.problem()) {
+            Some(problem) => Err(problem.reason),
+            None => Ok(()),
+        }
     }
 
     /// `/v1/ready` and `/healthz/ready`.
@@ -248,6 +255,12 @@ impl Admin {
             },
             "resources": { "workloads": workloads, "services": services },
             "pods": { "registered": pods.pods.len(), "wanted": wanted, "enrolled": enrolled },
+            "pods_discovered": pods.discovered,
+            "cni": self.install.as_ref().map(|install| json!({
+                "installed": install.problem().is_none(),
+                "problem": install.problem(),
+                "changes": install.read().1,
+            })),
             "workers": self.workers.0.len(),
             "access_log_dropped": self.context.access_log.dropped(),
             "bpf_events": kernel.counters().map(|list| {

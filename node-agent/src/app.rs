@@ -13,7 +13,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, NODE_POD_TYPE};
 use karst_client::{AdsConfig, AdsTask, ControllerConfig, DeltaAds, InitialSubscription};
-use karst_datapath::{DatapathError, LAYOUT_VERSION};
+use karst_datapath::{DatapathConfig, DatapathError, LAYOUT_VERSION};
 use karst_identity::{
     CertificateEvents, CertificateManager, GrpcCa, GrpcCaConfig, IdentityError, ManagerConfig,
     SpiffeId, WorkloadCertificate,
@@ -35,6 +35,7 @@ use crate::enrol::{Enrolment, PodTable};
 use crate::http_server::{Reply, reply, serve_tcp, serve_unix};
 use crate::metrics::node::NodeMetrics;
 use crate::metrics::{self, Metrics};
+use crate::node;
 use crate::presence::{HANDED_OVER, Presence};
 use crate::process;
 use crate::standby::{Approach, Standby, Turn};
@@ -97,8 +98,7 @@ pub(crate) fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> A
 pub fn run(config: Config) -> Result<(), AppError> {
     let lock = process::lock_state_dir(&config.state_dir).map_err(io_error("state directory"))?;
     let open_files = process::raise_open_files().map_err(io_error("raise open files"))?;
-    process::join_cgroup(&config.datapath.agent_cgroup)
-        .map_err(io_error("join the agent's cgroup"))?;
+    let places = config.places.settle().map_err(io_error("find cgroups"))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .install_default()
@@ -114,11 +114,16 @@ pub fn run(config: Config) -> Result<(), AppError> {
         .thread_name("karst-control")
         .build()
         .map_err(io_error("control runtime"))?;
-    serve(&config, &runtime, lock)
+    serve(&config, &runtime, places, lock)
 }
 
-fn serve(config: &Config, runtime: &Runtime, lock: Option<File>) -> Result<(), AppError> {
-    let agent = Agent::assemble(config, runtime)?;
+fn serve(
+    config: &Config,
+    runtime: &Runtime,
+    places: DatapathConfig,
+    lock: Option<File>,
+) -> Result<(), AppError> {
+    let agent = Agent::assemble(config, runtime, places)?;
     let (context, workers) = (Arc::clone(&agent.context), agent.workers.clone());
     let ended = LocalSet::new().block_on(runtime, agent.control(lock))?;
     // Workers drain by themselves; control tasks are gone, so nothing new comes.
@@ -152,6 +157,7 @@ struct Ended {
 struct Agent {
     config: Config,
     context: Arc<Context>,
+    places: DatapathConfig,
     kernel: Arc<KernelSlot>,
     manager: CertificateManager,
     workers: WorkerSet,
@@ -160,7 +166,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn assemble(config: &Config, runtime: &Runtime) -> Result<Self, AppError> {
+    fn assemble(
+        config: &Config,
+        runtime: &Runtime,
+        places: DatapathConfig,
+    ) -> Result<Self, AppError> {
         let kernel = Arc::<KernelSlot>::default();
         let metrics = Arc::new(Metrics::default());
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
@@ -188,6 +198,7 @@ impl Agent {
         Ok(Self {
             config,
             context,
+            places,
             kernel,
             manager,
             workers,
@@ -201,6 +212,7 @@ impl Agent {
         let Self {
             config,
             context,
+            places,
             kernel,
             manager,
             workers,
@@ -225,14 +237,17 @@ impl Agent {
         spawn_local(expire_series(Arc::clone(&context), workers.clone()));
         let handler = handler(&config, &context, events, workers.clone());
         spawn_local(ads_task.run(handler));
+        let kubepods = places.kubepods_cgroup.clone();
         let standby = Standby {
             config: config.clone(),
+            places,
             certificates: Arc::clone(&context.certificates),
             wishes: Rc::clone(&wishes),
             kernel,
         };
         let serving = Serving {
             config,
+            kubepods,
             context,
             manager,
             workers,
@@ -291,6 +306,7 @@ async fn remember(mut events: mpsc::UnboundedReceiver<Event>, wishes: Rc<RefCell
 /// What an agent needs while it is its turn to serve the node.
 struct Serving {
     config: Config,
+    kubepods: PathBuf,
     context: Arc<Context>,
     manager: CertificateManager,
     workers: WorkerSet,
@@ -323,6 +339,7 @@ impl Serving {
             Registry::open(&self.config.state_dir)?,
         )?
         .inheriting(inherited.unwrap_or_default());
+        let install = node::install_status(&self.config.runtime);
         let admin = Arc::new(Admin {
             node: self.config.node_name.clone(),
             controller: self.config.controller.clone(),
@@ -332,6 +349,7 @@ impl Serving {
             pods: pods.clone(),
             enrolment: events.clone(),
             workers: self.workers.clone(),
+            install: install.clone(),
         });
         let path = takeover::socket(&self.config.state_dir);
         let asked = Listener::bind(&path)
@@ -344,6 +362,14 @@ impl Serving {
             table,
             self.ads.clone(),
         );
+        let links = node::Links {
+            events: events.clone(),
+            missing: task.missing(),
+            metrics: Arc::clone(&self.context.metrics.cni),
+            install,
+            kubepods: self.kubepods.clone(),
+        };
+        node::start(&self.config.runtime, links).map_err(io_error("CNI socket"))?;
         spawn_local(task.run());
         serve_http(&self.config, &admin, &self.context, pods, ports).await?;
         self.presence.serving(admin);
@@ -401,6 +427,7 @@ async fn serve_http(
         context: Arc::clone(context),
         ads: admin.ads.clone(),
         pods,
+        install: admin.install.clone(),
     };
     let registry = Arc::new(context.metrics.registry(node));
     for address in &config.metrics_listen {

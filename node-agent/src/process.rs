@@ -33,6 +33,24 @@ pub fn join_cgroup(cgroup: &Path) -> io::Result<()> {
     fs::write(procs, std::process::id().to_string())
 }
 
+/// Checks that pins survive this process: a file system that a container mounts for itself goes
+/// with it, and with it the capture of every pod.
+///
+/// # Errors
+/// There is no bpffs at `root` or above it.
+pub fn need_bpffs(root: &Path) -> io::Result<()> {
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    let found = nix::sys::statfs::statfs(there)?;
+    if found.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC {
+        return Ok(());
+    }
+    let text = format!(
+        "no bpffs is mounted at {}: mount one on the node (mount -t bpf bpf /sys/fs/bpf) and into the agent's pod",
+        root.display()
+    );
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
+}
+
 /// Takes the state directory for this process alone, until the returned file and
 /// every copy of its descriptor are closed: two agents for one node would undo each
 /// other's work. `None` when another agent has it.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use karst_datapath::{Datapath, LAYOUT_VERSION};
+use karst_datapath::{Datapath, DatapathConfig, LAYOUT_VERSION};
 
 use crate::app::{AppError, io_error};
 use crate::config::Config;
@@ -58,6 +58,8 @@ pub struct Turn {
 pub struct Standby {
     /// Configuration.
     pub config: Config,
+    /// Where the eBPF programs and maps live.
+    pub places: DatapathConfig,
     /// What must be had before.
     pub certificates: Arc<dyn Certificates>,
     /// Who is to be served.
@@ -150,7 +152,7 @@ impl Standby {
     }
 
     fn open(&self) -> Result<Arc<Datapath>, AppError> {
-        Ok(Arc::new(Datapath::open(&self.config.datapath)?))
+        Ok(Arc::new(Datapath::open(&self.places)?))
     }
 
     fn turn_with(&self, lock: File, datapath: Arc<Datapath>, inherited: Option<Inherited>) -> Turn {

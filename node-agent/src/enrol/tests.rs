@@ -19,7 +19,7 @@ use crate::sockets::Listeners;
 use crate::testing::{FakeCertificates, FakeKernel};
 
 #[derive(Clone, Default)]
-struct Calls(Rc<RefCell<Vec<String>>>);
+pub(super) struct Calls(Rc<RefCell<Vec<String>>>);
 
 impl Calls {
     fn take(&self) -> Vec<String> {
@@ -61,17 +61,28 @@ impl Workers for Calls {
     }
 }
 
-struct Fixture {
-    kernel: Arc<FakeKernel>,
-    certificates: Arc<FakeCertificates>,
+pub(super) struct Fixture {
+    pub(super) kernel: Arc<FakeKernel>,
+    pub(super) certificates: Arc<FakeCertificates>,
     calls: Calls,
     dir: tempfile::TempDir,
-    enrolment: Enrolment<Calls>,
+    pub(super) enrolment: Enrolment<Calls>,
     now: Instant,
 }
 
+pub(super) fn node_pod(account: &str, mode: Mode) -> NodePod {
+    NodePod {
+        namespace: Arc::from("ns"),
+        name: Arc::from("pod"),
+        workload_uid: Arc::from("w"),
+        identity: id(account),
+        addresses: vec!["10.0.0.1".parse().expect("address")],
+        mode,
+    }
+}
+
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::after(Arc::default(), tempfile::tempdir().expect("dir"))
     }
 
@@ -95,7 +106,7 @@ impl Fixture {
         }
     }
 
-    fn restart(self) -> Self {
+    pub(super) fn restart(self) -> Self {
         Self::after(self.kernel, self.dir)
     }
 
@@ -105,25 +116,20 @@ impl Fixture {
             name: "pod".to_owned(),
             netns: PathBuf::from("/proc/self/ns/net"),
             addresses: vec!["10.0.0.1".parse().expect("address")],
+            container_id: None,
         };
         let sandbox = Sandbox::new(uid, registration).expect("valid");
         self.enrolment.register(sandbox).expect("registered");
     }
 
-    fn want(&mut self, uid: &str, account: &str, mode: Mode) {
-        let pod = NodePod {
-            namespace: Arc::from("ns"),
-            name: Arc::from("pod"),
-            workload_uid: Arc::from("w"),
-            identity: id(account),
-            mode,
-        };
+    pub(super) fn want(&mut self, uid: &str, account: &str, mode: Mode) {
+        let pod = node_pod(account, mode);
         self.enrolment
             .update_node_pods(vec![(Arc::from(uid), Some(pod))]);
     }
 
     /// Reconciles and returns what the workers were told.
-    fn settle(&mut self) -> Vec<String> {
+    pub(super) fn settle(&mut self) -> Vec<String> {
         self.enrolment.reconcile(self.now);
         self.calls.take()
     }
@@ -140,7 +146,7 @@ impl Fixture {
     }
 }
 
-fn id(account: &str) -> SpiffeId {
+pub(super) fn id(account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "ns", account).expect("id")
 }
 
@@ -271,6 +277,13 @@ fn restart_lets_go_of_pods_that_are_gone() {
     f.enrolment.unregister("u").expect("unregistered");
     let mut f = f.restart();
     assert!(f.settle().is_empty());
+    assert_eq!(
+        f.kernel.uids(),
+        ["left-over", "u"],
+        "nobody knows of them yet"
+    );
+    f.enrolment.set_synced();
+    f.settle();
     assert!(f.kernel.uids().is_empty());
 }
 

@@ -18,7 +18,7 @@ use crate::kubelet::node_cgroups;
 use crate::launch::Launch;
 use crate::netns;
 use crate::network::CONTROL;
-use crate::paths::Paths;
+use crate::paths::{NETNS_DIR, Paths};
 use crate::state::State;
 use crate::tokens::{self, TokenKey};
 use crate::wait::until;
@@ -187,6 +187,12 @@ fn launch_agent(
         env: vec![
             ("KARST_METRICS_LISTEN".to_owned(), AGENT_METRICS.to_owned()),
             ("KARST_ACCESS_LOG".to_owned(), "json".to_owned()),
+            (
+                "KARST_CNI_SOCKET".to_owned(),
+                paths.cni_socket(node).display().to_string(),
+            ),
+            ("KARST_DISCOVER_PODS".to_owned(), "true".to_owned()),
+            ("KARST_NETNS_DIR".to_owned(), NETNS_DIR.to_owned()),
         ],
     };
     launch.start(&argv, &paths.agent_log(node))

@@ -85,6 +85,11 @@ impl Paths {
         self.dir.join("node").join(node)
     }
 
+    /// A node's agent's socket for the CNI plugin, in a directory of its own.
+    pub fn cni_socket(&self, node: &str) -> PathBuf {
+        self.node_dir(node).join("cni").join("cni.sock")
+    }
+
     /// A node's agent's admin socket.
     pub fn admin_socket(&self, node: &str) -> PathBuf {
         self.node_dir(node).join("admin.sock")
