@@ -7,9 +7,21 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg, sockopt::PeerCredentials,
 };
+use tokio::io::unix::AsyncFd;
 
 /// Most files in one message; the kernel's own limit (`SCM_MAX_FD`) is 253.
 pub const MAX_FILES: usize = 64;
+
+/// Puts a socket under the current thread's runtime.
+///
+/// # Errors
+/// The kernel refuses to watch it.
+pub fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it is open, and stays so for as long as the value that owns it is not dropped; its
+    // number never changes.
+    let registered = unsafe { AsyncFd::register(socket) };
+    registered.map_err(io::Error::from)
+}
 
 /// Sends one message and copies of `files`.
 ///

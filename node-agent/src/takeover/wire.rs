@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use karst_datapath::passing;
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -91,14 +91,14 @@ pub enum Message {
 
 /// One connection between two agents.
 #[derive(Debug)]
-pub struct Channel(AsyncFd<Socket>);
+pub struct Channel(AsyncFd<OwnedFd>);
 
 impl Channel {
     pub(crate) fn new(socket: Socket) -> Result<Self, TakeoverError> {
         socket
             .set_nonblocking(true)
             .map_err(failed("prepare the takeover socket"))?;
-        let watched = AsyncFd::register(socket).map_err(failed("watch the takeover socket"))?;
+        let watched = passing::watch(socket.into()).map_err(failed("watch the takeover socket"))?;
         Ok(Self(watched))
     }
 
@@ -181,7 +181,7 @@ fn is_end(error: &io::Error) -> bool {
 
 /// Where new agents ask.
 #[derive(Debug)]
-pub struct Listener(AsyncFd<Socket>);
+pub struct Listener(AsyncFd<OwnedFd>);
 
 impl Listener {
     /// Listens at `path`, for root alone.
@@ -196,7 +196,7 @@ impl Listener {
             socket.listen(BACKLOG)?;
             Ok(socket)
         })?;
-        Ok(Self(AsyncFd::register(socket)?))
+        Ok(Self(passing::watch(socket.into())?))
     }
 
     /// The next one that asks.
@@ -206,7 +206,7 @@ impl Listener {
     pub async fn accept(&self) -> Result<Channel, TakeoverError> {
         let accepted = self
             .0
-            .async_io(Interest::READABLE, |socket| socket.accept())
+            .async_io(Interest::READABLE, |socket| SockRef::from(socket).accept())
             .await;
         Channel::new(accepted.map_err(failed("accept a takeover"))?.0)
     }
