@@ -107,8 +107,15 @@ impl Places {
             return Ok(given.clone());
         }
         if !self.kubepods_cgroup.is_empty() {
-            let all: Vec<_> = self.kubepods_cgroup.iter().map(|p| p.display().to_string()).collect();
-            return Err(not_found(format!("--kubepods-cgroup: none of {} exists", all.join(", "))));
+            let all: Vec<_> = self
+                .kubepods_cgroup
+                .iter()
+                .map(|p| p.display().to_string())
+                .collect();
+            return Err(not_found(format!(
+                "--kubepods-cgroup: none of {} exists",
+                all.join(", ")
+            )));
         }
         find_kubepods(&self.node_cgroup, agent).ok_or_else(|| {
             not_found(format!(
@@ -240,9 +247,21 @@ mod tests {
             let found = find_kubepods(dir.path(), &dir.path().join(agent));
             assert_eq!(found, expected.map(|e| dir.path().join(e)), "{folders:?}");
         };
-        check(&["kubepods/burstable", "system.slice"], "x", Some("kubepods"));
-        check(&["kubepods.slice", "system.slice"], "x", Some("kubepods.slice"));
-        check(&["a.slice/a-kubepods.slice/p"], "x", Some("a.slice/a-kubepods.slice"));
+        check(
+            &["kubepods/burstable", "system.slice"],
+            "x",
+            Some("kubepods"),
+        );
+        check(
+            &["kubepods.slice", "system.slice"],
+            "x",
+            Some("kubepods.slice"),
+        );
+        check(
+            &["a.slice/a-kubepods.slice/p"],
+            "x",
+            Some("a.slice/a-kubepods.slice"),
+        );
         check(&["node1/kubepods/pod1/c"], "x", Some("node1/kubepods"));
         check(&["system.slice"], "x", None);
         // The one the agent is in, not the neighbour's, and the outer of two.

@@ -136,9 +136,9 @@ impl CleanupArgs {
         };
         Datapath::remove_all(&places.datapath(PathBuf::new(), PathBuf::new()))?;
         if let Some(socket) = &self.cni_socket {
-            remove(socket, fs::remove_file)?;
+            removed(socket, fs::remove_file(socket))?;
         }
-        remove(&state_dir, fs::remove_dir_all)?;
+        removed(&state_dir, fs::remove_dir_all(&state_dir))?;
         drop(lock);
         // What others may share goes only when it is empty; a mount point of ours cannot go.
         let shared = [Some(&*self.bpffs_root), state_dir.parent()];
@@ -146,14 +146,15 @@ impl CleanupArgs {
             let _ = fs::remove_dir(dir);
         }
         if let AgentCgroup::Join(cgroup) = agent_cgroup {
-            remove(&cgroup, fs::remove_dir)?;
+            removed(&cgroup, fs::remove_dir(&cgroup))?;
         }
         Ok(())
     }
 }
 
-fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), CleanupError> {
-    match how(path) {
+/// What is not there any more is removed.
+fn removed(path: &Path, outcome: io::Result<()>) -> Result<(), CleanupError> {
+    match outcome {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Remove {
             path: path.to_owned(),
             source,
@@ -196,7 +197,10 @@ async fn serve(args: CleanupArgs) -> io::Result<()> {
             tokio::time::sleep(RETRY_EVERY).await;
         }
         done.store(true, Ordering::Relaxed);
-        tracing::info!(node = args.node_name, "nothing of Karst is left on this node");
+        tracing::info!(
+            node = args.node_name,
+            "nothing of Karst is left on this node"
+        );
         if !args.exit {
             std::future::pending::<()>().await;
         }
@@ -238,10 +242,22 @@ mod tests {
     fn everything_goes_and_twice_is_once() {
         let dir = tempfile::tempdir().expect("dir");
         let at = |name: &str| dir.path().join(name);
-        for name in ["bpf/n1/links", "bpf/n1/maps-v1", "run/n1/sandboxes", "bin", "net.d"] {
+        for name in [
+            "bpf/n1/links",
+            "bpf/n1/maps-v1",
+            "run/n1/sandboxes",
+            "bin",
+            "net.d",
+        ] {
             fs::create_dir_all(at(name)).expect("made");
         }
-        for name in ["bpf/n1/links/connect4", "run/n1/sandboxes/u.json", "run/cni.sock", "bin/karst-cni", "bin/ptp"] {
+        for name in [
+            "bpf/n1/links/connect4",
+            "run/n1/sandboxes/u.json",
+            "run/cni.sock",
+            "bin/karst-cni",
+            "bin/ptp",
+        ] {
             fs::write(at(name), "x").expect("written");
         }
         fs::write(at("net.d/10.conflist"), LIST).expect("written");
@@ -266,6 +282,9 @@ mod tests {
         let _agent = lock_state_dir(&dir.path().join("run/n1")).expect("locked");
         let error = args(dir.path()).clean().expect_err("refused");
         assert_eq!(error.reason(), "cleanup_agent_runs");
-        assert_eq!(fs::read_to_string(net.join("10.conflist")).expect("there"), LIST);
+        assert_eq!(
+            fs::read_to_string(net.join("10.conflist")).expect("there"),
+            LIST
+        );
     }
 }

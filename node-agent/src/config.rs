@@ -371,7 +371,10 @@ fn path_mistakes(args: &Args) -> Vec<String> {
     let below = kubepods.map(|path| ("--kubepods-cgroup", path));
     for (flag, path) in below.chain(agent_cgroup.map(|path| ("--agent-cgroup", path))) {
         if !path.starts_with(&args.node_cgroup) || *path == args.node_cgroup {
-            mistakes.push(format!("{flag} {} is not below --node-cgroup", path.display()));
+            mistakes.push(format!(
+                "{flag} {} is not below --node-cgroup",
+                path.display()
+            ));
         }
     }
     let dir = args.cni_socket.as_ref().and_then(|path| path.parent());

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::enrol::Mode;
 use crate::enrol::attach::{Finding, Missing};
 use crate::enrol::registry::Registration;
-use crate::enrol::Mode;
 use crate::enrol::task::Event;
 use scan::{Found, NodeView};
 
@@ -50,7 +50,11 @@ pub async fn run(
             }
         }
         let in_mesh = wanted.iter().any(|pod| pod.mode == Mode::Ambient);
-        let again = if in_mesh { LOOK_AGAIN } else { LOOK_AGAIN_OUTSIDE };
+        let again = if in_mesh {
+            LOOK_AGAIN
+        } else {
+            LOOK_AGAIN_OUTSIDE
+        };
         match tokio::time::timeout(again, missing.changed()).await {
             Ok(Ok(())) => tokio::time::sleep(DEBOUNCE).await,
             Ok(Err(_)) => return,
@@ -71,10 +75,7 @@ fn look(view: &NodeView, pods: &[Missing]) -> Vec<(Arc<str>, Finding)> {
     findings(pods, found)
 }
 
-fn findings(
-    pods: &[Missing],
-    mut found: HashMap<String, Found>,
-) -> Vec<(Arc<str>, Finding)> {
+fn findings(pods: &[Missing], mut found: HashMap<String, Found>) -> Vec<(Arc<str>, Finding)> {
     let mut findings = Vec::new();
     for pod in pods {
         let finding = match found.remove(&*pod.uid) {

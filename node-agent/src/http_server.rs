@@ -91,7 +91,9 @@ where
             let (stream, _) = listener.accept().await?;
             match stream.peer_cred() {
                 Ok(peer) if peer.uid() == 0 => return Ok(stream),
-                Ok(peer) => tracing::warn!(uid = peer.uid(), "a caller that is not root is cut off"),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), "a caller that is not root is cut off")
+                }
                 Err(error) => tracing::warn!(%error, "a caller that cannot be told is cut off"),
             }
         }

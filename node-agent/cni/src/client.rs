@@ -80,12 +80,7 @@ pub fn post<T: Serialize>(
     }
 }
 
-fn exchange(
-    socket: &Path,
-    path: &str,
-    body: &[u8],
-    limits: Limits,
-) -> Result<Answer, CniError> {
+fn exchange(socket: &Path, path: &str, body: &[u8], limits: Limits) -> Result<Answer, CniError> {
     let started = Instant::now();
     loop {
         let error = match attempt(socket, path, body) {
@@ -187,7 +182,8 @@ mod tests {
     fn answers_are_read_and_garbage_is_not() {
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
         assert!(matches!(parse(ok), Ok(Answer::Ok(body)) if body == b"{}"));
-        let refused = b"HTTP/1.1 503 X\r\nContent-Length: 27\r\n\r\n{\"reason\":\"r\",\"error\":\"e\"} ";
+        let refused =
+            b"HTTP/1.1 503 X\r\nContent-Length: 27\r\n\r\n{\"reason\":\"r\",\"error\":\"e\"} ";
         assert!(matches!(parse(refused), Ok(Answer::Refused(r)) if r.reason == "r"));
         let plain = b"HTTP/1.1 404 X\r\nContent-Length: 2\r\n\r\nno";
         assert!(matches!(parse(plain), Ok(Answer::Refused(r)) if r.reason == "http_404"));
@@ -230,7 +226,10 @@ mod tests {
         let answer = post(&socket, "/v1/x", &(), SHORT).expect("answered");
         assert!(matches!(answer, Answer::Ok(_)));
         let seen = server.join().expect("joined");
-        assert!(seen.starts_with("POST /v1/x HTTP/1.1\r\nHost: karst\r\n"), "{seen}");
+        assert!(
+            seen.starts_with("POST /v1/x HTTP/1.1\r\nHost: karst\r\n"),
+            "{seen}"
+        );
     }
 
     #[test]

@@ -82,7 +82,10 @@ impl Config {
             return Err(CniError::Undecodable("it is another JSON value".to_owned()));
         }
         // Serde would take a list for a structure.
-        if value.get("prevResult").is_some_and(|v| !v.is_object() && !v.is_null()) {
+        if value
+            .get("prevResult")
+            .is_some_and(|v| !v.is_object() && !v.is_null())
+        {
             return Err(CniError::Config {
                 field: "prevResult",
                 problem: "is no object".to_owned(),
@@ -153,7 +156,10 @@ impl Config {
             if interface.is_some_and(|interface| interface.sandbox.is_empty()) {
                 continue;
             }
-            let text = ip.address.split_once('/').map_or(&*ip.address, |(ip, _)| ip);
+            let text = ip
+                .address
+                .split_once('/')
+                .map_or(&*ip.address, |(ip, _)| ip);
             let address: IpAddr = text.parse().map_err(|_| CniError::Config {
                 field: "prevResult",
                 problem: format!("{:?} is no address", ip.address),
@@ -304,7 +310,13 @@ mod tests {
         let binary = Config::parse(&[0xff, 0xfe, 0]).expect_err("no text");
         assert_eq!(binary.code(), 6);
         let bad = config(r#"{"cniVersion":"1.0.0","prevResult":{"ips":[{"address":"x/24"}]}}"#);
-        assert_eq!(bad.expect("parses").addresses().expect_err("no address").code(), 7);
+        assert_eq!(
+            bad.expect("parses")
+                .addresses()
+                .expect_err("no address")
+                .code(),
+            7
+        );
         let alone = config(r#"{"cniVersion":"1.0.0"}"#).expect("parses");
         assert_eq!(alone.prev_result().expect_err("alone").code(), 7);
     }

@@ -121,7 +121,9 @@ impl CniError {
                 "look at the karst-node-agent pod of this node (kubectl -n karst-system get pods -o wide); \
                  the sandbox is tried again by itself; if Karst was removed, delete karst-cni from the CNI configuration"
             }
-            Self::Answer(_) => "the versions of karst-cni and karst-node-agent do not fit; roll the DaemonSet",
+            Self::Answer(_) => {
+                "the versions of karst-cni and karst-node-agent do not fit; roll the DaemonSet"
+            }
             Self::Refused { reason, .. } => refused_advice(reason),
             Self::Internal(_) => "this is a fault of Karst; please report it",
         }
@@ -149,10 +151,14 @@ fn refused_advice(reason: &str) -> &'static str {
             "the pod's identity has no certificate yet; look at karst-controller's log for ca_ reasons of this service account"
         }
         "listen_failed" => "ports 15001, 15006 and 15008 must be free in the pod",
-        "bpf_pods_full" => "this node's limit of enrolled pods is reached; raise the agent's --max-pods and restart the node",
+        "bpf_pods_full" => {
+            "this node's limit of enrolled pods is reached; raise the agent's --max-pods and restart the node"
+        }
         "netns_unusable" | "netns_changed" => {
             "the agent cannot open the pod's network namespace; /run/netns must be mounted into its pod with HostToContainer propagation"
         }
-        _ => "look at the log of this node's karst-node-agent; the sandbox is tried again by itself",
+        _ => {
+            "look at the log of this node's karst-node-agent; the sandbox is tried again by itself"
+        }
     }
 }

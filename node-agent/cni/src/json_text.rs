@@ -39,7 +39,11 @@ pub fn elements(text: &str, within: Range<usize>) -> Option<Vec<Range<usize>>> {
 /// The whole text less the space around it.
 pub fn whole(text: &str) -> Range<usize> {
     let start = skip_space(text.as_bytes(), 0);
-    start..text.trim_end_matches([' ', '\t', '\r', '\n']).len().max(start)
+    start
+        ..text
+            .trim_end_matches([' ', '\t', '\r', '\n'])
+            .len()
+            .max(start)
 }
 
 /// What stands between the commas of an object or array.
@@ -163,7 +167,21 @@ mod tests {
     #[test]
     fn what_is_no_json_is_none_and_no_panic() {
         for text in [
-            "", " ", "{", "[", "{\"a\"}", "{\"a\":}", "[1,]", "[1 2]", "{\"a\":1,}", "\"", "{\"a\\", "]", "[}", "ä", "{ä:1}",
+            "",
+            " ",
+            "{",
+            "[",
+            "{\"a\"}",
+            "{\"a\":}",
+            "[1,]",
+            "[1 2]",
+            "{\"a\":1,}",
+            "\"",
+            "{\"a\\",
+            "]",
+            "[}",
+            "ä",
+            "{ä:1}",
         ] {
             assert_eq!(members(text, whole(text)), None, "{text:?}");
         }

@@ -36,7 +36,10 @@ fn main() -> ExitCode {
 
 fn read() -> io::Result<Vec<u8>> {
     let mut input = Vec::new();
-    let read = io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut input)?;
+    let read = io::stdin()
+        .lock()
+        .take(MAX_INPUT + 1)
+        .read_to_end(&mut input)?;
     if read as u64 > MAX_INPUT {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,

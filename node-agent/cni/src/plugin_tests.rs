@@ -14,7 +14,10 @@ use crate::error::CniError;
 const RESULT: &str = r#"{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.5/24"}], "x":1.0}"#;
 
 /// An agent that answers one request; gives what it was asked.
-fn agent(status: &'static str, body: &'static str) -> (tempfile::TempDir, PathBuf, JoinHandle<String>) {
+fn agent(
+    status: &'static str,
+    body: &'static str,
+) -> (tempfile::TempDir, PathBuf, JoinHandle<String>) {
     let dir = tempfile::tempdir().expect("dir");
     let socket = dir.path().join("cni.sock");
     let listener = UnixListener::bind(&socket).expect("bind");
@@ -30,7 +33,10 @@ fn agent(status: &'static str, body: &'static str) -> (tempfile::TempDir, PathBu
                 break;
             }
         }
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         stream.write_all(answer.as_bytes()).expect("answered");
         String::from_utf8(request).expect("text")
     });
@@ -38,7 +44,9 @@ fn agent(status: &'static str, body: &'static str) -> (tempfile::TempDir, PathBu
 }
 
 fn env(command: &str, namespace: &str) -> Environment {
-    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web-0;K8S_POD_UID=u-1;K8S_POD_INFRA_CONTAINER_ID=c-1");
+    let args = format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web-0;K8S_POD_UID=u-1;K8S_POD_INFRA_CONTAINER_ID=c-1"
+    );
     Environment::of(&[
         ("CNI_COMMAND", command),
         ("CNI_CONTAINERID", "c-1"),
@@ -81,15 +89,22 @@ fn add_asks_the_agent_and_passes_the_result_on() {
 
 #[test]
 fn a_refusal_fails_the_sandbox_with_a_reason_and_advice() {
-    let (_dir, socket, agent) =
-        agent("503 X", r#"{"reason":"cni_pod_unknown","error":"not heard of"}"#);
+    let (_dir, socket, agent) = agent(
+        "503 X",
+        r#"{"reason":"cni_pod_unknown","error":"not heard of"}"#,
+    );
     let error = run(&env("ADD", "shop"), &input(&socket)).expect_err("refused");
     agent.join().expect("served");
     let result = error.result("1.0.0");
     assert_eq!(result["code"], 101);
     assert_eq!(result["cniVersion"], "1.0.0");
     let text = result.to_string();
-    for part in ["shop/web-0", "cni_pod_unknown", "not heard of", "karst-controller"] {
+    for part in [
+        "shop/web-0",
+        "cni_pod_unknown",
+        "not heard of",
+        "karst-controller",
+    ] {
         assert!(text.contains(part), "{part} missing in {text}");
     }
 }
@@ -131,7 +146,11 @@ fn versions_are_told_whatever_the_input() {
         let out = run(&env("VERSION", "x"), input).expect("told");
         let out: Value = serde_json::from_str(&out).expect("JSON");
         assert_eq!(out["cniVersion"], version);
-        assert!(out["supportedVersions"].as_array().is_some_and(|v| v.contains(&json!("1.1.0"))));
+        assert!(
+            out["supportedVersions"]
+                .as_array()
+                .is_some_and(|v| v.contains(&json!("1.1.0")))
+        );
     }
 }
 

@@ -202,13 +202,22 @@ mod tests {
     fn what_goes_in_comes_out_byte_by_byte() {
         let check = |text: &str| {
             let chained = chain(text, &entry()).expect("chained");
-            assert_eq!(types(&chained).last().map(String::as_str), Some("karst-cni"));
-            assert_eq!(chain(&chained, &entry()).expect("again"), chained, "idempotent");
+            assert_eq!(
+                types(&chained).last().map(String::as_str),
+                Some("karst-cni")
+            );
+            assert_eq!(
+                chain(&chained, &entry()).expect("again"),
+                chained,
+                "idempotent"
+            );
             assert_eq!(unchain(&chained).expect("out"), text);
         };
         check(PRETTY);
         check(r#"{"cniVersion":"0.3.1","name":"n","plugins":[{"type":"a"}]}"#);
-        check("{\"cniVersion\":\"1.1.0\",\"cniVersions\":[\"1.0.0\",\"1.1.0\"],\"name\":\"n\",\"plugins\":[ {\"type\":\"a\",\"x\":\"],[}\"} ,{\"type\":\"b\"} , {\"type\":\"c\"}\t]} ");
+        check(
+            "{\"cniVersion\":\"1.1.0\",\"cniVersions\":[\"1.0.0\",\"1.1.0\"],\"name\":\"n\",\"plugins\":[ {\"type\":\"a\",\"x\":\"],[}\"} ,{\"type\":\"b\"} , {\"type\":\"c\"}\t]} ",
+        );
         check("\r\n{\"plugins\":[\r\n\t{\"type\":\"a\"}\r\n],\"cniVersion\":\"0.4.0\"}");
     }
 
@@ -226,11 +235,17 @@ mod tests {
             let chained = chain(&text, &entry()).expect("chained");
             assert_eq!(types(&chained), ["a", "b", "karst-cni"], "{plugins}");
             assert!(chained.contains("/run/karst/cni.sock"));
-            assert_eq!(types(&unchain(&text).expect("out")), ["a", "b"], "{plugins}");
+            assert_eq!(
+                types(&unchain(&text).expect("out")),
+                ["a", "b"],
+                "{plugins}"
+            );
         };
         check(r#"[{"type":"a"},{"type":"b"},{"type":"karst-cni","socket":"/old"}]"#);
         check(r#"[{"type":"a"}, {"type":"karst-cni"}, {"type":"b"}]"#);
-        check(r#"[{"type":"karst-cni"},{"type":"a"},{"type":"karst-cni"},{"type":"b"},{"type":"karst-cni"}]"#);
+        check(
+            r#"[{"type":"karst-cni"},{"type":"a"},{"type":"karst-cni"},{"type":"b"},{"type":"karst-cni"}]"#,
+        );
     }
 
     #[test]
@@ -240,7 +255,13 @@ mod tests {
             assert_eq!(error.reason(), reason, "{text}: {error}");
         };
         for text in [
-            "", "{", "[]", "null", "{}", r#"{"plugins":{}}"#, r#"{"plugins":[],"plugins":[]}"#,
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            r#"{"plugins":{}}"#,
+            r#"{"plugins":[],"plugins":[]}"#,
             r#"{"cniVersion":"1.0.0","plugins":[]}"#,
             r#"{"cniVersion":"1.0.0","plugins":[{"type":"karst-cni"}]}"#,
             "{\"cniVersion\":\"1.0.0\",\"plugins\":[{\"type\":\"a\"}]} trailing",
@@ -248,9 +269,18 @@ mod tests {
             check(text, "cni_conf_unusable");
         }
         check(r#"{"plugins":[{"type":"a"}]}"#, "cni_conf_version");
-        check(r#"{"cniVersion":"0.2.0","plugins":[{"type":"a"}]}"#, "cni_conf_version");
-        check(r#"{"cniVersion":"9.0.0","plugins":[{"type":"a"}]}"#, "cni_conf_version");
-        check(r#"{"cniVersion":"1.0.0","cniVersions":["2.0.0"],"plugins":[{"type":"a"}]}"#, "cni_conf_version");
+        check(
+            r#"{"cniVersion":"0.2.0","plugins":[{"type":"a"}]}"#,
+            "cni_conf_version",
+        );
+        check(
+            r#"{"cniVersion":"9.0.0","plugins":[{"type":"a"}]}"#,
+            "cni_conf_version",
+        );
+        check(
+            r#"{"cniVersion":"1.0.0","cniVersions":["2.0.0"],"plugins":[{"type":"a"}]}"#,
+            "cni_conf_version",
+        );
     }
 
     #[test]

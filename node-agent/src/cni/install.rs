@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use karst_cni::PLUGIN_TYPE;
@@ -199,7 +199,9 @@ impl CniInstall {
                 continue;
             }
             if let Ok(name) = entry.file_name().into_string()
-                && [".conflist", ".conf", ".json"].iter().any(|e| name.ends_with(e))
+                && [".conflist", ".conf", ".json"]
+                    .iter()
+                    .any(|e| name.ends_with(e))
             {
                 names.push(name);
             }
@@ -328,7 +330,11 @@ impl InstallStatus {
         if let Some(found) = &found
             && known.as_ref() != Some(found)
         {
-            tracing::warn!(reason = found.reason, error = found.message, "CNI plugin is not in place");
+            tracing::warn!(
+                reason = found.reason,
+                error = found.message,
+                "CNI plugin is not in place"
+            );
         }
         *known = found;
     }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{CniInstall, entry};
 
-const LIST: &str = "{\n \"cniVersion\": \"1.0.0\", \"name\": \"n\",\n \"plugins\": [ {\"type\": \"ptp\"} ]\n}\n";
+const LIST: &str =
+    "{\n \"cniVersion\": \"1.0.0\", \"name\": \"n\",\n \"plugins\": [ {\"type\": \"ptp\"} ]\n}\n";
 const SINGLE: &str = "{\"cniVersion\":\"0.4.0\",\"name\":\"n\",\"type\":\"bridge\"}";
 
 struct Node {
@@ -28,7 +29,10 @@ impl Node {
             source: at("karst-cni"),
             bin_dir: at("bin"),
             conf_dir: at("net.d"),
-            entry: entry(Path::new("/run/karst/cni.sock"), &["kube-system".to_owned()]),
+            entry: entry(
+                Path::new("/run/karst/cni.sock"),
+                &["kube-system".to_owned()],
+            ),
         };
         for (name, text) in files {
             fs::write(install.conf_dir.join(name), text).expect("written");
@@ -42,7 +46,11 @@ impl Node {
             .expect("listed")
             .map(|entry| {
                 let path = entry.expect("entry").path();
-                let name = path.file_name().expect("name").to_string_lossy().into_owned();
+                let name = path
+                    .file_name()
+                    .expect("name")
+                    .to_string_lossy()
+                    .into_owned();
                 (name, fs::read_to_string(path).expect("text"))
             })
             .collect();
@@ -59,7 +67,9 @@ impl Node {
         let (name, text) = self.files().remove(0);
         let value: Value = serde_json::from_str(&text).expect("JSON");
         let plugins = value["plugins"].as_array().cloned().unwrap_or_default();
-        let types = plugins.iter().map(|p| p["type"].as_str().unwrap_or("?").to_owned());
+        let types = plugins
+            .iter()
+            .map(|p| p["type"].as_str().unwrap_or("?").to_owned());
         (name, types.collect())
     }
 }
@@ -71,7 +81,10 @@ fn the_first_file_gets_the_entry_and_is_restored() {
         let before = node.files();
         assert!(node.install.ensure().expect("installed") > 0);
         let (name, found) = node.used();
-        assert_eq!((name.as_str(), found), (used, types.iter().map(|t| (*t).to_owned()).collect()));
+        assert_eq!(
+            (name.as_str(), found),
+            (used, types.iter().map(|t| (*t).to_owned()).collect())
+        );
         assert_eq!(node.install.ensure().expect("again"), 0, "idempotent");
         let binary = node.install.bin_dir.join("karst-cni");
         let mode = fs::metadata(&binary).expect("there").permissions().mode();
@@ -81,7 +94,11 @@ fn the_first_file_gets_the_entry_and_is_restored() {
         assert!(!binary.exists());
         assert_eq!(node.install.remove().expect("again"), 0);
     };
-    check(&[("10-a.conflist", LIST)], "10-a.conflist", &["ptp", "karst-cni"]);
+    check(
+        &[("10-a.conflist", LIST)],
+        "10-a.conflist",
+        &["ptp", "karst-cni"],
+    );
     check(
         &[("10-a.conflist", LIST), ("20-b.conflist", LIST)],
         "10-a.conflist",
@@ -106,12 +123,26 @@ fn a_configuration_that_comes_first_is_followed() {
     node.put("05-b.conflist", LIST);
     node.install.ensure().expect("followed");
     let names: Vec<_> = node.files().into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["05-b.conflist", "10-a.conf"], "the wrapped list is gone");
+    assert_eq!(
+        names,
+        ["05-b.conflist", "10-a.conf"],
+        "the wrapped list is gone"
+    );
     assert_eq!(node.used().1, ["ptp", "karst-cni"]);
     node.put("01-c.conflist", LIST);
     node.install.ensure().expect("followed");
-    assert_eq!(node.used(), ("01-c.conflist".to_owned(), vec!["ptp".to_owned(), "karst-cni".to_owned()]));
-    assert_eq!(node.files()[1], ("05-b.conflist".to_owned(), LIST.to_owned()), "let go of");
+    assert_eq!(
+        node.used(),
+        (
+            "01-c.conflist".to_owned(),
+            vec!["ptp".to_owned(), "karst-cni".to_owned()]
+        )
+    );
+    assert_eq!(
+        node.files()[1],
+        ("05-b.conflist".to_owned(), LIST.to_owned()),
+        "let go of"
+    );
     fs::remove_file(node.install.conf_dir.join("01-c.conflist")).expect("removed");
     node.install.ensure().expect("back");
     assert_eq!(node.used().0, "05-b.conflist");
@@ -150,7 +181,10 @@ fn what_cannot_be_edited_is_left_alone_with_a_reason() {
     check(&[], "cni_conf_missing");
     check(&[("README", "x")], "cni_conf_missing");
     check(&[("10-a.conflist", "{ broken")], "cni_conf_unusable");
-    check(&[("10-a.conflist", "{ broken"), ("20-b.conflist", LIST)], "cni_conf_unusable");
+    check(
+        &[("10-a.conflist", "{ broken"), ("20-b.conflist", LIST)],
+        "cni_conf_unusable",
+    );
     check(&[("10-a.conf", "{}")], "cni_conf_unusable");
     let old = LIST.replace("1.0.0", "0.2.0");
     check(&[("10-a.conflist", &old)], "cni_conf_version");

@@ -90,7 +90,10 @@ impl CniServer {
             return refuse(StatusCode::METHOD_NOT_ALLOWED, &problem);
         }
         let outcome = self.serve(command, request).await;
-        let reason = outcome.as_ref().err().map_or("ok", |problem| problem.reason);
+        let reason = outcome
+            .as_ref()
+            .err()
+            .map_or("ok", |problem| problem.reason);
         self.metrics.count(command, reason);
         match outcome {
             Ok(reply) => reply,

@@ -63,8 +63,7 @@ impl Fixture {
         let (events, received) = mpsc::unbounded_channel();
         let (table, pods) = watch::channel(Arc::new(PodTable::default()));
         let (_, issued) = watch::channel(0);
-        let task =
-            EnrolmentTask::new(enrolment.expect("enrolment"), received, issued, table, ads);
+        let task = EnrolmentTask::new(enrolment.expect("enrolment"), received, issued, table, ads);
         spawn_local(task.waiting_for(PATIENCE).run());
         let server = Arc::new(CniServer {
             enrolment: events.clone(),
@@ -119,7 +118,12 @@ impl Fixture {
     }
 
     fn registered(&self) -> Vec<String> {
-        self.pods.borrow().pods.keys().map(ToString::to_string).collect()
+        self.pods
+            .borrow()
+            .pods
+            .keys()
+            .map(ToString::to_string)
+            .collect()
     }
 }
 
@@ -156,9 +160,8 @@ const LEFT_ALONE: &str = "{\"enrolled\":false}";
 #[tokio::test]
 async fn the_socket_is_for_root_alone() {
     with_server(|f| async move {
-        let mode = |path: &Path| {
-            std::fs::metadata(path).expect("there").permissions().mode() & 0o777
-        };
+        let mode =
+            |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&f.dir.path().join("karst")), 0o700);
         assert_eq!(mode(&f.socket()), 0o600);
         // A second agent takes it over without a moment in which there is none.
@@ -177,9 +180,15 @@ async fn a_pod_of_the_mesh_is_enrolled_before_the_answer() {
     with_server(|f| async move {
         f.certificates.issue(&identity());
         f.tell("u-1", Mode::Ambient);
-        assert_eq!(f.ask(wire::ADD, &attachment("c-1")).await.as_deref(), Ok(ENROLLED));
+        assert_eq!(
+            f.ask(wire::ADD, &attachment("c-1")).await.as_deref(),
+            Ok(ENROLLED)
+        );
         assert_eq!(f.kernel.uids(), ["u-1"]);
-        assert_eq!(f.ask(wire::CHECK, &attachment("c-1")).await.as_deref(), Ok(ENROLLED));
+        assert_eq!(
+            f.ask(wire::CHECK, &attachment("c-1")).await.as_deref(),
+            Ok(ENROLLED)
+        );
         // The end of an earlier sandbox of the pod does not end this one.
         let earlier = Attachment {
             netns_id: None,
@@ -189,7 +198,10 @@ async fn a_pod_of_the_mesh_is_enrolled_before_the_answer() {
         assert_eq!(f.kernel.uids(), ["u-1"]);
         assert!(f.ask(wire::DEL, &attachment("c-1")).await.is_ok());
         assert!(f.kernel.uids().is_empty() && f.registered().is_empty());
-        assert!(f.ask(wire::DEL, &attachment("c-1")).await.is_ok(), "idempotent");
+        assert!(
+            f.ask(wire::DEL, &attachment("c-1")).await.is_ok(),
+            "idempotent"
+        );
         let unknown = f.ask(wire::CHECK, &attachment("c-1")).await;
         assert_eq!(unknown, Err("cni_sandbox_unknown".to_owned()));
     })
@@ -200,7 +212,10 @@ async fn a_pod_of_the_mesh_is_enrolled_before_the_answer() {
 async fn a_pod_outside_the_mesh_is_remembered_for_later() {
     with_server(|f| async move {
         f.tell("u-1", Mode::None);
-        assert_eq!(f.ask(wire::ADD, &attachment("c-1")).await.as_deref(), Ok(LEFT_ALONE));
+        assert_eq!(
+            f.ask(wire::ADD, &attachment("c-1")).await.as_deref(),
+            Ok(LEFT_ALONE)
+        );
         assert!(f.kernel.uids().is_empty());
         f.certificates.issue(&identity());
         f.tell("u-1", Mode::Ambient);
@@ -271,13 +286,20 @@ async fn a_pod_that_cannot_be_enrolled_is_refused_with_the_reason() {
             check(|a| a.netns = None, "cni_request_invalid"),
             check(|a| a.netns = Some("relative".into()), "cni_request_invalid"),
             check(|a| a.netns = Some("/nowhere".into()), "netns_unusable"),
-            check(|a| a.netns_id = Some(NetnsInode { dev: 1, ino: 1 }), "netns_unusable"),
+            check(
+                |a| a.netns_id = Some(NetnsInode { dev: 1, ino: 1 }),
+                "netns_unusable",
+            ),
             check(|a| a.addresses.clear(), "sandbox_invalid"),
             check(|a| a.pod_uid = Some("../x".to_owned()), "sandbox_invalid"),
             check(|a| a.container_id.clear(), "sandbox_invalid"),
             check(|a| a.name = "x".repeat(32 << 10), "cni_request_invalid"),
         ] {
-            assert_eq!(f.ask(wire::ADD, &bad).await, Err(reason.clone()), "{reason}");
+            assert_eq!(
+                f.ask(wire::ADD, &bad).await,
+                Err(reason.clone()),
+                "{reason}"
+            );
         }
     })
     .await;

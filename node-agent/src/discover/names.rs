@@ -16,11 +16,15 @@ pub fn is_pod(part: &str, uid: &str) -> bool {
         return false;
     };
     // systemd joins the names of the slices above with dashes, so the uid has none.
-    class.split('-').next_back().is_some_and(|last| !last.is_empty())
+    class
+        .split('-')
+        .next_back()
+        .is_some_and(|last| !last.is_empty())
         && found.len() == uid.len()
-        && found.bytes().zip(uid.bytes()).all(|(found, wanted)| {
-            found == wanted || (found == b'_' && wanted == b'-')
-        })
+        && found
+            .bytes()
+            .zip(uid.bytes())
+            .all(|(found, wanted)| found == wanted || (found == b'_' && wanted == b'-'))
 }
 
 /// Which of `uids` a `/proc/PID/cgroup` names, in any of its hierarchies.
@@ -45,12 +49,20 @@ mod tests {
             assert_eq!(pod_of(cgroup, &[OTHER, UID]), expected, "{cgroup}");
         };
         // cgroupfs, v2.
-        check(&format!("0::/kubepods/besteffort/pod{UID}/abc\n"), Some(UID));
+        check(
+            &format!("0::/kubepods/besteffort/pod{UID}/abc\n"),
+            Some(UID),
+        );
         check(&format!("0::/kubepods/pod{UID}/abc\n"), Some(UID));
-        check(&format!("0::/kubepods/burstable/pod{OTHER}/abc\n"), Some(OTHER));
+        check(
+            &format!("0::/kubepods/burstable/pod{OTHER}/abc\n"),
+            Some(OTHER),
+        );
         // systemd, v2.
         check(
-            &format!("0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{ESCAPED}.slice/cri-containerd-abc.scope\n"),
+            &format!(
+                "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{ESCAPED}.slice/cri-containerd-abc.scope\n"
+            ),
             Some(UID),
         );
         check(
@@ -59,7 +71,9 @@ mod tests {
         );
         // Below a cgroup root of the kubelet's own.
         check(
-            &format!("0::/a.slice/a-kubepods.slice/a-kubepods-burstable.slice/a-kubepods-burstable-pod{ESCAPED}.slice/x\n"),
+            &format!(
+                "0::/a.slice/a-kubepods.slice/a-kubepods-burstable.slice/a-kubepods-burstable-pod{ESCAPED}.slice/x\n"
+            ),
             Some(UID),
         );
         // The runtime's driver is another one than the kubelet's.

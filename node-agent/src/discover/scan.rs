@@ -95,7 +95,12 @@ fn subfolders(folder: &Path) -> Vec<(String, PathBuf)> {
 fn collect_pids(cgroup: &Path, depth: usize, pids: &mut Vec<u32>) {
     let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     // A process of a PID namespace we cannot see reads as 0.
-    pids.extend(procs.lines().filter_map(|line| line.parse().ok()).filter(|pid: &u32| *pid > 0));
+    pids.extend(
+        procs
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .filter(|pid: &u32| *pid > 0),
+    );
     if depth < POD_DEPTH {
         for (_, path) in subfolders(cgroup) {
             collect_pids(&path, depth + 1, pids);
@@ -108,7 +113,11 @@ fn by_process(proc: &Path, uids: &[&str]) -> io::Result<HashMap<String, Vec<u32>
     let mut found: HashMap<String, Vec<u32>> = HashMap::new();
     for entry in fs::read_dir(proc)? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         // Processes end while we look.

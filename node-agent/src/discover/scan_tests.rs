@@ -51,7 +51,9 @@ impl Tree {
     }
 
     fn found(&self) -> Option<Found> {
-        scan(&self.view, &["other", UID]).expect("scanned").remove(UID)
+        scan(&self.view, &["other", UID])
+            .expect("scanned")
+            .remove(UID)
     }
 
     fn of_process(&self, pid: u32) -> Found {
@@ -125,7 +127,9 @@ fn the_cgroups_folder_is_the_shorter_way() {
     let escaped = UID.replace('-', "_");
     check(&format!("pod{UID}"));
     check(&format!("burstable/pod{UID}"));
-    check(&format!("kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice"));
+    check(&format!(
+        "kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice"
+    ));
     check(&format!("kubepods-pod{escaped}.slice"));
 }
 
@@ -135,7 +139,12 @@ fn an_empty_cgroup_falls_back_to_the_processes() {
     let folder = tree.view.kubepods.join(format!("pod{UID}"));
     fs::create_dir_all(&folder).expect("made");
     fs::write(folder.join("cgroup.procs"), "").expect("written");
-    tree.process(10, &format!("3:memory:/kubepods/pod{UID}/c\n0::/\n"), "pod", 500);
+    tree.process(
+        10,
+        &format!("3:memory:/kubepods/pod{UID}/c\n0::/\n"),
+        "pod",
+        500,
+    );
     assert_eq!(tree.found(), Some(tree.of_process(10)));
 }
 

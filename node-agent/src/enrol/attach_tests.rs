@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use karst_datapath::netns::Netns;
 
+use super::super::Mode;
 use super::super::registry::{Registration, Sandbox};
 use super::super::tests::Fixture;
-use super::super::Mode;
 use super::{Finding, SandboxName};
 
 const OWN: &str = "/proc/self/ns/net";
@@ -79,7 +79,11 @@ fn a_sandbox_is_known_by_its_container_or_its_namespace() {
 fn a_listed_pod_with_an_address_and_no_sandbox_is_missing() {
     let mut f = Fixture::new();
     f.want("u", "sa", Mode::None);
-    assert_eq!(missing(&f), [Arc::from("u")], "also before the list is complete");
+    assert_eq!(
+        missing(&f),
+        [Arc::from("u")],
+        "also before the list is complete"
+    );
     put(&mut f, None);
     assert!(missing(&f).is_empty());
     f.enrolment.unregister("u").expect("gone");
@@ -95,12 +99,17 @@ fn a_running_pod_that_is_found_is_enrolled() {
     f.want("u", "sa", Mode::Ambient);
     assert!(f.settle().is_empty());
     let found = Finding::Sandbox(registration(Path::new(OWN), None));
-    assert_eq!(f.enrolment.discovered(vec![(Arc::from("u"), found.clone())]), 1);
+    assert_eq!(
+        f.enrolment
+            .discovered(vec![(Arc::from("u"), found.clone())]),
+        1
+    );
     assert_eq!(f.settle(), ["start u sa"]);
     assert!(missing(&f).is_empty());
     // What comes late changes nothing.
     assert_eq!(f.enrolment.discovered(vec![(Arc::from("u"), found)]), 0);
-    f.enrolment.discovered(vec![(Arc::from("u"), Finding::Nothing)]);
+    f.enrolment
+        .discovered(vec![(Arc::from("u"), Finding::Nothing)]);
     assert!(f.settle().is_empty());
 }
 
@@ -112,7 +121,10 @@ fn a_namespace_that_changed_is_enrolled_anew() {
     assert!(missing(&f).is_empty());
     fs::remove_file(&path).expect("gone");
     f.enrolment.refresh();
-    assert!(f.settle().is_empty(), "nothing is let go before it is known to be gone");
+    assert!(
+        f.settle().is_empty(),
+        "nothing is let go before it is known to be gone"
+    );
     assert_eq!(missing(&f), [Arc::from("u")]);
     // The same namespace under another path: nothing happens to its connections.
     let found = Finding::Sandbox(registration(Path::new(OWN), None));
@@ -131,11 +143,13 @@ fn a_sandbox_without_processes_ends() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("netns");
     let mut f = enrolled_by(&path);
-    f.enrolment.discovered(vec![(Arc::from("u"), Finding::Nothing)]);
+    f.enrolment
+        .discovered(vec![(Arc::from("u"), Finding::Nothing)]);
     assert!(f.settle().is_empty(), "its namespace is still there");
     fs::remove_file(&path).expect("gone");
     f.enrolment.refresh();
-    f.enrolment.discovered(vec![(Arc::from("u"), Finding::Nothing)]);
+    f.enrolment
+        .discovered(vec![(Arc::from("u"), Finding::Nothing)]);
     assert_eq!(f.settle(), ["kill u"]);
     assert!(f.kernel.uids().is_empty());
 }
@@ -159,7 +173,8 @@ fn a_captured_pod_whose_record_is_lost_stays_captured_until_it_is_found() {
     f.enrolment.discovered(vec![(Arc::from("u"), found)]);
     assert_eq!(f.settle(), ["start u sa"]);
     let mut f = lost();
-    f.enrolment.discovered(vec![(Arc::from("u"), Finding::Nothing)]);
+    f.enrolment
+        .discovered(vec![(Arc::from("u"), Finding::Nothing)]);
     f.settle();
     assert!(f.kernel.uids().is_empty(), "no process of it is left");
     let mut f = lost();

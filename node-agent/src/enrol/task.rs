@@ -243,7 +243,11 @@ impl<W: Workers> EnrolmentTask<W> {
     fn register(&mut self, uid: &str, registration: Registration, waiting: Waiting) {
         let sandbox = Sandbox::new(uid, registration);
         match sandbox.and_then(|sandbox| self.enrolment.register(sandbox)) {
-            Ok(()) => self.waiting.entry(Arc::from(uid)).or_default().push(waiting),
+            Ok(()) => self
+                .waiting
+                .entry(Arc::from(uid))
+                .or_default()
+                .push(waiting),
             Err(error) => answer(waiting.reply, Err((&error).into())),
         }
     }

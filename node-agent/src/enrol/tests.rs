@@ -265,7 +265,11 @@ fn restart_lets_go_of_pods_that_are_gone() {
     f.enrolment.unregister("u").expect("unregistered");
     let mut f = f.restart();
     assert!(f.settle().is_empty());
-    assert_eq!(f.kernel.uids(), ["left-over", "u"], "nobody knows of them yet");
+    assert_eq!(
+        f.kernel.uids(),
+        ["left-over", "u"],
+        "nobody knows of them yet"
+    );
     f.enrolment.set_synced();
     f.settle();
     assert!(f.kernel.uids().is_empty());

@@ -1,8 +1,8 @@
 //! Calls of the CNI plugin, by command and outcome.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::collections::BTreeMap;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -52,7 +52,12 @@ pub struct CniCollector(pub std::sync::Arc<CniMetrics>);
 
 impl Collector for CniCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let counts = self
+            .0
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let mut metric = encoder.encode_descriptor(
             "karst_cni_requests",
             "Calls of the CNI plugin, by command and outcome",
