@@ -151,9 +151,9 @@ impl CleanupArgs {
         };
         Datapath::remove_all(&places.datapath(PathBuf::new(), PathBuf::new()))?;
         if let Some(socket) = &self.cni_socket {
-            remove(socket, fs::remove_file)?;
+            removed(socket, fs::remove_file(socket))?;
         }
-        remove(&state_dir, fs::remove_dir_all)?;
+        removed(&state_dir, fs::remove_dir_all(&state_dir))?;
         drop(lock);
         // What others may share goes only when it is empty; a mount point of ours cannot go.
         let shared = [Some(&*self.bpffs_root), state_dir.parent()];
@@ -161,14 +161,15 @@ impl CleanupArgs {
             let _ = fs::remove_dir(dir);
         }
         if let AgentCgroup::Join(cgroup) = agent_cgroup {
-            remove(&cgroup, fs::remove_dir)?;
+            removed(&cgroup, fs::remove_dir(&cgroup))?;
         }
         Ok(())
     }
 }
 
-fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), CleanupError> {
-    match how(path) {
+/// What is not there any more is removed.
+fn removed(path: &Path, outcome: io::Result<()>) -> Result<(), CleanupError> {
+    match outcome {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Remove {
             path: path.to_owned(),
             source,

@@ -123,3 +123,27 @@ fn running_pods_are_found_by_an_agent_that_lost_its_record() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_rotated_token_is_used_without_a_restart() -> Result<()> {
+    let world = World::up("token", Mesh::On)?;
+    let lab = &world.lab;
+    let file = lab.dir().join("node/node1/token");
+    let good = fs::read(&file)?;
+    // A new identity on this node needs a certificate, which needs a token.
+    fs::write(&file, "expired.and.gone")?;
+    lab.label_pod("plain/client", AMBIENT)?;
+    until(
+        "the bad token to be noticed",
+        Duration::from_secs(20),
+        || {
+            let certificates = lab.agent_admin("node1", "/v1/certificates")?.to_string();
+            ensure!(certificates.contains("ca_refused"), "{certificates}");
+            let known = record(&world, "plain/client")?.context("no record")?;
+            ensure!(known["enrolled"] == false, "{known}");
+            Ok(())
+        },
+    )?;
+    fs::write(&file, good)?;
+    lab.wait_enrolled("plain/client")
+}
