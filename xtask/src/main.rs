@@ -7,6 +7,7 @@
 mod bench;
 mod build_ebpf;
 mod ci;
+mod cluster;
 mod codegen;
 mod demo;
 mod lab;
@@ -42,6 +43,8 @@ enum Command {
     Test(test::Args),
     /// Run a two-node mesh in network namespaces on this machine (needs root).
     Lab(lab::Args),
+    /// Run a real Kubernetes cluster of two nodes on this machine (needs root).
+    Cluster(cluster::Args),
     /// Measure Karst against a direct connection between the same pods (needs root).
     Bench(bench::Args),
     /// Regenerate checked-in generated code.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Codegen(args) => codegen::run(&args),
         Command::Tidy(args) => tidy::run(&args),
