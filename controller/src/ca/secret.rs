@@ -137,9 +137,11 @@ fn material(data: &Data) -> anyhow::Result<Material> {
             // Without the cause, which has the content.
             .map_err(|_| anyhow::anyhow!("{key} is not text"))
     };
-    let needed = |key: &str| match text(key)? {
-        Some(text) if !text.trim().is_empty() => Ok(text),
-        _ => bail!("{key} is missing or empty"),
+    let needed = |key: &str| -> anyhow::Result<String> {
+        match text(key)? {
+            Some(text) if !text.trim().is_empty() => Ok(text),
+            _ => bail!("{key} is missing or empty"),
+        }
     };
     let mut certificates = needed(CERTIFICATE)?;
     if let Some(chain) = text(CHAIN)? {

@@ -176,7 +176,8 @@ impl Run {
                 self.transitions = 0;
                 self.acquired = Some(Timestamp::now());
                 let lease = self.lease(None, self.election.identity());
-                let created = self.api.create(&params(), &lease);
+                let params = params();
+                let created = self.api.create(&params, &lease);
                 self.cluster.call("create", created).await?;
             }
             Action::Write { version, takeover } => {
