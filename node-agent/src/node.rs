@@ -25,7 +25,7 @@ pub fn install_status(config: &RuntimeConfig) -> Option<Arc<InstallStatus>> {
     config
         .cni_dirs
         .is_some()
-        .then(|| Arc::new(InstallStatus::new()))
+        .then(|| Arc::new(InstallStatus::pending()))
 }
 
 /// What the parts need from the rest of the agent.

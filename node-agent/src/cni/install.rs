@@ -128,6 +128,8 @@ impl CniInstall {
     fn ensure_conf(&self) -> Result<u64, InstallError> {
         let files = self.conf_files()?;
         let Some(first) = files.iter().find(|name| !self.is_own_list(name)) else {
+            // A list of ours outlives what it was made from: the network it describes is gone.
+            self.clean(&files, |_| false)?;
             return Err(InstallError::Missing(self.conf_dir.clone()));
         };
         let path = self.conf_dir.join(first);
@@ -277,7 +279,7 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// How the plugin stands, for readiness and metrics.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InstallStatus {
     changes: AtomicU64,
     problem: Mutex<Option<Problem>>,
@@ -285,7 +287,7 @@ pub struct InstallStatus {
 
 impl InstallStatus {
     /// Before the first look, the plugin is not known to be in place.
-    pub fn new() -> Self {
+    pub fn pending() -> Self {
         let problem = Problem {
             reason: "cni_install_pending",
             message: "the CNI directories have not been looked at yet".to_owned(),

@@ -167,6 +167,13 @@ fn what_others_undo_is_put_right() {
     single.put("10-a.conf", &SINGLE.replace("bridge", "macvlan"));
     single.install.ensure().expect("followed");
     assert_eq!(single.used().1, ["macvlan", "karst-cni"]);
+    fs::remove_file(single.install.conf_dir.join("10-a.conf")).expect("removed");
+    let error = single.install.ensure().expect_err("no network any more");
+    assert_eq!(error.reason(), "cni_conf_missing");
+    assert!(
+        single.files().is_empty(),
+        "the list made of it went with it"
+    );
 }
 
 #[test]
