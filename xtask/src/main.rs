@@ -9,6 +9,7 @@ mod build_ebpf;
 mod ci;
 mod codegen;
 mod demo;
+mod image;
 mod lab;
 mod setup;
 mod test;
@@ -44,6 +45,8 @@ enum Command {
     Lab(lab::Args),
     /// Measure Karst against a direct connection between the same pods (needs root).
     Bench(bench::Args),
+    /// Make OCI images of the binaries: static, from nothing, reproducible.
+    Image(image::Args),
     /// Regenerate checked-in generated code.
     Codegen(codegen::Args),
     /// Check the rules of the house: dependencies, documented tables, file sizes, unsafe code.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Lab(args) => lab::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Codegen(args) => codegen::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Ci(args) => ci::run(&args),
