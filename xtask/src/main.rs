@@ -10,6 +10,7 @@ mod ci;
 mod cluster;
 mod codegen;
 mod demo;
+mod image;
 mod lab;
 mod setup;
 mod test;
@@ -47,6 +48,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Measure Karst against a direct connection between the same pods (needs root).
     Bench(bench::Args),
+    /// Make OCI images of the binaries: static, from nothing, reproducible.
+    Image(image::Args),
     /// Regenerate checked-in generated code.
     Codegen(codegen::Args),
     /// Check the rules of the house: dependencies, documented tables, file sizes, unsafe code.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Codegen(args) => codegen::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Ci(args) => ci::run(&args),

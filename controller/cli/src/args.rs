@@ -1,10 +1,14 @@
 //! The command line.
 
+mod cluster;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Sees into a Karst mesh.
+pub use cluster::{Check, DryRun, Install, Kubernetes, Uninstall, ValueArgs};
+
+/// Installs, checks and sees into a Karst mesh.
 #[derive(Debug, Parser)]
 #[command(
     name = "karst",
@@ -21,6 +25,14 @@ pub struct Cli {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Install Karst into a Kubernetes cluster, or repair an installation.
+    Install(Install),
+    /// Bring an installation to this command's version.
+    Upgrade(Install),
+    /// Take every pod out of the mesh and remove Karst from the cluster.
+    Uninstall(Uninstall),
+    /// Check that a cluster can run Karst, or that Karst runs well in it.
+    Check(Check),
     /// Show what is on a node.
     Inspect(Inspect),
     /// Print the version.
@@ -86,13 +98,13 @@ impl Output {
 mod tests {
     use clap::Parser;
 
-    use super::{Cli, Command};
+    use super::{Cli, Command, DryRun};
 
     fn inspect(args: &[&str]) -> super::Inspect {
         let args = ["karst", "inspect"].iter().chain(args);
         match Cli::try_parse_from(args).expect("parses").command {
             Command::Inspect(inspect) => inspect,
-            Command::Version => panic!("not inspect"),
+            other => panic!("not inspect: {other:?}"),
         }
     }
 
@@ -114,7 +126,32 @@ mod tests {
 
     #[test]
     fn command_names_may_be_cut() {
-        let cli = Cli::try_parse_from(["karst", "ins", "pod"]).expect("parses");
+        let cli = Cli::try_parse_from(["karst", "insp", "pod"]).expect("parses");
         assert!(matches!(cli.command, Command::Inspect(_)));
+    }
+
+    #[test]
+    fn install_takes_values_and_check_takes_a_form() {
+        let args = [
+            "karst",
+            "install",
+            "--dry-run",
+            "--set",
+            "a=1",
+            "--set=b=2",
+            "--context",
+            "c",
+        ];
+        let Command::Install(install) = Cli::try_parse_from(args).expect("parses").command else {
+            panic!("not install");
+        };
+        assert_eq!(install.dry_run, Some(DryRun::Client));
+        assert_eq!(install.values.set, ["a=1", "b=2"]);
+        assert_eq!(install.kubernetes.context.as_deref(), Some("c"));
+        let args = ["karst", "check", "--pre", "-o", "json"];
+        let Command::Check(check) = Cli::try_parse_from(args).expect("parses").command else {
+            panic!("not check");
+        };
+        assert!(check.pre && check.output.is_json());
     }
 }

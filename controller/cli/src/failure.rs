@@ -9,6 +9,8 @@ pub enum Kind {
     Usage,
     /// What was named is not there.
     NotFound,
+    /// What was checked is not well.
+    Unhealthy,
 }
 
 impl Kind {
@@ -18,6 +20,7 @@ impl Kind {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::NotFound => 3,
+            Self::Unhealthy => 4,
         }
     }
 }

@@ -5,14 +5,23 @@
 //! from the agent's admin socket. Objects and commands follow bpftool: unique
 //! prefixes are enough, `list` is `show`, no command means `show`.
 //!
-//! It changes nothing on a node. Start with [`inspect::run`].
+//! `karst install`, `upgrade`, `uninstall` and `check` talk to a Kubernetes cluster, as its
+//! administrator: they apply the chart that is embedded here, take it away again, and say what is
+//! wrong. On a node they change nothing themselves; that is the agent's part.
+//!
+//! Start with [`inspect::run`], [`install::run`] or [`check::run`].
 
 mod admin;
 mod args;
+mod check;
+mod cluster;
 mod failure;
 mod inspect;
+mod install;
 mod kernel;
+mod style;
 mod table;
+mod uninstall;
 mod words;
 
 use std::io::Write;
@@ -21,7 +30,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command};
-use failure::Failure;
+use failure::{Failure, Kind};
+use install::Intent;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -31,11 +41,18 @@ fn main() -> ExitCode {
             let json = inspect.output.is_json();
             (inspect::run(&inspect), json)
         }
+        Command::Install(args) => (install::run(&args, Intent::Install), false),
+        Command::Upgrade(args) => (install::run(&args, Intent::Upgrade), false),
+        Command::Uninstall(args) => (uninstall::run(&args), false),
+        Command::Check(args) => {
+            let json = args.output.is_json();
+            (check::run(&args), json)
+        }
     };
     match outcome {
         Ok(text) => {
             // A closed pipe (`| head`) is no failure.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            let _ = anstream::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Err(failure) => report(&failure, json),
@@ -43,7 +60,10 @@ fn main() -> ExitCode {
 }
 
 fn report(failure: &Failure, json: bool) -> ExitCode {
-    if json {
+    if failure.kind == Kind::Unhealthy {
+        // The report is the answer, and not an error of the command.
+        let _ = anstream::stdout().write_all(failure.message.as_bytes());
+    } else if json {
         let object = serde_json::json!({"error": failure.message, "reason": failure.reason});
         let _ = writeln!(std::io::stdout(), "{object}");
     } else {

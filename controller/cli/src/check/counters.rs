@@ -1,0 +1,148 @@
+//! What the controllers count, read through the API server's proxy: whether every agent is
+//! connected, and whether resources were refused.
+
+use std::collections::BTreeMap;
+
+use kube::Client;
+
+use super::Finding;
+use crate::cluster::{self, SYSTEM_NAMESPACE};
+use crate::failure::Failure;
+use crate::install::rollout;
+
+/// Where a controller tells its metrics.
+const METRICS_PORT: u16 = 15014;
+
+/// Metrics that are looked at, as scraped.
+const STREAMS: &str = "karst_controller_xds_streams";
+const FAULTY: &str = "karst_controller_source_faulty";
+const NACKS: &str = "karst_controller_xds_nacks_total";
+const CA_REFUSED: &str = "karst_controller_ca_refused_total";
+
+/// Looks at all ready controllers.
+pub async fn all(client: &Client) -> Vec<Finding> {
+    const ID: &str = "controller.metrics";
+    match sums(client).await {
+        Ok((sums, agents)) => findings(&sums, agents),
+        Err(failure) => vec![Finding::warning(
+            ID,
+            format!("cannot be read through the API server: {}", failure.message),
+            "where the API server does not reach pods, read port 15014 from inside the cluster",
+        )],
+    }
+}
+
+/// The sum of each metric over all controllers, and the number of ready agents.
+async fn sums(client: &Client) -> Result<(BTreeMap<String, f64>, usize), Failure> {
+    let mut sums = BTreeMap::new();
+    for pod in rollout::pods(client, rollout::CONTROLLER).await? {
+        let Some(name) = pod
+            .metadata
+            .name
+            .as_deref()
+            .filter(|_| rollout::is_ready(&pod))
+        else {
+            continue;
+        };
+        let path = format!(
+            "/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{name}:{METRICS_PORT}/proxy/metrics"
+        );
+        let answer = cluster::get(client, &path).await?;
+        if !answer.status.is_success() {
+            return Err(Failure::failed(
+                "proxy",
+                format!("pod {name}: the API server answered {}", answer.status),
+            ));
+        }
+        add(&answer.text, &mut sums);
+    }
+    let agents = rollout::pods(client, rollout::AGENT).await?;
+    Ok((
+        sums,
+        agents.iter().filter(|pod| rollout::is_ready(pod)).count(),
+    ))
+}
+
+/// Adds the samples of a scrape to their metrics' sums, whatever their labels.
+fn add(scrape: &str, sums: &mut BTreeMap<String, f64>) {
+    for line in scrape.lines().filter(|line| !line.starts_with('#')) {
+        let Some((series, value)) = line.rsplit_once(' ') else {
+            continue;
+        };
+        let name = series.split('{').next().unwrap_or(series).trim();
+        if let Ok(value) = value.parse::<f64>() {
+            *sums.entry(name.to_owned()).or_default() += value;
+        }
+    }
+}
+
+fn findings(sums: &BTreeMap<String, f64>, agents: usize) -> Vec<Finding> {
+    let sum = |name: &str| sums.get(name).copied().unwrap_or(0.0);
+    let mut findings = Vec::new();
+    let streams = sum(STREAMS);
+    #[expect(clippy::cast_precision_loss, reason = "a number of nodes")]
+    let wanted = agents as f64;
+    findings.push(if streams >= wanted {
+        Finding::ok(
+            "agent.streams",
+            format!("{agents} agents are connected to a controller"),
+        )
+    } else {
+        Finding::failed(
+            "agent.streams",
+            format!("{streams} of {agents} agents are connected to a controller"),
+            "the others work by what they know; their logs say why they are not connected",
+        )
+    });
+    for (id, name, what, advice) in [
+        (
+            "controller.faults",
+            FAULTY,
+            "objects have faults and are left out or kept as they were",
+            "the controller's log names object and field",
+        ),
+        (
+            "controller.nacks",
+            NACKS,
+            "resources were rejected by agents",
+            "agents and controller may be of different versions; the controller's log names them",
+        ),
+        (
+            "controller.refused",
+            CA_REFUSED,
+            "requests for certificates were refused",
+            "the metric's label says why; a few are normal while pods end",
+        ),
+    ] {
+        if sum(name) > 0.0 {
+            findings.push(Finding::warning(
+                id,
+                format!("{} {what}", sum(name)),
+                advice,
+            ));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{add, findings};
+    use crate::check::Level;
+
+    #[test]
+    fn samples_are_summed_over_labels_and_controllers() {
+        let scrape = "# HELP x y\n# TYPE karst_controller_xds_streams gauge\nkarst_controller_xds_streams 1\n\
+                      karst_controller_xds_nacks_total{type=\"a b\"} 2\nkarst_controller_xds_nacks_total{type=\"c\"} 3\n# EOF\n";
+        let mut sums = BTreeMap::new();
+        add(scrape, &mut sums);
+        add(scrape, &mut sums);
+        assert_eq!(sums["karst_controller_xds_streams"], 2.0);
+        assert_eq!(sums["karst_controller_xds_nacks_total"], 10.0);
+        let levels: Vec<_> = findings(&sums, 2).iter().map(|f| f.level).collect();
+        assert_eq!(levels, [Level::Ok, Level::Warning]);
+        assert_eq!(findings(&sums, 3)[0].level, Level::Failed);
+    }
+}

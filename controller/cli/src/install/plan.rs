@@ -1,0 +1,155 @@
+//! What is to be installed: values from everywhere, and the objects that they make.
+
+use karst_deploy::chart::{KARST, Release, manifest};
+use karst_deploy::{Error, values, yaml};
+use serde_json::{Value, json};
+
+use crate::args::ValueArgs;
+use crate::cluster::SYSTEM_NAMESPACE;
+use crate::cluster::kinds::{Item, ordered};
+use crate::failure::{Failure, Kind};
+
+/// Objects to apply.
+#[derive(Debug)]
+pub struct Plan {
+    /// In order.
+    pub items: Vec<Item>,
+    /// As text.
+    pub manifest: String,
+    /// What was given beyond the chart's own values.
+    pub overrides: Value,
+}
+
+impl Plan {
+    /// Renders the chart with `overrides` laid upon its values in order.
+    ///
+    /// # Errors
+    /// Every mistake in the values.
+    pub fn new(overrides: Vec<Value>) -> Result<Self, Failure> {
+        let mut all = json!({});
+        for over in overrides {
+            values::merge(&mut all, over);
+        }
+        // `karst install` makes the namespace, as there is no one else to do it.
+        let own = json!({"namespace": {"create": true}});
+        let values = KARST
+            .values_with(vec![own, all.clone()])
+            .map_err(|error| chart_failure(&error))?;
+        let rendered = KARST
+            .render(&Release::by_karst(SYSTEM_NAMESPACE), &values)
+            .map_err(|error| chart_failure(&error))?;
+        let objects = rendered.iter().flat_map(|file| file.objects.clone());
+        Ok(Self {
+            items: ordered(objects.collect())?,
+            manifest: manifest(&rendered),
+            overrides: all,
+        })
+    }
+}
+
+fn chart_failure(error: &Error) -> Failure {
+    Failure {
+        kind: Kind::Usage,
+        reason: error.reason().to_owned(),
+        message: error.to_string(),
+    }
+}
+
+/// The values of the command line: files in order, then `--set` in order, then the image flags.
+///
+/// # Errors
+/// A file that cannot be read, or an argument that is no assignment.
+pub fn overrides(args: &ValueArgs) -> Result<Vec<Value>, Failure> {
+    let mut all = Vec::new();
+    for file in &args.files {
+        let wrong = |why: String| Failure::usage(format!("{}: {why}", file.display()));
+        let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+        match yaml::read(&text).map_err(wrong)? {
+            Value::Null => {}
+            values @ Value::Object(_) => all.push(values),
+            _ => return Err(wrong("the values are not a map".to_owned())),
+        }
+    }
+    for set in &args.set {
+        all.push(values::parse_set(set).map_err(Failure::usage)?);
+    }
+    for (key, value) in [("registry", &args.image_registry), ("tag", &args.image_tag)] {
+        all.extend(value.as_ref().map(|value| json!({"image": {key: value}})));
+    }
+    Ok(all)
+}
+
+/// Whether version `a` is newer than `b`; what comes after a hyphen or plus does not count.
+pub fn is_newer(a: &str, b: &str) -> bool {
+    let numbers = |version: &str| -> Vec<u64> {
+        let core = version.split(['-', '+']).next().unwrap_or_default();
+        core.split('.')
+            .map(|part| part.parse().unwrap_or(0))
+            .collect()
+    };
+    numbers(a) > numbers(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use serde_json::json;
+
+    use super::{Plan, is_newer, overrides};
+    use crate::args::ValueArgs;
+    use crate::failure::Kind;
+
+    #[test]
+    fn every_object_of_the_chart_is_of_its_type() {
+        // `ordered` reads each as its type and refuses fields that the type does not have.
+        let plan = Plan::new(Vec::new()).expect("plan");
+        assert_eq!(plan.items.len(), 17);
+        assert_eq!(plan.items[0].shown(), "Namespace karst-system");
+        let last = plan.items.last().expect("items").shown();
+        assert_eq!(last, "DaemonSet karst-system/karst-node-agent");
+    }
+
+    #[test]
+    fn later_values_win() {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        write!(
+            file,
+            "image: {{tag: a, registry: r}}\nagent: {{workers: 3}}\n"
+        )
+        .expect("write");
+        let args = ValueArgs {
+            files: vec![file.path().to_owned()],
+            set: vec!["image.tag=b".to_owned(), "agent.workers=4".to_owned()],
+            image_tag: Some("c".to_owned()),
+            ..ValueArgs::default()
+        };
+        let plan = Plan::new(overrides(&args).expect("overrides")).expect("plan");
+        assert_eq!(
+            plan.overrides,
+            json!({"image": {"tag": "c", "registry": "r"}, "agent": {"workers": 4}})
+        );
+        assert!(plan.manifest.contains("image: \"r/node-agent:c\""));
+    }
+
+    #[test]
+    fn wrong_values_are_wrong_usage() {
+        let failure = Plan::new(vec![json!({"nope": 1})]).expect_err("refused");
+        assert_eq!(
+            (failure.kind, failure.reason.as_str()),
+            (Kind::Usage, "values_invalid")
+        );
+        let args = ValueArgs {
+            files: vec!["/does/not/exist".into()],
+            ..ValueArgs::default()
+        };
+        assert_eq!(overrides(&args).expect_err("refused").kind, Kind::Usage);
+    }
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(is_newer("0.10.0", "0.9.9"));
+        assert!(!is_newer("0.1.0-rc.1", "0.1.0"));
+        assert!(!is_newer("0.1.0", "0.1.0"));
+    }
+}

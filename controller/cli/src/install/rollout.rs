@@ -1,0 +1,313 @@
+//! Waits until a Deployment or DaemonSet runs what it says, and tells why it does not.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::api::ListParams;
+use kube::{Api, Client};
+
+use crate::cluster::{SYSTEM_NAMESPACE, failure};
+use crate::failure::Failure;
+use crate::style::progress;
+
+/// Between two looks.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Most pods named in a message.
+const MAX_NAMED: usize = 5;
+
+/// Most characters of a container's last words in a message.
+const MAX_LAST_WORDS: usize = 400;
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// A Deployment.
+    Deployment(&'static str),
+    /// A DaemonSet.
+    DaemonSet(&'static str),
+}
+
+/// The controller.
+pub const CONTROLLER: Workload = Workload::Deployment("karst-controller");
+
+/// The node agents.
+pub const AGENT: Workload = Workload::DaemonSet("karst-node-agent");
+
+impl Workload {
+    /// Its name, which is also the label of its pods.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deployment(name) | Self::DaemonSet(name) => name,
+        }
+    }
+
+    fn shown(self) -> String {
+        match self {
+            Self::Deployment(name) => format!("Deployment {SYSTEM_NAMESPACE}/{name}"),
+            Self::DaemonSet(name) => format!("DaemonSet {SYSTEM_NAMESPACE}/{name}"),
+        }
+    }
+}
+
+/// How far a rollout is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Whether every pod is new and ready.
+    pub done: bool,
+    /// In words.
+    pub text: String,
+}
+
+/// How far `workload` is.
+///
+/// # Errors
+/// The server does not answer, or it is not there.
+pub async fn state(client: &Client, workload: Workload) -> Result<State, Failure> {
+    let doing = format!("reading {}", workload.shown());
+    match workload {
+        Workload::Deployment(name) => {
+            let api: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+            let object = api.get(name).await.map_err(|e| failure(&doing, &e))?;
+            Ok(deployment_state(&object))
+        }
+        Workload::DaemonSet(name) => {
+            let api: Api<DaemonSet> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+            let object = api.get(name).await.map_err(|e| failure(&doing, &e))?;
+            Ok(daemon_set_state(&object))
+        }
+    }
+}
+
+fn deployment_state(object: &Deployment) -> State {
+    let wanted = object
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1);
+    let status = object.status.clone().unwrap_or_default();
+    let (all, updated) = (
+        status.replicas.unwrap_or(0),
+        status.updated_replicas.unwrap_or(0),
+    );
+    let available = status.available_replicas.unwrap_or(0);
+    let seen = status.observed_generation >= object.metadata.generation;
+    State {
+        done: seen && updated == wanted && all == wanted && available == wanted,
+        text: format!("{available} of {wanted} ready, {updated} of this version"),
+    }
+}
+
+fn daemon_set_state(object: &DaemonSet) -> State {
+    let status = object.status.clone().unwrap_or_default();
+    let wanted = status.desired_number_scheduled;
+    let updated = status.updated_number_scheduled.unwrap_or(0);
+    let available = status.number_available.unwrap_or(0);
+    let seen = status.observed_generation >= object.metadata.generation;
+    State {
+        done: seen && updated == wanted && available == wanted && status.number_ready == wanted,
+        text: format!("{available} of {wanted} nodes ready, {updated} of this version"),
+    }
+}
+
+/// Waits until every pod of `workload` is new and ready.
+///
+/// # Errors
+/// It takes longer than `limit`; the message says what its pods wait for.
+pub async fn wait(client: &Client, workload: Workload, limit: Duration) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
+    let mut said = String::new();
+    loop {
+        let state = state(client, workload).await?;
+        if state.done {
+            return Ok(());
+        }
+        let troubles = troubles(client, workload).await?;
+        let mut text = format!("waiting for {}: {}", workload.shown(), state.text);
+        for trouble in troubles.iter().take(MAX_NAMED) {
+            text.push_str(&format!("\n  {trouble}"));
+        }
+        if Instant::now() >= deadline {
+            let seconds = limit.as_secs();
+            return Err(Failure::failed(
+                "rollout_timeout",
+                format!("{text}\nnot there after {seconds} s; run the command again to go on"),
+            ));
+        }
+        if text != said {
+            progress(&text);
+            said = text;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What the pods of `workload` that are not ready wait for, or died of.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn troubles(client: &Client, workload: Workload) -> Result<Vec<String>, Failure> {
+    Ok(pods(client, workload)
+        .await?
+        .iter()
+        .filter_map(trouble)
+        .collect())
+}
+
+/// The pods of `workload`.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn pods(client: &Client, workload: Workload) -> Result<Vec<Pod>, Failure> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let selector = format!("app.kubernetes.io/name={}", workload.name());
+    let list = api.list(&ListParams::default().labels(&selector)).await;
+    let list =
+        list.map_err(|e| failure(&format!("listing the pods of {}", workload.shown()), &e))?;
+    Ok(list.items)
+}
+
+/// Whether a pod's containers all say that they are ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .filter_map(|status| status.conditions.as_ref());
+    conditions
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Why a pod is not ready; nothing for one that is, or that is on its way without a hitch.
+pub fn trouble(pod: &Pod) -> Option<String> {
+    if is_ready(pod) {
+        return None;
+    }
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    let place = node.map_or_else(String::new, |node| format!(" on {node}"));
+    let status = pod.status.as_ref()?;
+    let conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions
+        .filter(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+        .find_map(|condition| condition.message.clone());
+    let statuses = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
+    let why = unscheduled.or_else(|| statuses.clone().find_map(container_trouble))?;
+    Some(format!("pod {name}{place}: {why}"))
+}
+
+fn container_trouble(status: &ContainerStatus) -> Option<String> {
+    let state = status.state.as_ref()?;
+    let last = status
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
+    let ended = state.terminated.as_ref().or(last);
+    if let Some(ended) = ended {
+        let words = ended.message.as_deref().unwrap_or_default().trim();
+        let skip = words.chars().count().saturating_sub(MAX_LAST_WORDS);
+        let words: String = words.chars().skip(skip).collect();
+        let reason = ended.reason.as_deref().unwrap_or("ended");
+        return Some(format!(
+            "{reason} with exit code {}: {words}",
+            ended.exit_code
+        ));
+    }
+    let waiting = state.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref().unwrap_or_default();
+    if matches!(reason, "" | "ContainerCreating" | "PodInitializing") {
+        return None;
+    }
+    let message = waiting.message.as_deref().unwrap_or_default();
+    Some(format!("{reason}: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::{Value, json};
+
+    use super::{daemon_set_state, deployment_state, trouble};
+
+    fn pod(status: Value) -> Pod {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "nodeName": "n1"}, "status": status});
+        serde_json::from_value(pod).expect("pod")
+    }
+
+    #[test]
+    fn a_rollout_is_done_when_every_pod_is_new_and_ready() {
+        let check = |generation: i64, updated: i32, available: i32, replicas: i32, done: bool| {
+            let object: Deployment = serde_json::from_value(json!({
+                "metadata": {"generation": 2},
+                "spec": {"replicas": 2, "selector": {}, "template": {}},
+                "status": {"observedGeneration": generation, "replicas": replicas,
+                           "updatedReplicas": updated, "availableReplicas": available},
+            }))
+            .expect("deployment");
+            assert_eq!(deployment_state(&object).done, done);
+        };
+        check(2, 2, 2, 2, true);
+        check(1, 2, 2, 2, false);
+        check(2, 1, 2, 2, false);
+        check(2, 2, 1, 2, false);
+        check(2, 2, 2, 3, false);
+    }
+
+    #[test]
+    fn agents_are_ready_on_every_node() {
+        let state = |updated: i32, ready: i32| {
+            let object: DaemonSet = serde_json::from_value(json!({
+                "metadata": {"generation": 1},
+                "status": {"observedGeneration": 1, "desiredNumberScheduled": 2, "currentNumberScheduled": 2,
+                           "numberMisscheduled": 0, "numberReady": ready, "numberAvailable": ready,
+                           "updatedNumberScheduled": updated},
+            }))
+            .expect("daemon set");
+            daemon_set_state(&object)
+        };
+        assert!(state(2, 2).done);
+        assert!(!state(1, 2).done);
+        assert_eq!(state(2, 1).text, "1 of 2 nodes ready, 2 of this version");
+        // Before the controller manager has seen it at all.
+        let unseen: DaemonSet =
+            serde_json::from_value(json!({"metadata": {"generation": 1}})).expect("daemon set");
+        assert!(!daemon_set_state(&unseen).done);
+    }
+
+    #[test]
+    fn pods_say_what_they_wait_for() {
+        let check = |status: Value, expected: Option<&str>| {
+            assert_eq!(trouble(&pod(status)).as_deref(), expected);
+        };
+        check(
+            json!({"conditions": [{"type": "Ready", "status": "True"}]}),
+            None,
+        );
+        check(
+            json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "no room"}]}),
+            Some("pod p on n1: no room"),
+        );
+        let container = |state: Value, last: Value| {
+            json!({"containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": false,
+                    "restartCount": 1, "state": state, "lastState": last}]})
+        };
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": "m"}});
+        check(container(waiting("ContainerCreating"), json!({})), None);
+        check(
+            container(waiting("ErrImagePull"), json!({})),
+            Some("pod p on n1: ErrImagePull: m"),
+        );
+        let ended =
+            json!({"terminated": {"reason": "Error", "exitCode": 1, "message": "no bpffs\n"}});
+        check(
+            container(waiting("CrashLoopBackOff"), ended),
+            Some("pod p on n1: Error with exit code 1: no bpffs"),
+        );
+    }
+}

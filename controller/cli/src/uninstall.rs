@@ -1,0 +1,224 @@
+//! `karst uninstall`: takes every pod out of the mesh, then removes every object.
+//!
+//! The nodes come first, while there is still somebody to clean them: the agents' DaemonSet is
+//! turned into one that runs `karst-node-agent cleanup`, which is ready when its node is as before.
+//! Then the objects go, those that write others before those that were written. Start with [`run`].
+
+mod leftovers;
+mod nodes;
+
+use std::io::{BufRead, IsTerminal};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Client};
+
+use crate::args::Uninstall;
+use crate::cluster::kinds::{self, Kind};
+use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found};
+use crate::failure::Failure;
+use crate::style::{self, GOOD, WARN, progress};
+
+/// The authority's Secret.
+const CA_SECRET: &str = "karst-ca";
+
+/// Between two looks at what is being deleted.
+const POLL: Duration = Duration::from_millis(500);
+
+/// Runs the command; returns what to print at the end.
+///
+/// # Errors
+/// A node that cannot be cleaned, or a refusal of the cluster.
+pub fn run(args: &Uninstall) -> Result<String, Failure> {
+    cluster::run(async {
+        let client = cluster::client(&args.kubernetes).await?;
+        uninstall(args, &client).await
+    })
+}
+
+async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure> {
+    refuse_helm(client).await?;
+    if !args.yes {
+        confirm(args.keep_ca)?;
+    }
+    let limit = Duration::from_secs(args.timeout);
+    let warning = match nodes::clean(client, limit).await {
+        Ok(()) => None,
+        Err(failure) if args.force => Some(failure.message),
+        Err(failure) => return Err(failure),
+    };
+    // The controller goes first: it would write again what is removed below.
+    let mut removed = 0;
+    let kinds = kinds::all();
+    for kind in kinds.iter().rev().filter(|kind| is_workload(kind)) {
+        removed += delete_all(client, kind, limit).await?;
+    }
+    nodes::wait_until_pods_are_gone(client, limit).await?;
+    removed += leftovers::remove(client).await?;
+    for kind in kinds.iter().rev().filter(|kind| !is_workload(kind)) {
+        if kind.resource.kind != "Namespace" {
+            removed += delete_all(client, kind, limit).await?;
+        }
+    }
+    if args.keep_ca {
+        style::result(
+            GOOD,
+            "kept",
+            &format!("Secret {SYSTEM_NAMESPACE}/{CA_SECRET}"),
+        );
+    } else {
+        removed += delete_secret(client).await?;
+        removed += delete_namespace(client, &kinds, limit).await?;
+    }
+    if let Some(warning) = warning {
+        anstream::eprintln!("{} {warning}", style::paint(WARN, "Not cleaned:"));
+    }
+    Ok(match removed {
+        0 => "Karst is not installed; nothing was removed.\n".to_owned(),
+        removed => format!("Karst is gone: {removed} objects removed.\n"),
+    })
+}
+
+fn is_workload(kind: &Kind) -> bool {
+    matches!(kind.resource.kind.as_str(), "Deployment" | "DaemonSet")
+}
+
+/// What Helm installed it must remove, or its own record would say that Karst is there.
+async fn refuse_helm(client: &Client) -> Result<(), Failure> {
+    let params = ListParams::default().labels(&format!("{PART_OF},{MANAGED_BY}=Helm"));
+    for kind in kinds::all().iter().filter(|kind| is_workload(kind)) {
+        let api = kinds::api(client, kind, Some(SYSTEM_NAMESPACE));
+        let doing = format!("listing {}", kind.resource.plural);
+        let found = api.list(&params).await.map_err(|e| failure(&doing, &e))?;
+        if !found.items.is_empty() {
+            return Err(Failure::failed(
+                "managed_by_helm",
+                "Karst was installed by Helm: see \"Remove\" in controller/deploy/README.md, then `helm uninstall`",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn confirm(keep_ca: bool) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "this takes every pod out of the mesh and removes Karst; say --yes where nobody can be asked",
+        ));
+    }
+    let key = if keep_ca {
+        ""
+    } else {
+        ", and deletes the mesh's root key"
+    };
+    anstream::eprint!("This takes every pod out of the mesh, removes Karst{key}. Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::failed("no_answer", e.to_string()))?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::failed("not_confirmed", "nothing was done")),
+    }
+}
+
+/// Deletes every object of a kind that is part of Karst, and waits until it is gone.
+async fn delete_all(client: &Client, kind: &Kind, limit: Duration) -> Result<usize, Failure> {
+    let api = kinds::api(client, kind, kind.namespaced.then_some(SYSTEM_NAMESPACE));
+    let params = ListParams::default().labels(PART_OF);
+    let doing = format!("listing {}", kind.resource.plural);
+    let deadline = Instant::now() + limit;
+    let mut removed = 0;
+    loop {
+        let found = api.list(&params).await.map_err(|e| failure(&doing, &e))?;
+        if found.items.is_empty() {
+            return Ok(removed);
+        }
+        for object in &found {
+            let name = object.metadata.name.as_deref().unwrap_or_default();
+            let shown = kinds::shown(kind, object.metadata.namespace.as_deref(), name);
+            if object.metadata.deletion_timestamp.is_some() {
+                if Instant::now() >= deadline {
+                    return Err(stuck(&shown, object.metadata.finalizers.as_deref()));
+                }
+                continue;
+            }
+            match api.delete(name, &DeleteParams::foreground()).await {
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => return Err(failure(&format!("deleting {shown}"), &error)),
+                Ok(_) => {
+                    style::result(GOOD, "removed", &shown);
+                    removed += 1;
+                }
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn stuck(shown: &str, finalizers: Option<&[String]>) -> Failure {
+    let finalizers = finalizers.unwrap_or_default().join(", ");
+    Failure::failed(
+        "deletion_timeout",
+        format!("{shown} is being deleted and does not go (metadata.finalizers: {finalizers})"),
+    )
+}
+
+async fn delete_secret(client: &Client) -> Result<usize, Failure> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let shown = format!("Secret {SYSTEM_NAMESPACE}/{CA_SECRET}");
+    match api.delete(CA_SECRET, &DeleteParams::default()).await {
+        Err(error) if is_not_found(&error) => Ok(0),
+        Err(error) => Err(failure(&format!("deleting {shown}"), &error)),
+        Ok(_) => {
+            style::result(GOOD, "removed", &shown);
+            Ok(1)
+        }
+    }
+}
+
+/// Deletes the namespace if it is Karst's own making and nothing of others is in it.
+async fn delete_namespace(
+    client: &Client,
+    kinds: &[Kind],
+    limit: Duration,
+) -> Result<usize, Failure> {
+    let Some(kind) = kinds.iter().find(|kind| kind.resource.kind == "Namespace") else {
+        return Ok(0);
+    };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let doing = format!("looking at what is left in {SYSTEM_NAMESPACE}");
+    let mut left = Vec::new();
+    for secret in secrets
+        .list_metadata(&ListParams::default())
+        .await
+        .map_err(|e| failure(&doing, &e))?
+    {
+        left.push(format!(
+            "Secret {}",
+            secret.metadata.name.unwrap_or_default()
+        ));
+    }
+    for map in maps
+        .list_metadata(&ListParams::default())
+        .await
+        .map_err(|e| failure(&doing, &e))?
+    {
+        let name = map.metadata.name.unwrap_or_default();
+        // Kubernetes puts this one into every namespace.
+        if name != "kube-root-ca.crt" {
+            left.push(format!("ConfigMap {name}"));
+        }
+    }
+    if !left.is_empty() {
+        progress(&format!(
+            "Namespace {SYSTEM_NAMESPACE} stays, it holds what is not Karst's: {}",
+            left.join(", ")
+        ));
+        return Ok(0);
+    }
+    delete_all(client, kind, limit).await
+}

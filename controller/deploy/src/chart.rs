@@ -1,0 +1,184 @@
+//! The embedded charts and their rendering.
+
+use serde_json::{Map, Value, json};
+
+use crate::template::{self, Defines};
+use crate::{Error, schema, values, yaml};
+
+/// A chart's files, as they are in the repository.
+#[derive(Debug, Clone, Copy)]
+pub struct Chart {
+    /// Its name.
+    pub name: &'static str,
+    /// `Chart.yaml`.
+    pub metadata: &'static str,
+    /// `values.yaml`.
+    pub values: &'static str,
+    /// `values.schema.json`.
+    pub schema: &'static str,
+    /// Name and text of each file in `templates/`.
+    pub templates: &'static [(&'static str, &'static str)],
+}
+
+macro_rules! templates {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../charts/karst/templates/", $name)))),*]
+    };
+}
+
+/// The mesh: controller, node agents, and what they may do.
+pub const KARST: Chart = Chart {
+    name: "karst",
+    metadata: include_str!("../charts/karst/Chart.yaml"),
+    values: include_str!("../charts/karst/values.yaml"),
+    schema: include_str!("../charts/karst/values.schema.json"),
+    templates: templates![
+        "_helpers.tpl",
+        "admission.yaml",
+        "controller-rbac.yaml",
+        "controller.yaml",
+        "namespace.yaml",
+        "networkpolicy.yaml",
+        "node-agent.yaml",
+        "serviceaccounts.yaml",
+    ],
+};
+
+/// Custom resource definitions; Karst has none yet.
+pub const KARST_CRDS: Chart = Chart {
+    name: "karst-crds",
+    metadata: include_str!("../charts/karst-crds/Chart.yaml"),
+    values: include_str!("../charts/karst-crds/values.yaml"),
+    schema: include_str!("../charts/karst-crds/values.schema.json"),
+    templates: &[],
+};
+
+/// What a chart is rendered as.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// Name of the release.
+    pub name: String,
+    /// Namespace to install into.
+    pub namespace: String,
+    /// Who installs: the value of `app.kubernetes.io/managed-by`.
+    pub service: String,
+}
+
+impl Release {
+    /// What `karst install` renders.
+    pub fn by_karst(namespace: &str) -> Self {
+        Self {
+            name: "karst".to_owned(),
+            namespace: namespace.to_owned(),
+            service: "karst".to_owned(),
+        }
+    }
+}
+
+/// A rendered file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    /// `CHART/templates/FILE`, as Helm names it.
+    pub source: String,
+    /// The text.
+    pub text: String,
+    /// The objects in it.
+    pub objects: Vec<Value>,
+}
+
+impl Chart {
+    /// The chart's version, which is Karst's.
+    pub fn version(&self) -> String {
+        let metadata = yaml::read(self.metadata).unwrap_or_default();
+        let version = metadata.get("version").and_then(Value::as_str);
+        version.unwrap_or_default().to_owned()
+    }
+
+    /// The chart's own values with `overrides` laid upon them in order, checked against the schema.
+    ///
+    /// # Errors
+    /// [`Error::Values`] with every mistake.
+    pub fn values_with(&self, overrides: Vec<Value>) -> Result<Value, Error> {
+        let mut values = self.read("values.yaml", self.values)?;
+        for over in overrides {
+            match over {
+                Value::Null => {}
+                Value::Object(_) => values::merge(&mut values, over),
+                _ => return Err(Error::Values(vec!["the values are not a map".to_owned()])),
+            }
+        }
+        let schema: Value = serde_json::from_str(self.schema)
+            .map_err(|error| self.wrong("values.schema.json", error.to_string()))?;
+        let problems = schema::problems(&schema, &values);
+        if problems.is_empty() {
+            Ok(values)
+        } else {
+            Err(Error::Values(problems))
+        }
+    }
+
+    /// Renders every template that yields an object.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with file and line.
+    pub fn render(&self, release: &Release, values: &Value) -> Result<Vec<Rendered>, Error> {
+        let metadata = self.read("Chart.yaml", self.metadata)?;
+        let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        let data = json!({
+            "Values": values,
+            "Release": {"Name": release.name, "Namespace": release.namespace, "Service": release.service},
+            "Chart": {"Name": text("name"), "Version": text("version"), "AppVersion": text("appVersion")},
+            "Template": Value::Object(Map::new()),
+        });
+        let mut defines = Defines::new();
+        let mut bodies = Vec::new();
+        for (name, text) in self.templates {
+            let (nodes, defined) = template::parse(text).map_err(|e| self.wrong(name, e))?;
+            defines.extend(defined);
+            if !name.starts_with('_') {
+                bodies.push((name, nodes));
+            }
+        }
+        let mut rendered = Vec::new();
+        for (name, nodes) in bodies {
+            let text =
+                template::render(&nodes, &defines, &data).map_err(|e| self.wrong(name, e))?;
+            let objects = yaml::read_all(&text).map_err(|e| self.wrong(name, e))?;
+            if !objects.is_empty() {
+                rendered.push(Rendered {
+                    source: format!("{}/templates/{name}", self.name),
+                    text,
+                    objects,
+                });
+            }
+        }
+        Ok(rendered)
+    }
+
+    fn read(&self, file: &str, text: &str) -> Result<Value, Error> {
+        yaml::read(text).map_err(|error| self.wrong(file, error))
+    }
+
+    fn wrong(&self, file: &str, problem: String) -> Error {
+        Error::Template {
+            file: format!("{}/{file}", self.name),
+            problem,
+        }
+    }
+}
+
+/// The rendered files as one text, as `helm template` prints it.
+pub fn manifest(rendered: &[Rendered]) -> String {
+    let mut out = String::new();
+    for file in rendered {
+        out.push_str("---\n# Source: ");
+        out.push_str(&file.source);
+        out.push('\n');
+        out.push_str(file.text.trim_start_matches("---\n").trim());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
