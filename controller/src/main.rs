@@ -92,7 +92,10 @@ fn main() -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("KARST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The library reports each failed attempt as an error; we say once that something fails.
+    let wanted = std::env::var("KARST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(format!("kube_client=off,{wanted}"))
+        .unwrap_or_else(|_| EnvFilter::new("kube_client=off,info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
