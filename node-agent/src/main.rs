@@ -14,11 +14,10 @@ use tracing_subscriber::EnvFilter;
 const CLEANUP: &str = "cleanup";
 
 fn main() -> anyhow::Result<()> {
-    let mut words = env::args_os();
-    let program = words.next();
-    let mut rest = words.clone();
-    if rest.next().is_some_and(|word| word == CLEANUP) {
-        let args = CleanupArgs::parse_from(program.into_iter().chain(rest));
+    let mut words: Vec<_> = env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == CLEANUP) {
+        words.remove(1);
+        let args = CleanupArgs::parse_from(words);
         init_logging(args.log_format, &args.log_level)?;
         return cleanup::run(args).context("the node cannot be cleaned");
     }
