@@ -19,18 +19,16 @@ const CLEANUP: &str = "cleanup";
 const READY: &str = "ready";
 
 fn main() -> anyhow::Result<()> {
-    let mut words = env::args_os();
-    let program = words.next();
-    let mut rest = words.clone();
-    let word = rest.next();
-    let arguments = program.into_iter().chain(rest);
-    if word.as_ref().is_some_and(|word| word == CLEANUP) {
-        let args = CleanupArgs::parse_from(arguments);
+    let mut words: Vec<_> = env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == CLEANUP) {
+        words.remove(1);
+        let args = CleanupArgs::parse_from(words);
         init_logging(args.log_format, &args.log_level)?;
         return cleanup::run(args).context("the node cannot be cleaned");
     }
-    if word.is_some_and(|word| word == READY) {
-        return presence::ask(&ReadyArgs::parse_from(arguments).socket).context("not ready");
+    if words.get(1).is_some_and(|word| word == READY) {
+        words.remove(1);
+        return presence::ask(&ReadyArgs::parse_from(words).socket).context("not ready");
     }
     let config = Config::try_from(Args::parse())?;
     init_logging(config.log_format, &config.log_level)?;

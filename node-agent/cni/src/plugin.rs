@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::VERSIONS;
@@ -140,35 +139,21 @@ fn netns_id(path: &Path) -> Option<NetnsInode> {
     })
 }
 
-fn ask<T: Serialize>(
+fn ask(
     config: &Config,
     path: &'static str,
-    body: &T,
+    attachment: &Attachment,
     limits: Limits,
-) -> Result<Added, CniError>
-where
-    T: PodName,
-{
-    match client::post(&config.socket, path, body, limits)? {
+) -> Result<Added, CniError> {
+    match client::post(&config.socket, path, attachment, limits)? {
         Answer::Ok(body) => {
             serde_json::from_slice(&body).map_err(|e| CniError::Answer(e.to_string()))
         }
         Answer::Refused(refused) => Err(CniError::Refused {
-            pod: body.pod_name(),
+            pod: format!("{}/{}", attachment.namespace, attachment.name),
             reason: refused.reason,
             error: refused.error,
         }),
-    }
-}
-
-/// What errors call a pod.
-trait PodName {
-    fn pod_name(&self) -> String;
-}
-
-impl PodName for Attachment {
-    fn pod_name(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
     }
 }
 
