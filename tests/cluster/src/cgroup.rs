@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use karst_harness::until;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::host::{self, Mount};
 use crate::paths::CLUSTER_CGROUP;
@@ -92,6 +94,36 @@ pub fn join(cgroup: &Path) -> Result<()> {
         fs::write(&procs, "0").with_context(|| format!("joining {}", procs.display()))?;
     }
     Ok(())
+}
+
+/// Kills every process in `cgroup` and below, and waits for their ends.
+pub fn kill(cgroup: &Path) -> Result<()> {
+    let unified = hierarchies()?
+        .into_iter()
+        .find(|mount| mount.kind == "cgroup2")
+        .context("no cgroup2 hierarchy is mounted")?;
+    let path = unified.target.join(cgroup);
+    until("killed processes to end", REMOVE_LIMIT, || {
+        let left = pids(&path);
+        for pid in &left {
+            // One that has ended meanwhile needs no signal.
+            let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        ensure!(left.is_empty(), "still in {}: {left:?}", path.display());
+        Ok(())
+    })
+}
+
+/// The processes in a cgroup and below; none if it does not exist.
+fn pids(path: &Path) -> Vec<i32> {
+    let own = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    // A process that no namespace of ours shows reads as 0, and 0 would be our own group.
+    found.retain(|pid| *pid > 0);
+    for child in children(path) {
+        found.extend(pids(&child));
+    }
+    found
 }
 
 /// Removes `cgroup` and those below, which must be without processes, and the folder of all
