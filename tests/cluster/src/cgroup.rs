@@ -17,6 +17,9 @@ use nix::unistd::Pid;
 use crate::host::{self, Mount};
 use crate::paths::CLUSTER_CGROUP;
 
+/// The CPU weight of a cluster and of each node, where a process outside has 1024: that of ten.
+const CPU_SHARES: &str = "10240";
+
 /// Processes that have just been killed leave their cgroup a moment later.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -64,7 +67,10 @@ pub fn create(cgroup: &Path) -> Result<()> {
             let above = path.clone();
             path.push(part);
             match fs::create_dir(&path) {
-                Ok(()) => inherit_cpuset(&above, &path)?,
+                Ok(()) => {
+                    inherit_cpuset(&above, &path)?;
+                    weigh(&path)?;
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("making cgroup {}", path.display()));
@@ -73,6 +79,16 @@ pub fn create(cgroup: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A cgroup weighs as much as one process beside it, however many are in it: beside a compiler a
+/// whole cluster would crawl.
+fn weigh(path: &Path) -> Result<()> {
+    let shares = path.join("cpu.shares");
+    if !shares.exists() {
+        return Ok(());
+    }
+    fs::write(&shares, CPU_SHARES).with_context(|| format!("setting {}", shares.display()))
 }
 
 /// A v1 cpuset takes no process before it has CPUs and memory nodes.
