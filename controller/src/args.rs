@@ -18,9 +18,22 @@ const DEFAULT_LIFETIME: Duration = Duration::hours(24);
 #[derive(Debug, Parser)]
 #[command(name = "karst-controller", version)]
 pub struct Args {
-    /// Where objects come from: dir:PATH, a folder of Kubernetes manifests
+    /// Where objects come from: kube, the API server of the cluster, or dir:PATH, a folder of
+    /// Kubernetes manifests
     #[arg(long, env = "KARST_SOURCE")]
     source: String,
+
+    /// How to reach the API server, for --source kube; without it, the pod's service account
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Namespace of the controller and its objects, for --source kube
+    #[arg(long, env = "POD_NAMESPACE", default_value = "karst-system")]
+    system_namespace: String,
+
+    /// Name of the controller's pod, for --source kube; tells replicas apart
+    #[arg(long, env = "POD_NAME", default_value = "karst-controller")]
+    pod_name: String,
 
     /// Address to serve agents on
     #[arg(long, env = "KARST_LISTEN", default_value = "[::]:15012")]
@@ -30,9 +43,9 @@ pub struct Args {
     #[arg(long, env = "KARST_METRICS_LISTEN", default_value = "127.0.0.1:15014")]
     metrics_listen: String,
 
-    /// Folder for what must survive a restart (the mesh's root key)
+    /// Folder for what must survive a restart (the mesh's root key); for --source dir
     #[arg(long, env = "KARST_STATE_DIR")]
-    state_dir: PathBuf,
+    state_dir: Option<PathBuf>,
 
     /// File to write the trusted roots to, for agents and for people
     #[arg(long, env = "KARST_ROOT_CERT_OUT")]
@@ -59,13 +72,14 @@ pub struct Args {
     )]
     serving_name: Vec<String>,
 
-    /// JWKS file with the keys that sign service-account tokens; read again when it changes
+    /// JWKS file with the keys that sign service-account tokens; read again when it changes; for
+    /// --source dir (with --source kube the API server is asked)
     #[arg(long, env = "KARST_TOKEN_JWKS")]
-    token_jwks: PathBuf,
+    token_jwks: Option<PathBuf>,
 
-    /// Issuer that tokens must have
+    /// Issuer that tokens must have; for --source dir
     #[arg(long, env = "KARST_TOKEN_ISSUER")]
-    token_issuer: String,
+    token_issuer: Option<String>,
 
     /// Audience that tokens must have
     #[arg(long, env = "KARST_TOKEN_AUDIENCE", default_value = "karst-ca")]
@@ -84,7 +98,8 @@ pub struct Args {
     #[arg(long, env = "KARST_MAX_CERTIFICATE_TTL", default_value = "24h")]
     max_certificate_ttl: String,
 
-    /// Signing certificate of your own, with its chain (PEM); needs --ca-key and --ca-root
+    /// Signing certificate of your own, with its chain (PEM); needs --ca-key and --ca-root; for
+    /// --source dir (with --source kube, the Secret cacerts)
     #[arg(long, env = "KARST_CA_CERT")]
     ca_cert: Option<PathBuf>,
 
@@ -113,17 +128,33 @@ pub enum LogFormat {
 /// Arguments that have been checked.
 #[derive(Debug)]
 pub struct Config {
-    pub source: PathBuf,
+    pub source: Source,
     pub listen: SocketAddr,
     pub metrics_listen: SocketAddr,
     pub root_cert_out: Option<PathBuf>,
     pub mesh: karst_core::MeshConfig,
     pub serving_names: Vec<String>,
-    pub tokens: TokenRules,
+    pub token_audience: String,
     pub node_agents: NodeAgents,
     pub default_lifetime: Duration,
     pub max_lifetime: Duration,
-    pub authority: AuthoritySource,
+}
+
+/// Where objects, tokens and the authority come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A folder of manifests, for where there is no API server.
+    Directory {
+        path: PathBuf,
+        tokens: TokenRules,
+        authority: AuthoritySource,
+    },
+    /// An API server.
+    Kube {
+        kubeconfig: Option<PathBuf>,
+        system_namespace: String,
+        pod_name: String,
+    },
 }
 
 impl Args {
@@ -133,11 +164,7 @@ impl Args {
     /// All mistakes together, one a line.
     pub fn check(self) -> Result<Config, String> {
         let mut mistakes = Mistakes(Vec::new());
-        let authority = self.authority(&mut mistakes);
-        let source = match self.source.strip_prefix("dir:") {
-            Some(path) if !path.is_empty() => Some(PathBuf::from(path)),
-            _ => mistakes.note(format!("--source is {:?}; write dir:PATH", self.source)),
-        };
+        let source = self.source(&mut mistakes);
         let listen = mistakes.address("--listen", &self.listen);
         let metrics_listen = mistakes.address("--metrics-listen", &self.metrics_listen);
         mistakes.dns_name("--trust-domain", &self.trust_domain);
@@ -152,20 +179,17 @@ impl Args {
                 .0
                 .push("--cluster-id must not be empty or have a '/'".to_owned());
         }
-        for (name, value) in [
-            ("--token-issuer", &self.token_issuer),
-            ("--token-audience", &self.token_audience),
-        ] {
-            if value.is_empty() {
-                mistakes.0.push(format!("{name} must not be empty"));
-            }
+        if self.token_audience.is_empty() {
+            mistakes
+                .0
+                .push("--token-audience must not be empty".to_owned());
         }
         let accounts = self.node_agent_account.iter();
         let accounts: Vec<ServiceAccount> =
             accounts.filter_map(|text| mistakes.account(text)).collect();
         let max_lifetime = mistakes.duration("--max-certificate-ttl", &self.max_certificate_ttl);
-        match (source, listen, metrics_listen, authority, max_lifetime) {
-            (Some(source), Some(listen), Some(metrics_listen), Some(authority), Some(max))
+        match (source, listen, metrics_listen, max_lifetime) {
+            (Some(source), Some(listen), Some(metrics_listen), Some(max))
                 if mistakes.0.is_empty() =>
             {
                 Ok(Config {
@@ -180,26 +204,91 @@ impl Args {
                         network: String::new(),
                     },
                     serving_names: self.serving_name,
-                    tokens: TokenRules {
-                        jwks: self.token_jwks,
-                        issuer: self.token_issuer,
-                        audience: self.token_audience,
-                    },
+                    token_audience: self.token_audience,
                     node_agents: NodeAgents(accounts),
                     default_lifetime: DEFAULT_LIFETIME.min(max),
                     max_lifetime: max,
-                    authority,
                 })
             }
             _ => Err(mistakes.0.join("\n")),
         }
     }
 
+    fn source(&self, mistakes: &mut Mistakes) -> Option<Source> {
+        if self.source == "kube" {
+            return self.kube(mistakes);
+        }
+        let Some(path) = self.source.strip_prefix("dir:").filter(|p| !p.is_empty()) else {
+            return mistakes.note(format!(
+                "--source is {:?}; write kube or dir:PATH",
+                self.source
+            ));
+        };
+        let authority = self.authority(mistakes);
+        let jwks = mistakes.needed("--token-jwks", self.token_jwks.clone());
+        let issuer = self.token_issuer.clone().filter(|text| !text.is_empty());
+        let issuer = mistakes.needed("--token-issuer", issuer);
+        Some(Source::Directory {
+            path: PathBuf::from(path),
+            tokens: TokenRules {
+                jwks: jwks?,
+                issuer: issuer?,
+                audience: self.token_audience.clone(),
+            },
+            authority: authority?,
+        })
+    }
+
+    fn kube(&self, mistakes: &mut Mistakes) -> Option<Source> {
+        for (name, is_given, instead) in [
+            (
+                "--state-dir",
+                self.state_dir.is_some(),
+                "the key is kept in the Secret karst-ca",
+            ),
+            (
+                "--token-jwks",
+                self.token_jwks.is_some(),
+                "the API server is asked about tokens",
+            ),
+            (
+                "--token-issuer",
+                self.token_issuer.is_some(),
+                "the API server is asked about tokens",
+            ),
+            (
+                "--ca-cert",
+                self.ca_cert.is_some(),
+                "make the Secret cacerts",
+            ),
+            ("--ca-key", self.ca_key.is_some(), "make the Secret cacerts"),
+            (
+                "--ca-root",
+                self.ca_root.is_some(),
+                "make the Secret cacerts",
+            ),
+        ] {
+            if is_given {
+                mistakes
+                    .0
+                    .push(format!("{name} does not go with --source kube: {instead}"));
+            }
+        }
+        mistakes.dns_name("--system-namespace", &self.system_namespace);
+        mistakes.dns_name("--pod-name", &self.pod_name);
+        Some(Source::Kube {
+            kubeconfig: self.kubeconfig.clone(),
+            system_namespace: self.system_namespace.clone(),
+            pod_name: self.pod_name.clone(),
+        })
+    }
+
     fn authority(&self, mistakes: &mut Mistakes) -> Option<AuthoritySource> {
         match (&self.ca_cert, &self.ca_key, &self.ca_root) {
-            (None, None, None) => Some(AuthoritySource::SelfMade {
-                state: self.state_dir.clone(),
-            }),
+            (None, None, None) => {
+                let state = mistakes.needed("--state-dir", self.state_dir.clone())?;
+                Some(AuthoritySource::SelfMade { state })
+            }
             (Some(certificate), Some(key), Some(root)) => Some(AuthoritySource::PluggedIn {
                 certificate: certificate.clone(),
                 key: key.clone(),
@@ -216,6 +305,10 @@ impl Mistakes {
     fn note<T>(&mut self, mistake: impl Into<String>) -> Option<T> {
         self.0.push(mistake.into());
         None
+    }
+
+    fn needed<T>(&mut self, name: &str, value: Option<T>) -> Option<T> {
+        value.or_else(|| self.note(format!("{name} is needed with --source dir")))
     }
 
     fn address(&mut self, name: &str, text: &str) -> Option<SocketAddr> {
@@ -303,7 +396,8 @@ mod tests {
     fn defaults_are_good() {
         let config = args(&[]).check().unwrap();
         assert_eq!(config.listen.port(), 15012);
-        assert_eq!(config.tokens.audience, "karst-ca");
+        assert_eq!(config.token_audience, "karst-ca");
+        assert!(matches!(config.source, Source::Directory { .. }));
         assert_eq!(
             config.node_agents.0[0].to_string(),
             "karst-system/karst-node-agent"
@@ -328,6 +422,44 @@ mod tests {
             "--node-agent-account",
             "--max-certificate-ttl",
             "--ca-key",
+        ] {
+            assert!(text.contains(name), "{name} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_needs_what_an_api_server_brings() {
+        let parse = |list: &[&str]| Args::try_parse_from(list).unwrap().check();
+        let text = parse(&["karst-controller", "--source=dir:/m"]).unwrap_err();
+        for name in ["--state-dir", "--token-jwks", "--token-issuer"] {
+            assert!(text.contains(name), "{name} is missing in:\n{text}");
+        }
+        let config = parse(&["karst-controller", "--source=kube"]).unwrap();
+        let Source::Kube {
+            system_namespace, ..
+        } = config.source
+        else {
+            panic!("the source is the API server");
+        };
+        assert_eq!(system_namespace, "karst-system");
+    }
+
+    #[test]
+    fn what_an_api_server_brings_cannot_be_given() {
+        let args = Args::try_parse_from([
+            "karst-controller",
+            "--source=kube",
+            "--system-namespace=A",
+            "--state-dir=/s",
+            "--token-jwks=/j",
+            "--token-issuer=i",
+        ]);
+        let text = args.unwrap().check().unwrap_err();
+        for name in [
+            "--state-dir",
+            "--token-jwks",
+            "--token-issuer",
+            "--system-namespace",
         ] {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }

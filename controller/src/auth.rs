@@ -1,27 +1,23 @@
 //! Who is calling: every request carries a service-account token.
 //!
-//! Tokens are JWTs as the Kubernetes API server signs them. The signature is checked against a
-//! JWKS file, and audience, issuer and times against what is configured.
+//! Tokens are JWTs as the Kubernetes API server signs them. `review` asks that server about them;
+//! `signed` checks them against a JWKS file where there is none.
 
+mod cache;
 mod jwks;
+mod review;
+mod signed;
 
-use std::{
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-};
+use std::path::PathBuf;
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
-use serde::Deserialize;
 use tonic::{Status, metadata::MetadataMap};
 
-use self::jwks::Jwks;
+pub use self::review::ReviewedTokens;
+use self::signed::SignedTokens;
 use crate::metrics::{Metrics, Reason};
 
 /// Longest token in bytes. Kubernetes makes tokens of about 1 KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
-
-/// Clocks may differ by this much.
-const LEEWAY_SECONDS: u64 = 10;
 
 /// What tokens must say.
 #[derive(Debug, Clone)]
@@ -96,6 +92,18 @@ pub enum AuthError {
     /// The JWKS file cannot be used. Ours to fix; a retry may help.
     #[error("the keys that tokens are checked with cannot be read")]
     KeysUnavailable,
+    /// The API server does not accept it.
+    #[error("the API server does not accept the token: {0}")]
+    Rejected(String),
+    /// The API server cannot be asked. Nobody's fault; a retry helps once it is back.
+    #[error("the API server cannot be asked about the token now; retry")]
+    ReviewUnavailable,
+    /// The pod that the token is bound to is not there. A retry helps if it is new.
+    #[error("the pod that the token is bound to is not known, or has ended; retry if it is new")]
+    PodUnknown,
+    /// The pod that the token is bound to is not what the token says.
+    #[error("the pod that the token is bound to differs from the token in its {0}")]
+    PodMismatch(&'static str),
 }
 
 impl AuthError {
@@ -113,13 +121,17 @@ impl AuthError {
             Self::WrongIssuer => "auth_wrong_issuer",
             Self::MissingClaim(_) => "auth_missing_claim",
             Self::KeysUnavailable => "auth_keys_unavailable",
+            Self::Rejected(_) => "auth_token_rejected",
+            Self::ReviewUnavailable => "auth_review_unavailable",
+            Self::PodUnknown => "auth_pod_unknown",
+            Self::PodMismatch(_) => "auth_pod_mismatch",
         }
     }
 
     fn status(&self) -> Status {
         let message = format!("{}: {self}", self.reason());
         match self {
-            Self::KeysUnavailable => Status::unavailable(message),
+            Self::KeysUnavailable | Self::ReviewUnavailable => Status::unavailable(message),
             _ => Status::unauthenticated(message),
         }
     }
@@ -127,105 +139,54 @@ impl AuthError {
 
 /// Checks tokens.
 pub struct Authenticator {
-    rules: TokenRules,
-    keys: Mutex<Jwks>,
+    tokens: Tokens,
     metrics: Metrics,
 }
 
-#[derive(Deserialize)]
-struct Claims {
-    exp: u64,
-    sub: String,
-    #[serde(rename = "kubernetes.io")]
-    kubernetes: Option<Kubernetes>,
-}
-
-#[derive(Deserialize)]
-struct Kubernetes {
-    namespace: String,
-    serviceaccount: Named,
-    node: Option<Named>,
-}
-
-#[derive(Deserialize)]
-struct Named {
-    name: String,
+enum Tokens {
+    Signed(SignedTokens),
+    Reviewed(ReviewedTokens),
 }
 
 impl Authenticator {
-    /// Reads the keys for the first time.
+    /// Checks tokens against a JWKS file.
     ///
     /// # Errors
     /// When the JWKS file cannot be used.
-    pub fn new(rules: TokenRules, metrics: Metrics) -> anyhow::Result<Self> {
-        let keys = Jwks::read(&rules.jwks)?;
+    pub fn signed(rules: TokenRules, metrics: Metrics) -> anyhow::Result<Self> {
         Ok(Self {
-            rules,
-            keys: Mutex::new(keys),
+            tokens: Tokens::Signed(SignedTokens::new(rules)?),
             metrics,
         })
     }
 
+    /// Asks the API server about tokens.
+    pub fn reviewed(tokens: ReviewedTokens, metrics: Metrics) -> Self {
+        Self {
+            tokens: Tokens::Reviewed(tokens),
+            metrics,
+        }
+    }
+
     /// Authenticates a request by its metadata; refusals are counted and logged.
-    pub fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        bearer(metadata)
-            .and_then(|token| self.check(token))
-            .map_err(|error| {
-                let reason = error.reason();
-                self.metrics
-                    .auth_refused
-                    .get_or_create(&Reason { reason })
-                    .inc();
-                tracing::info!(reason, %error, "caller not authenticated");
-                error.status()
-            })
+    pub async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        self.check(metadata).await.map_err(|error| {
+            let reason = error.reason();
+            self.metrics
+                .auth_refused
+                .get_or_create(&Reason { reason })
+                .inc();
+            tracing::info!(reason, %error, "caller not authenticated");
+            error.status()
+        })
     }
 
-    fn check(&self, token: &str) -> Result<Caller, AuthError> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(AuthError::MalformedToken);
+    async fn check(&self, metadata: &MetadataMap) -> Result<Caller, AuthError> {
+        let token = bearer(metadata)?;
+        match &self.tokens {
+            Tokens::Signed(tokens) => tokens.check(token),
+            Tokens::Reviewed(tokens) => tokens.check(token).await,
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|error| match error.kind() {
-            ErrorKind::InvalidAlgorithmName | ErrorKind::UnsupportedAlgorithm => {
-                AuthError::BadAlgorithm
-            }
-            // An algorithm that the library has no name for (such as "none") fails to parse.
-            ErrorKind::Json(_) => AuthError::BadAlgorithm,
-            _ => AuthError::MalformedToken,
-        })?;
-        let (key, algorithm) = self.key(header.kid.as_deref())?;
-        if header.alg != algorithm {
-            return Err(AuthError::BadAlgorithm);
-        }
-        let token = jsonwebtoken::decode::<Claims>(token, &key, &self.validation(algorithm))
-            .map_err(|error| refused(error.kind()))?;
-        caller(token.claims)
-    }
-
-    /// The algorithm comes from our key and never from the token, so that no token can choose how
-    /// it is checked.
-    fn key(&self, kid: Option<&str>) -> Result<(DecodingKey, Algorithm), AuthError> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(problem) = keys.refresh(&self.rules.jwks) {
-            // The keys we have are still good; it is only new ones that we may be missing.
-            tracing::warn!(reason = "auth_keys_unavailable", %problem, file = %self.rules.jwks.display(), "keys not read again");
-        }
-        if keys.is_empty() {
-            return Err(AuthError::KeysUnavailable);
-        }
-        keys.find(kid).ok_or(AuthError::UnknownKey)
-    }
-
-    fn validation(&self, algorithm: Algorithm) -> Validation {
-        let mut validation = Validation::new(algorithm);
-        validation.leeway = LEEWAY_SECONDS;
-        validation.validate_exp = true;
-        validation.validate_nbf = true;
-        validation.validate_aud = true;
-        validation.set_audience(&[&self.rules.audience]);
-        validation.set_issuer(&[&self.rules.issuer]);
-        validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
-        validation
     }
 }
 
@@ -240,42 +201,6 @@ fn bearer(metadata: &MetadataMap) -> Result<&str, AuthError> {
     } else {
         Err(AuthError::MissingToken)
     }
-}
-
-fn refused(kind: &ErrorKind) -> AuthError {
-    match kind {
-        ErrorKind::ExpiredSignature => AuthError::Expired,
-        ErrorKind::ImmatureSignature => AuthError::NotYetValid,
-        ErrorKind::InvalidAudience => AuthError::WrongAudience,
-        ErrorKind::InvalidIssuer => AuthError::WrongIssuer,
-        ErrorKind::InvalidAlgorithm => AuthError::BadAlgorithm,
-        ErrorKind::InvalidSignature => AuthError::BadSignature,
-        ErrorKind::MissingRequiredClaim(claim) => AuthError::MissingClaim(claim.clone()),
-        _ => AuthError::MalformedToken,
-    }
-}
-
-fn caller(claims: Claims) -> Result<Caller, AuthError> {
-    let kubernetes = claims
-        .kubernetes
-        .ok_or_else(|| AuthError::MissingClaim("kubernetes.io".to_owned()))?;
-    let account = ServiceAccount {
-        namespace: kubernetes.namespace,
-        name: kubernetes.serviceaccount.name,
-    };
-    // Two ways to say the same; a token in which they differ was not made by Kubernetes.
-    let subject = format!(
-        "system:serviceaccount:{}:{}",
-        account.namespace, account.name
-    );
-    if claims.sub != subject {
-        return Err(AuthError::MissingClaim("sub".to_owned()));
-    }
-    Ok(Caller {
-        account,
-        node: kubernetes.node.map(|node| node.name),
-        expires_at: claims.exp,
-    })
 }
 
 /// Callers that may act for a node: the service accounts of node agents.

@@ -8,9 +8,11 @@
 mod args;
 mod auth;
 mod ca;
+mod cluster;
 mod metrics;
 mod serve;
 mod source;
+mod start;
 mod store;
 mod xds;
 
@@ -36,11 +38,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Args, Config, LogFormat},
-    auth::Authenticator,
-    ca::{authority::Authority, service::CertificateService},
+    ca::service::CertificateService,
     metrics::Metrics,
     serve::{certificate::ServingCertificate, http, listener},
-    source::directory::Directory,
+    start::Parts,
     store::Store,
     xds::service::Discovery,
 };
@@ -91,7 +92,10 @@ fn main() -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("KARST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The library reports each failed attempt as an error; we say once that something fails.
+    let wanted = std::env::var("KARST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(format!("kube_client=off,{wanted}"))
+        .unwrap_or_else(|_| EnvFilter::new("kube_client=off,info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -107,20 +111,27 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let metrics = Metrics::default();
     let store = Arc::new(Store::new(Index::new(config.mesh.clone())));
-    let authority = Arc::new(Authority::open(
-        &config.authority,
-        &config.mesh.trust_domain,
-        config.default_lifetime,
-        config.max_lifetime,
-    )?);
-    let authenticator = Arc::new(Authenticator::new(config.tokens, metrics.clone())?);
+    // The sockets come first: agents may start as soon as they see the roots, and the kubelet asks
+    // from the beginning whether all is well.
+    let grpc = bind(config.listen).await?;
+    let plain = bind(config.metrics_listen).await?;
+    let plain_address = plain.local_addr().context("reading the metrics address")?;
+    let (ready, is_ready) = watch::channel(false);
+    tokio::spawn(http::serve(plain, Arc::new(metrics.registry()), is_ready));
+    let parts = tokio::select! {
+        parts = Parts::start(&config, &store, &metrics) => parts?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Parts {
+        authority,
+        authenticator,
+        reports,
+        background,
+    } = parts;
     let (certificate, renew_at) = ServingCertificate::new(authority.clone(), config.serving_names)?;
     tokio::spawn(certificate.clone().renew(renew_at));
     let tls = certificate.server_config()?;
-    // Agents may start as soon as they see the roots, so the sockets come first.
-    let grpc = bind(config.listen).await?;
-    let plain = bind(config.metrics_listen).await?;
-    let source = Directory::start(&config.source, store.clone(), metrics.clone())?;
     if let Some(path) = &config.root_cert_out {
         ca::publish_roots(path, &authority)?;
     }
@@ -130,6 +141,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         store.clone(),
         authenticator.clone(),
         config.node_agents.clone(),
+        reports,
         metrics.clone(),
         shutdown.clone(),
     );
@@ -157,8 +169,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             let _ = stopping.wait_for(|stop| *stop).await;
         });
     let mut server = tokio::spawn(server);
-    let plain_address = plain.local_addr().context("reading the metrics address")?;
-    tokio::spawn(http::serve(plain, Arc::new(metrics.registry())));
+    ready.send_replace(true);
     info!(%listen, metrics = %plain_address, "ready");
 
     tokio::select! {
@@ -169,9 +180,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
             anyhow::bail!("the server ended by itself");
         }
     }
+    ready.send_replace(false);
     // The receivers are alive as long as anything is to be told.
     let _ = stop.send(true);
-    drop(source);
+    background.stop().await;
     match tokio::time::timeout(DRAIN_LIMIT, server).await {
         Ok(ended) => ended
             .context("the server's task failed")?

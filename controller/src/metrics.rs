@@ -22,6 +22,27 @@ pub struct ResourceType {
     pub r#type: &'static str,
 }
 
+/// A kind of watched object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Watched {
+    /// Name of the kind, or of what is watched of it.
+    pub kind: &'static str,
+}
+
+/// What was asked of the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Verb {
+    /// The verb, as roles spell it.
+    pub verb: &'static str,
+}
+
+/// How something ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// The outcome.
+    pub result: &'static str,
+}
+
 /// All metrics; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);
@@ -55,6 +76,20 @@ pub struct Inner {
     pub source_faults: Counter,
     /// Reports of enrolled pods.
     pub enrolment_reports: Counter,
+    /// Whether a kind of object is followed now.
+    pub watch_synced: Family<Watched, Gauge>,
+    /// When the last complete list of a kind came, in seconds since 1970.
+    pub watch_last_list: Family<Watched, Gauge>,
+    /// Watches that ended, for whatever reason.
+    pub watch_restarts: Family<Watched, Counter>,
+    /// Calls to the API server that failed.
+    pub api_errors: Family<Verb, Counter>,
+    /// Token reviews, and answers from their cache.
+    pub token_reviews: Family<Outcome, Counter>,
+    /// Whether this replica is the one that writes.
+    pub leader: Gauge,
+    /// Whether the authority's Secret has changed in a way that needs a restart.
+    pub ca_restart_needed: Gauge,
 }
 
 impl std::ops::Deref for Metrics {
@@ -127,6 +162,45 @@ impl Metrics {
             "Reports of enrolled pods",
             self.enrolment_reports.clone(),
         );
+        self.register_cluster(r);
         registry
+    }
+
+    fn register_cluster(&self, r: &mut Registry) {
+        r.register(
+            "watch_synced",
+            "Whether a kind of object is followed now",
+            self.watch_synced.clone(),
+        );
+        r.register(
+            "watch_last_list_timestamp_seconds",
+            "When the last complete list of a kind came",
+            self.watch_last_list.clone(),
+        );
+        r.register(
+            "watch_restarts",
+            "Watches that ended and were taken up again",
+            self.watch_restarts.clone(),
+        );
+        r.register(
+            "api_errors",
+            "Calls to the API server that failed",
+            self.api_errors.clone(),
+        );
+        r.register(
+            "token_reviews",
+            "Token reviews by result",
+            self.token_reviews.clone(),
+        );
+        r.register(
+            "leader",
+            "Whether this replica is the one that writes",
+            self.leader.clone(),
+        );
+        r.register(
+            "ca_restart_needed",
+            "Whether the authority has changed in a way that needs a restart",
+            self.ca_restart_needed.clone(),
+        );
     }
 }

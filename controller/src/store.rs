@@ -6,7 +6,7 @@ use std::{
 };
 
 use karst_core::{Changes, Index, Object, ObjectError, ObjectKey};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Names a stream may have waiting beyond twice the number of resources that exist. A stream that
 /// is further behind is told to compare everything instead, which takes no memory.
@@ -16,6 +16,7 @@ const MAX_DIRTY_EXTRA: usize = 10_000;
 pub struct Store {
     index: RwLock<Index>,
     streams: Mutex<Streams>,
+    revision: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -73,6 +74,7 @@ impl Store {
         Self {
             index: RwLock::new(index),
             streams: Mutex::default(),
+            revision: watch::Sender::new(0),
         }
     }
 
@@ -101,7 +103,19 @@ impl Store {
             }
         }
         self.announce(&changes);
+        self.revision.send_modify(|revision| *revision += 1);
         refused
+    }
+
+    /// Says when a batch has been applied.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Whether the agent of a node has a stream open here.
+    pub fn has_stream(&self, node: &str) -> bool {
+        let streams = self.streams();
+        streams.open.values().any(|queue| queue.node == node)
     }
 
     /// Takes a node's report of its enrolled pods. Returns how many of them are pods of that node.

@@ -26,8 +26,9 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::cni::install::InstallStatus;
 use crate::context::Context;
-use crate::enrol::task::{Event, WorkerSet};
+use crate::enrol::task::{Event, Patience, WorkerSet};
 use crate::enrol::{PodTable, Problem};
 use crate::http_server::{Reply, json};
 use crate::worker::{Command, Snapshot};
@@ -56,6 +57,8 @@ pub struct Admin {
     pub enrolment: mpsc::UnboundedSender<Event>,
     /// The data plane.
     pub workers: WorkerSet,
+    /// The CNI plugin on this node, if the agent looks after it.
+    pub install: Option<Arc<InstallStatus>>,
 }
 
 /// Opens the socket: its directory is for root alone, and so is the socket.
@@ -71,17 +74,30 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
             .mode(0o700)
             .create(dir)?;
     }
-    match fs::remove_file(path) {
+    bind_private(path, |path| UnixListener::bind(path))
+}
+
+/// Binds a Unix socket that only root may open. Whoever connects meanwhile reaches
+/// the former one or this one: the path changes hands in one step.
+///
+/// # Errors
+/// Those of `bind`, and the path cannot be used.
+pub fn bind_private<T>(path: &Path, bind: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let unnamed = Path::new(&name);
+    match fs::remove_file(unnamed) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // Ours alone: the lock on the state directory says that no other agent runs.
+        // Ours alone: the lock on the state directory says that no other agent serves.
         _ => {}
     }
     // Before anybody can connect, not after: a chmod would come too late.
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
+    let listener = bind(unnamed);
     nix::sys::stat::umask(before);
     let listener = listener?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(unnamed, fs::Permissions::from_mode(0o600))?;
+    fs::rename(unnamed, path)?;
     Ok(listener)
 }
 
@@ -148,8 +164,9 @@ impl Admin {
         let (reply, answer) = oneshot::channel();
         self.ask(
             Event::Register {
-                uid: uid.to_owned(),
+                uid: Some(uid.to_owned()),
                 registration,
+                patience: Patience::default(),
                 reply,
             },
             answer,
@@ -169,10 +186,10 @@ impl Admin {
         .await
     }
 
-    async fn ask(&self, event: Event, answer: oneshot::Receiver<Result<(), Problem>>) -> Reply {
+    async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, Problem>>) -> Reply {
         let sent = self.enrolment.send(event).is_ok();
         match answer.await {
-            Ok(Ok(())) => json(StatusCode::OK, &json!({})),
+            Ok(Ok(_)) => json(StatusCode::OK, &json!({})),
             Ok(Err(p)) => {
                 let invalid = matches!(p.reason, "sandbox_invalid" | "netns_unusable");
                 let status = if invalid {
@@ -201,17 +218,17 @@ impl Admin {
         if !self.pods.borrow().settled {
             return Err("pods_not_settled");
         }
-        Ok(())
+        match self.install.as_ref().and_then(|install| install.problem()) {
+            Some(problem) => Err(problem.reason),
+            None => Ok(()),
+        }
     }
 
     /// `/v1/ready` and `/healthz/ready`.
     pub fn ready(&self) -> Reply {
         match self.readiness() {
             Ok(()) => json(StatusCode::OK, &json!({"ready": true})),
-            Err(reason) => {
-                let text = "the agent is not ready";
-                problem(StatusCode::SERVICE_UNAVAILABLE, reason, text)
-            }
+            Err(reason) => not_ready(reason),
         }
     }
 
@@ -238,6 +255,12 @@ impl Admin {
             },
             "resources": { "workloads": workloads, "services": services },
             "pods": { "registered": pods.pods.len(), "wanted": wanted, "enrolled": enrolled },
+            "pods_discovered": pods.discovered,
+            "cni": self.install.as_ref().map(|install| json!({
+                "installed": install.problem().is_none(),
+                "problem": install.problem(),
+                "changes": install.read().1,
+            })),
             "workers": self.workers.0.len(),
             "access_log_dropped": self.context.access_log.dropped(),
             "bpf_events": kernel.counters().map(|list| {
@@ -321,6 +344,12 @@ fn list<T: Serialize>(items: T) -> Reply {
 
 fn problem(status: StatusCode, reason: &str, error: &str) -> Reply {
     json(status, &json!({"reason": reason, "error": error}))
+}
+
+/// The answer of an agent that is not ready.
+pub fn not_ready(reason: &'static str) -> Reply {
+    let text = "the agent is not ready";
+    problem(StatusCode::SERVICE_UNAVAILABLE, reason, text)
 }
 
 fn method_not_allowed() -> Reply {

@@ -60,6 +60,7 @@ impl Fixture {
             pods,
             enrolment: events.clone(),
             workers,
+            install: None,
         });
         let task = EnrolmentTask::new(
             enrolment.expect("enrolment"),
@@ -109,6 +110,7 @@ impl Fixture {
             name: Arc::from("p"),
             workload_uid: Arc::from("w"),
             identity: karst_identity::SpiffeId::new("cluster.local", "ns", "sa").expect("id"),
+            addresses: vec!["10.0.0.1".parse().expect("address")],
             mode,
         };
         self.events

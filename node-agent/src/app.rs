@@ -1,14 +1,19 @@
 //! Puts the parts together and runs them until the process is asked to end.
 
+use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper::Request;
+use hyper::body::Incoming;
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, NODE_POD_TYPE};
 use karst_client::{AdsConfig, AdsTask, ControllerConfig, DeltaAds, InitialSubscription};
-use karst_datapath::{Datapath, DatapathError};
+use karst_datapath::{DatapathConfig, DatapathError, LAYOUT_VERSION};
 use karst_identity::{
     CertificateEvents, CertificateManager, GrpcCa, GrpcCaConfig, IdentityError, ManagerConfig,
     SpiffeId, WorkloadCertificate,
@@ -22,17 +27,24 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::Config;
-use crate::context::{Certificates, Context, Kernel};
+use crate::context::{Certificates, Context, Kernel, KernelSlot};
 use crate::enrol::registry::{Registry, RegistryError};
 use crate::enrol::task::{EnrolmentTask, Event, WorkerSet};
+use crate::enrol::wishes::Wishes;
 use crate::enrol::{Enrolment, PodTable};
 use crate::http_server::{Reply, reply, serve_tcp, serve_unix};
 use crate::metrics::node::NodeMetrics;
 use crate::metrics::{self, Metrics};
+use crate::node;
+use crate::presence::{HANDED_OVER, Presence};
 use crate::process;
+use crate::standby::{Approach, Standby, Turn};
 use crate::state::MeshState;
 use crate::state::store::Store;
 use crate::state::workload::Locality;
+use crate::takeover;
+use crate::takeover::giver::{Giver, Lock};
+use crate::takeover::wire::Listener;
 use crate::worker::{self, Command, WorkerHandle};
 use crate::xds::Handler;
 
@@ -44,6 +56,9 @@ const FLUSH_WAIT: Duration = Duration::from_millis(500);
 
 /// Lifetime to ask for: 24 hours.
 const CERTIFICATE_SECONDS: i64 = 24 * 3600;
+
+/// How often a port is tried that the former agent is about to give up.
+const BIND_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +78,15 @@ pub enum AppError {
     /// The record of sandboxes.
     #[error("record of sandboxes: {0}")]
     Registry(#[from] RegistryError),
+    /// Another agent serves this node and does not know how to hand over.
+    #[error("another agent runs with {0} and cannot hand over; end it first")]
+    OtherAgent(PathBuf),
     /// The crypto provider was set before.
     #[error("a TLS crypto provider is installed already")]
     CryptoProvider,
 }
 
-fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> AppError {
+pub(crate) fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> AppError {
     let action = action.into();
     move |source| AppError::Io { action, source }
 }
@@ -80,8 +98,7 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> AppError {
 pub fn run(config: Config) -> Result<(), AppError> {
     let lock = process::lock_state_dir(&config.state_dir).map_err(io_error("state directory"))?;
     let open_files = process::raise_open_files().map_err(io_error("raise open files"))?;
-    process::join_cgroup(&config.datapath.agent_cgroup)
-        .map_err(io_error("join the agent's cgroup"))?;
+    let places = config.places.settle().map_err(io_error("find cgroups"))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .install_default()
@@ -92,48 +109,69 @@ pub fn run(config: Config) -> Result<(), AppError> {
         workers = config.workers,
         "starting"
     );
-    let datapath = Datapath::open(&config.datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("karst-control")
         .build()
         .map_err(io_error("control runtime"))?;
-    let outcome = serve(&config, &runtime, datapath);
-    drop(lock);
-    outcome
+    serve(&config, &runtime, places, lock)
 }
 
-fn serve(config: &Config, runtime: &Runtime, datapath: Datapath) -> Result<(), AppError> {
-    let agent = Agent::assemble(config, runtime, datapath)?;
+fn serve(
+    config: &Config,
+    runtime: &Runtime,
+    places: DatapathConfig,
+    lock: Option<File>,
+) -> Result<(), AppError> {
+    let agent = Agent::assemble(config, runtime, places)?;
     let (context, workers) = (Arc::clone(&agent.context), agent.workers.clone());
-    let threads = LocalSet::new().block_on(runtime, agent.control())?;
+    let ended = LocalSet::new().block_on(runtime, agent.control(lock))?;
     // Workers drain by themselves; control tasks are gone, so nothing new comes.
     workers.broadcast(|| Command::Shutdown(config.drain_deadline));
     drop(workers);
-    for handle in threads {
+    for handle in ended.threads {
         if handle.thread.join().is_err() {
             tracing::error!("a worker thread panicked");
         }
     }
     context.access_log.flush(Duration::from_secs(1));
-    tracing::info!("ended; enrolled pods stay captured and are refused until an agent is back");
+    match ended.lock {
+        Some(lock) => {
+            drop(lock);
+            tracing::info!(
+                "ended; enrolled pods stay captured and are refused until an agent is back"
+            );
+        }
+        None => tracing::info!("ended; another agent serves this node"),
+    }
     Ok(())
+}
+
+/// What is left when the control side has ended.
+struct Ended {
+    threads: Vec<WorkerHandle>,
+    /// Held until the connections have ended, unless another agent has it.
+    lock: Option<Lock>,
 }
 
 struct Agent {
     config: Config,
     context: Arc<Context>,
-    datapath: Arc<Datapath>,
+    places: DatapathConfig,
+    kernel: Arc<KernelSlot>,
     manager: CertificateManager,
     workers: WorkerSet,
     threads: Vec<WorkerHandle>,
-    registry: Registry,
     ads: (DeltaAds, AdsTask),
 }
 
 impl Agent {
-    fn assemble(config: &Config, runtime: &Runtime, datapath: Datapath) -> Result<Self, AppError> {
-        let datapath = Arc::new(datapath);
+    fn assemble(
+        config: &Config,
+        runtime: &Runtime,
+        places: DatapathConfig,
+    ) -> Result<Self, AppError> {
+        let kernel = Arc::<KernelSlot>::default();
         let metrics = Arc::new(Metrics::default());
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
         let manager = CertificateManager::new(
@@ -145,12 +183,11 @@ impl Agent {
         let access_log = AccessLog::start(config.access_log).map_err(io_error("access log"))?;
         let context = Arc::new(Context {
             state: Arc::new(MeshState::default()),
-            kernel: Arc::<Datapath>::clone(&datapath) as Arc<dyn Kernel>,
+            kernel: Arc::<KernelSlot>::clone(&kernel) as Arc<dyn Kernel>,
             certificates: Arc::new(manager.clone()) as Arc<dyn Certificates>,
             metrics,
             access_log,
         });
-        let registry = Registry::open(&config.state_dir)?;
         let threads = (0..config.workers)
             .map(|index| worker::spawn(index, Arc::clone(&context)))
             .collect::<io::Result<Vec<_>>>()
@@ -161,77 +198,204 @@ impl Agent {
         Ok(Self {
             config,
             context,
-            datapath,
+            places,
+            kernel,
             manager,
             workers,
             threads,
-            registry,
             ads,
         })
     }
 
-    /// Runs the control side until a signal; returns the worker threads.
-    async fn control(self) -> Result<Vec<WorkerHandle>, AppError> {
+    /// Runs the control side until a signal. `lock` is there if the node was free.
+    async fn control(self, lock: Option<File>) -> Result<Ended, AppError> {
         let Self {
             config,
             context,
-            datapath,
+            places,
+            kernel,
             manager,
             workers,
             threads,
-            registry,
-            ads,
+            ads: (ads, ads_task),
         } = self;
-        if let Err(error) = datapath.start_logging() {
-            tracing::warn!(%error, reason = error.reason(), "no logs of the BPF programs");
+        let mut signal = std::pin::pin!(wait_for_signal());
+        let presence = Rc::<Presence>::default();
+        if let Some(socket) = &config.ready_socket {
+            let action = format!("readiness socket {}", socket.display());
+            presence.serve(socket).map_err(io_error(action))?;
         }
-        let (ads, ads_task) = ads;
         let (events, received) = mpsc::unbounded_channel();
-        let (table, pods) = watch::channel(Arc::new(PodTable::default()));
-        let enrolment = Enrolment::new(
-            Arc::clone(&context.kernel),
-            Arc::clone(&context.certificates),
-            workers.clone(),
-            registry,
-        )?;
-        let admin = Arc::new(Admin {
-            node: config.node_name.clone(),
-            controller: config.controller.clone(),
-            started: Instant::now(),
-            context: Arc::clone(&context),
-            ads: ads.status(),
-            pods: pods.clone(),
-            enrolment: events.clone(),
-            workers: workers.clone(),
-        });
-        serve_http(&config, &admin, &context, pods).await?;
-        let changes = manager.changes();
-        let task = EnrolmentTask::new(enrolment, received, changes.clone(), table, ads.clone());
-        spawn_local(task.run());
+        let wishes = Rc::new(RefCell::new(Wishes::new(workers.clone())));
+        spawn_local(remember(received, Rc::clone(&wishes)));
         spawn_local(announce_sync(
             ads.ready(),
             Arc::clone(&context.state),
             events.clone(),
         ));
-        spawn_local(follow_certificates(changes, workers.clone()));
+        spawn_local(follow_certificates(manager.changes(), workers.clone()));
         spawn_local(expire_series(Arc::clone(&context), workers.clone()));
-        let local = Locality {
-            network: Arc::from(config.network.as_str()),
-            node: Arc::from(config.node_name.as_str()),
-            cluster: Arc::from(config.cluster_id.as_str()),
-            ..Locality::default()
-        };
-        let store = Store::new(Arc::clone(&context.state), local);
-        let names = (config.network.clone(), config.trust_domain.clone());
-        let handler = Handler::new((store, Arc::clone(&context.state)), names, events, workers);
+        let handler = handler(&config, &context, events, workers.clone());
         spawn_local(ads_task.run(handler));
-        let name = wait_for_signal()
-            .await
-            .map_err(io_error("signal handler"))?;
-        let deadline = config.drain_deadline.as_secs();
-        tracing::info!(signal = name, deadline_s = deadline, "draining");
-        Ok(threads)
+        let kubepods = places.kubepods_cgroup.clone();
+        let standby = Standby {
+            config: config.clone(),
+            places,
+            certificates: Arc::clone(&context.certificates),
+            wishes: Rc::clone(&wishes),
+            kernel,
+        };
+        let serving = Serving {
+            config,
+            kubepods,
+            context,
+            manager,
+            workers,
+            ads,
+            wishes,
+            presence,
+        };
+        let (mut lock, mut approach) = (lock, Approach::Ask);
+        let (name, held) = loop {
+            let turn = tokio::select! {
+                name = &mut signal => break (name, None),
+                turn = standby.turn(lock.take(), approach) => turn?,
+            };
+            let held = Rc::clone(&turn.lock);
+            // Its tasks, down to connections of the admin socket, end with the turn.
+            let tasks = LocalSet::new();
+            tokio::select! {
+                name = &mut signal => break (name, Some(held)),
+                ended = tasks.run_until(serving.turn(turn)) => ended?,
+            }
+            approach = Approach::Wait;
+        };
+        let signal = name.map_err(io_error("signal handler"))?;
+        let deadline = serving.config.drain_deadline.as_secs();
+        tracing::info!(signal, deadline_s = deadline, "draining");
+        Ok(Ended {
+            threads,
+            lock: held,
+        })
     }
+}
+
+fn handler(
+    config: &Config,
+    context: &Context,
+    events: mpsc::UnboundedSender<Event>,
+    workers: WorkerSet,
+) -> Handler {
+    let local = Locality {
+        network: Arc::from(config.network.as_str()),
+        node: Arc::from(config.node_name.as_str()),
+        cluster: Arc::from(config.cluster_id.as_str()),
+        ..Locality::default()
+    };
+    let store = Store::new(Arc::clone(&context.state), local);
+    let names = (config.network.clone(), config.trust_domain.clone());
+    Handler::new((store, Arc::clone(&context.state)), names, events, workers)
+}
+
+async fn remember(mut events: mpsc::UnboundedReceiver<Event>, wishes: Rc<RefCell<Wishes>>) {
+    while let Some(event) = events.recv().await {
+        wishes.borrow_mut().note(event);
+    }
+}
+
+/// What an agent needs while it is its turn to serve the node.
+struct Serving {
+    config: Config,
+    kubepods: PathBuf,
+    context: Arc<Context>,
+    manager: CertificateManager,
+    workers: WorkerSet,
+    ads: DeltaAds,
+    wishes: Rc<RefCell<Wishes>>,
+    presence: Rc<Presence>,
+}
+
+impl Serving {
+    /// Serves the node until another agent has taken over.
+    async fn turn(&self, turn: Turn) -> Result<(), AppError> {
+        let Turn {
+            lock,
+            datapath,
+            inherited,
+        } = turn;
+        if let Err(error) = datapath.start_logging() {
+            tracing::warn!(%error, reason = error.reason(), "no logs of the BPF programs");
+        }
+        let (events, received) = mpsc::unbounded_channel();
+        let (table, pods) = watch::channel(Arc::new(PodTable::default()));
+        let ports = match inherited {
+            Some(_) => Ports::SoonFree,
+            None => Ports::Free,
+        };
+        let enrolment = Enrolment::new(
+            Arc::clone(&self.context.kernel),
+            Arc::clone(&self.context.certificates),
+            self.workers.clone(),
+            Registry::open(&self.config.state_dir)?,
+        )?
+        .inheriting(inherited.unwrap_or_default());
+        let install = node::install_status(&self.config.runtime);
+        let admin = Arc::new(Admin {
+            node: self.config.node_name.clone(),
+            controller: self.config.controller.clone(),
+            started: Instant::now(),
+            context: Arc::clone(&self.context),
+            ads: self.ads.status(),
+            pods: pods.clone(),
+            enrolment: events.clone(),
+            workers: self.workers.clone(),
+            install: install.clone(),
+        });
+        let path = takeover::socket(&self.config.state_dir);
+        let asked = Listener::bind(&path)
+            .map_err(io_error(format!("takeover socket {}", path.display())))?;
+        self.wishes.borrow_mut().follow(events.clone());
+        let task = EnrolmentTask::new(
+            enrolment,
+            received,
+            self.manager.changes(),
+            table,
+            self.ads.clone(),
+        );
+        let links = node::Links {
+            events: events.clone(),
+            missing: task.missing(),
+            metrics: Arc::clone(&self.context.metrics.cni),
+            install,
+            kubepods: self.kubepods.clone(),
+        };
+        node::start(&self.config.runtime, links).map_err(io_error("CNI socket"))?;
+        spawn_local(task.run());
+        serve_http(&self.config, &admin, &self.context, pods, ports).await?;
+        self.presence.serving(admin);
+        let giver = Giver {
+            lock,
+            layout: LAYOUT_VERSION,
+            user: 0,
+            workers: self.workers.clone(),
+            enrolment: events,
+            certificates: Arc::clone(&self.context.certificates),
+        };
+        giver.serve(asked).await;
+        self.presence.absent(HANDED_OVER);
+        self.wishes.borrow_mut().leave();
+        self.ads.withdraw_enrolment();
+        Ok(())
+    }
+}
+
+/// Whether the agent's ports can be had at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ports {
+    /// They must be: who has them is somebody else.
+    Free,
+    /// The former agent gives them up in a moment.
+    SoonFree,
 }
 
 async fn serve_http(
@@ -239,6 +403,7 @@ async fn serve_http(
     admin: &Arc<Admin>,
     context: &Arc<Context>,
     pods: watch::Receiver<Arc<PodTable>>,
+    ports: Ports,
 ) -> Result<(), AppError> {
     let socket = &config.admin_socket;
     let listener =
@@ -248,26 +413,26 @@ async fn serve_http(
         Arc::clone(&handler).handle(request)
     }));
     for address in &config.readiness_listen {
-        let listener = bind(*address).await?;
         let handler = Arc::clone(admin);
-        spawn_local(serve_tcp(listener, move |request| {
+        serve_port(*address, ports, move |request| {
             let answer = match request.uri().path() {
                 "/healthz/ready" => handler.ready(),
                 _ => not_found(),
             };
             std::future::ready(answer)
-        }));
+        })
+        .await?;
     }
     let node = NodeMetrics {
         context: Arc::clone(context),
         ads: admin.ads.clone(),
         pods,
+        install: admin.install.clone(),
     };
     let registry = Arc::new(context.metrics.registry(node));
     for address in &config.metrics_listen {
-        let listener = bind(*address).await?;
         let (registry, workers) = (Arc::clone(&registry), admin.workers.clone());
-        spawn_local(serve_tcp(listener, move |request| {
+        serve_port(*address, ports, move |request| {
             let (registry, workers) = (Arc::clone(&registry), workers.clone());
             async move {
                 match request.uri().path() {
@@ -275,15 +440,34 @@ async fn serve_http(
                     _ => not_found(),
                 }
             }
-        }));
+        })
+        .await?;
     }
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(io_error(format!("listen on {address}")))
+/// Serves `handler` on a port; on one that is soon free without waiting for that.
+async fn serve_port<H, F>(address: SocketAddr, ports: Ports, handler: H) -> Result<(), AppError>
+where
+    H: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Reply> + 'static,
+{
+    match TcpListener::bind(address).await {
+        Ok(listener) => drop(spawn_local(serve_tcp(listener, handler))),
+        Err(error) if ports == Ports::SoonFree && error.kind() == io::ErrorKind::AddrInUse => {
+            tracing::info!(%address, "waiting for the former agent to give up a port");
+            drop(spawn_local(async move {
+                loop {
+                    tokio::time::sleep(BIND_AGAIN).await;
+                    if let Ok(listener) = TcpListener::bind(address).await {
+                        return serve_tcp(listener, handler).await;
+                    }
+                }
+            }));
+        }
+        Err(error) => return Err(io_error(format!("listen on {address}"))(error)),
+    }
+    Ok(())
 }
 
 fn not_found() -> Reply {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use karst_datapath::DatapathConfig;
+
+use crate::cgroup::{AgentCgroup, OWN, Places};
 
 /// Most workers accepted: each one opens its own listeners in every pod.
 const MAX_WORKERS: usize = 64;
@@ -35,7 +36,12 @@ pub enum AccessLogFormat {
 /// The Karst node agent: captures the connections of enrolled pods and carries
 /// them through mutually authenticated tunnels.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "karst-node-agent", version, max_term_width = 100)]
+#[command(
+    name = "karst-node-agent",
+    version,
+    max_term_width = 100,
+    after_help = "`karst-node-agent cleanup` takes everything off the node again; see its --help."
+)]
 pub struct Args {
     /// Name of this node, as in Kubernetes.
     #[arg(long, env = "KARST_NODE_NAME")]
@@ -59,19 +65,17 @@ pub struct Args {
     #[arg(long, env = "KARST_NODE_CGROUP", default_value = "/sys/fs/cgroup")]
     pub node_cgroup: PathBuf,
     /// cgroup v2 directory of the agent itself, which is never captured; created and joined at start.
+    /// `self` is the one it was started in: a container has its own.
     #[arg(
         long,
         env = "KARST_AGENT_CGROUP",
         default_value = "/sys/fs/cgroup/karst-agent"
     )]
     pub agent_cgroup: PathBuf,
-    /// cgroup v2 directory of the node's pods.
-    #[arg(
-        long,
-        env = "KARST_KUBEPODS_CGROUP",
-        default_value = "/sys/fs/cgroup/kubepods"
-    )]
-    pub kubepods_cgroup: PathBuf,
+    /// cgroup v2 directory of the node's pods; the first that exists counts. Found by itself if
+    /// none is given.
+    #[arg(long, env = "KARST_KUBEPODS_CGROUP", value_delimiter = ',')]
+    pub kubepods_cgroup: Vec<PathBuf>,
     /// Most pods that can be enrolled at once.
     #[arg(long, env = "KARST_MAX_PODS", default_value_t = 1024)]
     pub max_pods: u32,
@@ -81,6 +85,32 @@ pub struct Args {
     /// Unix socket for the CLI and the CNI plugin; STATE_DIR/admin/agent.sock by default.
     #[arg(long, env = "KARST_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
+    /// Unix socket for the CNI plugin, in a directory of its own, which is made root's alone.
+    #[arg(long, env = "KARST_CNI_SOCKET")]
+    pub cni_socket: Option<PathBuf>,
+    /// The container runtime's directory of CNI plugins: ours is put there.
+    #[arg(long, env = "KARST_CNI_BIN_DIR", requires_all = ["cni_conf_dir", "cni_socket"])]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The container runtime's directory of CNI configurations: ours is chained into the first.
+    #[arg(long, env = "KARST_CNI_CONF_DIR", requires_all = ["cni_bin_dir", "cni_socket"])]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Namespaces whose pods start without asking the agent.
+    #[arg(
+        long,
+        env = "KARST_CNI_EXCLUDE_NAMESPACES",
+        value_delimiter = ',',
+        default_value = "karst-system,kube-system"
+    )]
+    pub cni_exclude_namespaces: Vec<String>,
+    /// Find pods that run already by the node's processes.
+    #[arg(long, env = "KARST_DISCOVER_PODS")]
+    pub discover_pods: bool,
+    /// The node's /proc.
+    #[arg(long, env = "KARST_HOST_PROC", default_value = "/proc")]
+    pub host_proc: PathBuf,
+    /// The node's directory of network namespaces, as the agent sees it.
+    #[arg(long, env = "KARST_NETNS_DIR")]
+    pub netns_dir: Option<PathBuf>,
     /// Where to serve /metrics. Repeatable.
     #[arg(
         long,
@@ -97,6 +127,9 @@ pub struct Args {
         default_value = "127.0.0.1:15021"
     )]
     pub readiness_listen: Vec<SocketAddr>,
+    /// Unix socket of this process alone, for `karst-node-agent ready`; none by default.
+    #[arg(long, env = "KARST_READY_SOCKET")]
+    pub ready_socket: Option<PathBuf>,
     /// Number of data-plane threads.
     #[arg(long, env = "KARST_WORKERS", default_value_t = 2)]
     pub workers: usize,
@@ -127,7 +160,9 @@ pub struct Args {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where the eBPF programs and maps live.
-    pub datapath: DatapathConfig,
+    pub places: Places,
+    /// The container runtime's side of the node.
+    pub runtime: RuntimeConfig,
     /// Name of this node.
     pub node_name: String,
     /// `https://HOST:PORT` of the controller.
@@ -146,6 +181,8 @@ pub struct Config {
     pub metrics_listen: Vec<SocketAddr>,
     /// Readiness addresses.
     pub readiness_listen: Vec<SocketAddr>,
+    /// Socket for probes of this very process.
+    pub ready_socket: Option<PathBuf>,
     /// Data-plane threads.
     pub workers: usize,
     /// Log format.
@@ -162,6 +199,23 @@ pub struct Config {
     pub network: String,
     /// Time to finish after SIGTERM.
     pub drain_deadline: Duration,
+}
+
+/// What of the container runtime concerns the agent.
+#[derive(Clone, Debug)]
+pub struct RuntimeConfig {
+    /// Socket for the CNI plugin.
+    pub cni_socket: Option<PathBuf>,
+    /// Directories for the plugin and its configuration.
+    pub cni_dirs: Option<(PathBuf, PathBuf)>,
+    /// Namespaces whose pods start without asking the agent.
+    pub cni_excluded: Vec<String>,
+    /// Whether to look for pods that run already.
+    pub discover_pods: bool,
+    /// The node's `/proc`.
+    pub host_proc: PathBuf,
+    /// The node's directory of network namespaces.
+    pub netns_dir: Option<PathBuf>,
 }
 
 /// Everything that is wrong with the configuration.
@@ -193,13 +247,21 @@ impl TryFrom<Args> for Config {
             .rsplit_once(':')
             .map_or("", |(host, _)| host);
         Ok(Self {
-            datapath: DatapathConfig {
+            places: Places {
                 node_name: args.node_name.clone(),
                 bpffs_root: args.bpffs_root,
                 node_cgroup: args.node_cgroup,
-                agent_cgroup: args.agent_cgroup,
+                agent_cgroup: AgentCgroup::from(args.agent_cgroup),
                 kubepods_cgroup: args.kubepods_cgroup,
                 max_pods: args.max_pods,
+            },
+            runtime: RuntimeConfig {
+                cni_socket: args.cni_socket,
+                cni_dirs: args.cni_bin_dir.zip(args.cni_conf_dir),
+                cni_excluded: args.cni_exclude_namespaces,
+                discover_pods: args.discover_pods,
+                host_proc: args.host_proc,
+                netns_dir: args.netns_dir,
             },
             node_name: args.node_name,
             controller_name: args
@@ -214,6 +276,7 @@ impl TryFrom<Args> for Config {
             state_dir,
             metrics_listen: args.metrics_listen,
             readiness_listen: args.readiness_listen,
+            ready_socket: args.ready_socket,
             workers: args.workers,
             log_format: args.log_format,
             log_level: args.log_level,
@@ -226,8 +289,11 @@ impl TryFrom<Args> for Config {
     }
 }
 
+/// Directories that others share: making one root's alone would break the node.
+const SHARED_DIRS: [&str; 6] = ["/", "/run", "/var/run", "/tmp", "/var/tmp", "/var/lib"];
+
 fn mistakes(args: &Args) -> Vec<String> {
-    let mut mistakes = Vec::new();
+    let mut mistakes = path_mistakes(args);
     let mut check = |good: bool, mistake: String| {
         if !good {
             mistakes.push(mistake);
@@ -249,33 +315,6 @@ fn mistakes(args: &Args) -> Vec<String> {
         good,
         format!("--controller {:?} is not HOST:PORT", args.controller),
     );
-    let absolute = [
-        ("--root-cert", Some(&args.root_cert)),
-        ("--token", Some(&args.token)),
-        ("--bpffs-root", Some(&args.bpffs_root)),
-        ("--node-cgroup", Some(&args.node_cgroup)),
-        ("--agent-cgroup", Some(&args.agent_cgroup)),
-        ("--kubepods-cgroup", Some(&args.kubepods_cgroup)),
-        ("--state-dir", args.state_dir.as_ref()),
-        ("--admin-socket", args.admin_socket.as_ref()),
-    ];
-    for (flag, path) in absolute {
-        let Some(path) = path else { continue };
-        check(
-            path.is_absolute(),
-            format!("{flag} {} is not an absolute path", path.display()),
-        );
-    }
-    for (flag, path) in [
-        ("--agent-cgroup", &args.agent_cgroup),
-        ("--kubepods-cgroup", &args.kubepods_cgroup),
-    ] {
-        let inside = path.starts_with(&args.node_cgroup) && *path != args.node_cgroup;
-        check(
-            inside,
-            format!("{flag} {} is not below --node-cgroup", path.display()),
-        );
-    }
     let good = (1..=MAX_WORKERS).contains(&args.workers);
     check(
         good,
@@ -309,6 +348,49 @@ fn mistakes(args: &Args) -> Vec<String> {
     mistakes
 }
 
+fn path_mistakes(args: &Args) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    let own = args.agent_cgroup.as_os_str() == OWN;
+    let agent_cgroup = (!own).then_some(&args.agent_cgroup);
+    let absolute = [
+        ("--root-cert", Some(&args.root_cert)),
+        ("--token", Some(&args.token)),
+        ("--bpffs-root", Some(&args.bpffs_root)),
+        ("--node-cgroup", Some(&args.node_cgroup)),
+        ("--agent-cgroup", agent_cgroup),
+        ("--state-dir", args.state_dir.as_ref()),
+        ("--admin-socket", args.admin_socket.as_ref()),
+        ("--ready-socket", args.ready_socket.as_ref()),
+        ("--cni-socket", args.cni_socket.as_ref()),
+        ("--cni-bin-dir", args.cni_bin_dir.as_ref()),
+        ("--cni-conf-dir", args.cni_conf_dir.as_ref()),
+        ("--host-proc", Some(&args.host_proc)),
+        ("--netns-dir", args.netns_dir.as_ref()),
+    ];
+    for (flag, path) in absolute {
+        if let Some(path) = path
+            && !path.is_absolute()
+        {
+            mistakes.push(format!("{flag} {} is not an absolute path", path.display()));
+        }
+    }
+    let kubepods = args.kubepods_cgroup.iter();
+    let below = kubepods.map(|path| ("--kubepods-cgroup", path));
+    for (flag, path) in below.chain(agent_cgroup.map(|path| ("--agent-cgroup", path))) {
+        if !path.starts_with(&args.node_cgroup) || *path == args.node_cgroup {
+            mistakes.push(format!(
+                "{flag} {} is not below --node-cgroup",
+                path.display()
+            ));
+        }
+    }
+    let dir = args.cni_socket.as_ref().and_then(|path| path.parent());
+    if dir.is_some_and(|dir| SHARED_DIRS.iter().any(|shared| dir == Path::new(shared))) {
+        mistakes.push("--cni-socket needs a directory of its own".to_owned());
+    }
+    mistakes
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -336,7 +418,29 @@ mod tests {
             Some("/run/karst/n1/admin/agent.sock")
         );
         assert_eq!(config.controller_name, "fd00::1");
-        assert_eq!(config.datapath.node_name, "n1");
+        assert_eq!(config.places.node_name, "n1");
+        assert!(config.places.kubepods_cgroup.is_empty(), "found by itself");
+        assert!(config.runtime.cni_dirs.is_none() && !config.runtime.discover_pods);
+    }
+
+    #[test]
+    fn a_daemonsets_arguments_are_taken() {
+        let config = parse(&[
+            "--agent-cgroup=self",
+            "--cni-socket=/run/karst/cni.sock",
+            "--cni-bin-dir=/host/opt/cni/bin",
+            "--cni-conf-dir=/host/etc/cni/net.d",
+            "--discover-pods",
+            "--netns-dir=/host/run/netns",
+            "--kubepods-cgroup=/sys/fs/cgroup/kubepods.slice,/sys/fs/cgroup/kubepods",
+        ])
+        .expect("valid");
+        assert_eq!(config.places.agent_cgroup, crate::cgroup::AgentCgroup::Own);
+        assert_eq!(config.places.kubepods_cgroup.len(), 2);
+        assert_eq!(config.runtime.cni_excluded, ["karst-system", "kube-system"]);
+        assert!(config.runtime.discover_pods && config.runtime.cni_dirs.is_some());
+        let shared = parse(&["--cni-socket=/run/cni.sock"]).expect_err("refused");
+        assert!(shared.to_string().contains("--cni-socket"), "{shared}");
     }
 
     #[test]

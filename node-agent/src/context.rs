@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use karst_datapath::{Counter, Datapath, DatapathError, EnrolledPod, MapFill, PodAttachment};
 use karst_identity::{
     CertificateManager, CertificateStatus, IdentityError, SpiffeId, Urgency, WorkloadCertificate,
@@ -14,7 +15,7 @@ use crate::access_log::AccessLog;
 use crate::metrics::Metrics;
 use crate::state::MeshState;
 
-/// The kernel's part of the work. [`Datapath`] in production.
+/// The kernel's part of the work. [`KernelSlot`] in production.
 pub trait Kernel: Send + Sync {
     /// See [`Datapath::enrol`].
     fn enrol(&self, pod: &PodAttachment<'_>) -> Result<(), DatapathError>;
@@ -33,36 +34,56 @@ pub trait Kernel: Send + Sync {
     fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError>;
 }
 
-impl Kernel for Datapath {
+/// The datapath of an agent that may have to wait for it: while another agent
+/// serves the node there is none.
+#[derive(Debug, Default)]
+pub struct KernelSlot(ArcSwapOption<Datapath>);
+
+impl KernelSlot {
+    /// Uses `datapath` from now on.
+    pub fn set(&self, datapath: Arc<Datapath>) {
+        self.0.store(Some(datapath));
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Datapath) -> Result<T, DatapathError>,
+    ) -> Result<T, DatapathError> {
+        let guard = self.0.load();
+        work(guard.as_ref().ok_or(DatapathError::NotOpen)?)
+    }
+}
+
+impl Kernel for KernelSlot {
     fn enrol(&self, pod: &PodAttachment<'_>) -> Result<(), DatapathError> {
-        Self::enrol(self, pod)
+        self.with(|datapath| datapath.enrol(pod))
     }
 
     fn unenrol(&self, uid: &str) -> Result<(), DatapathError> {
-        Self::unenrol(self, uid)
+        self.with(|datapath| datapath.unenrol(uid))
     }
 
     fn enrolled(&self) -> Result<Vec<EnrolledPod>, DatapathError> {
-        Self::enrolled(self)
+        self.with(Datapath::enrolled)
     }
 
     fn original_destination(
         &self,
         fd: BorrowedFd<'_>,
     ) -> Result<Option<SocketAddr>, DatapathError> {
-        Self::original_destination(self, fd)
+        self.with(|datapath| datapath.original_destination(fd))
     }
 
     fn set_source(&self, fd: BorrowedFd<'_>, client: SocketAddr) -> Result<(), DatapathError> {
-        Self::set_source(self, fd, client)
+        self.with(|datapath| datapath.set_source(fd, client))
     }
 
     fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
-        Self::counters(self)
+        self.with(Datapath::counters)
     }
 
     fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError> {
-        Self::map_fill(self)
+        self.with(Datapath::map_fill)
     }
 }
 

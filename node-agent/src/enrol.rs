@@ -5,15 +5,16 @@
 //! each pod, does the next step ([`plan::plan`]) and is simply called again
 //! when something changed or failed. Nothing in it waits.
 
+pub mod attach;
 pub mod plan;
 pub mod registry;
 pub mod task;
+pub mod wishes;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,9 @@ const CERTIFICATE_ATTEMPTS: u32 = 4;
 /// Label of a pod that waits for its certificate.
 const NO_CERTIFICATE: &str = "no_certificate";
 
+/// Label of a pod that the controller has not told of.
+pub const POD_UNKNOWN: &str = "pod_unknown";
+
 /// What the controller says of a pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePod {
@@ -51,6 +55,8 @@ pub struct NodePod {
     pub workload_uid: Arc<str>,
     /// Its identity.
     pub identity: SpiffeId,
+    /// Its addresses; none until the API server knows some.
+    pub addresses: Vec<IpAddr>,
     /// Whether the operator wants it in the mesh.
     pub mode: Mode,
 }
@@ -78,6 +84,16 @@ pub trait Workers {
     /// # Errors
     /// A port is taken, or there are no file descriptors.
     fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>>;
+    /// The same with the listeners that a former agent had, of which none may be closed.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    fn inherit(
+        &self,
+        former: Vec<Listeners>,
+        netns: &Netns,
+        addresses: &[IpAddr],
+    ) -> io::Result<Vec<Listeners>>;
 }
 
 /// Why a pod is not in the wanted state, for the admin socket.
@@ -130,6 +146,8 @@ pub struct PodTable {
     /// Whether the controller has told which pods it wants, and everything
     /// taken over from a former agent is settled.
     pub settled: bool,
+    /// Sandboxes found without the container runtime's word, since the start.
+    pub discovered: u64,
 }
 
 impl PodTable {
@@ -164,8 +182,16 @@ pub struct Enrolment<W> {
     running: HashMap<Arc<str>, Arc<Pod>>,
     in_kernel: HashSet<Arc<str>>,
     failing: HashMap<Arc<str>, Failing>,
+    /// Pods whose recorded namespace is not there any more.
+    stale: HashSet<Arc<str>>,
+    /// Pods that a former agent left in the kernel without a record.
+    orphans: HashSet<Arc<str>>,
     wanted_identities: HashSet<SpiffeId>,
+    inherited: Inherited,
 }
+
+/// Listeners that another agent handed over, by pod, one set for each of its workers.
+pub type Inherited = HashMap<Arc<str>, Vec<Listeners>>;
 
 impl<W: Workers> Enrolment<W> {
     /// Takes over what the kernel and the registry have from a former agent.
@@ -178,11 +204,15 @@ impl<W: Workers> Enrolment<W> {
         workers: W,
         registry: Registry,
     ) -> Result<Self, karst_datapath::DatapathError> {
-        let in_kernel = kernel
+        let in_kernel: HashSet<Arc<str>> = kernel
             .enrolled()?
             .into_iter()
             .map(|p| Arc::from(p.uid))
             .collect();
+        // What was got ready for a hand-over is wanted until we know better.
+        let wanted_identities = certificates.list().into_iter().map(|c| c.id).collect();
+        let recorded: HashSet<Arc<str>> = registry.uids().collect();
+        let orphans = in_kernel.difference(&recorded).cloned().collect();
         Ok(Self {
             kernel,
             certificates,
@@ -193,8 +223,18 @@ impl<W: Workers> Enrolment<W> {
             running: HashMap::new(),
             in_kernel,
             failing: HashMap::new(),
-            wanted_identities: HashSet::new(),
+            stale: HashSet::new(),
+            orphans,
+            wanted_identities,
+            inherited: Inherited::new(),
         })
+    }
+
+    /// The same with listeners that the former agent handed over: connections wait in
+    /// them, and the pods they belong to are served through them.
+    pub fn inheriting(mut self, inherited: Inherited) -> Self {
+        self.inherited = inherited;
+        self
     }
 
     /// Records a sandbox.
@@ -202,7 +242,16 @@ impl<W: Workers> Enrolment<W> {
     /// # Errors
     /// Its namespace cannot be opened or the record not be written.
     pub fn register(&mut self, sandbox: Sandbox) -> Result<(), registry::RegistryError> {
-        self.failing.remove(&sandbox.pod_uid);
+        let uid = &sandbox.pod_uid;
+        self.failing.remove(uid);
+        self.stale.remove(uid);
+        self.orphans.remove(uid);
+        let former = self.registry.get(uid);
+        if former.is_some_and(|f| f.netns_id != sandbox.netns_id) && !self.running.contains_key(uid)
+        {
+            // Un-enrolled before: what still runs of the former sandbox ends now.
+            self.workers.kill(uid);
+        }
         self.registry.put(sandbox)
     }
 
@@ -211,6 +260,7 @@ impl<W: Workers> Enrolment<W> {
     /// # Errors
     /// The record cannot be deleted.
     pub fn unregister(&mut self, uid: &str) -> Result<(), registry::RegistryError> {
+        self.orphans.remove(uid);
         if !self.running.contains_key(uid) && self.registry.get(uid).is_some() {
             // Un-enrolled before: what still runs of it ends now.
             self.workers.kill(&Arc::from(uid));
@@ -247,18 +297,7 @@ impl<W: Workers> Enrolment<W> {
     /// which the next reconciliation repairs, and the namespaces of pods the
     /// controller no longer lists, whose end we may have missed.
     pub fn refresh(&mut self) {
-        let gone: Vec<Arc<str>> = self
-            .registry
-            .iter()
-            .filter(|s| matches!(self.wanted(&s.pod_uid), Wanted::Unlisted))
-            .filter(|s| Netns::open(&s.netns).map_or(true, |netns| netns.id() != s.netns_id))
-            .map(|s| Arc::clone(&s.pod_uid))
-            .collect();
-        for uid in gone {
-            if let Err(error) = self.registry.remove(&uid) {
-                tracing::warn!(%error, pod.uid = &*uid, "record of a sandbox cannot be deleted");
-            }
-        }
+        self.look_for_namespaces();
         match self.kernel.enrolled() {
             Ok(pods) => self.in_kernel = pods.into_iter().map(|p| Arc::from(p.uid)).collect(),
             Err(error) => {
@@ -284,6 +323,7 @@ impl<W: Workers> Enrolment<W> {
             wanted: self.wanted(uid),
             running: self.running.get(uid),
             in_kernel: self.in_kernel.contains(uid),
+            orphan: self.orphans.contains(uid),
         }
     }
 
@@ -317,7 +357,19 @@ impl<W: Workers> Enrolment<W> {
             }
         }
         self.failing.retain(|uid, _| uids.contains(uid));
+        self.drop_unneeded_listeners();
         self.failing.values().map(|f| f.retry_at).min()
+    }
+
+    /// Listeners nobody will serve are closed: what waits in them is refused, and does
+    /// not wait for ever.
+    fn drop_unneeded_listeners(&mut self) {
+        let mut inherited = std::mem::take(&mut self.inherited);
+        inherited.retain(|uid, _| {
+            let wanted = matches!(self.wanted(uid), Wanted::Yes(_) | Wanted::Unknown);
+            wanted && self.registry.get(uid).is_some()
+        });
+        self.inherited = inherited;
     }
 
     fn note_failure(&mut self, uid: &Arc<str>, problem: Problem, now: Instant) {
@@ -439,14 +491,13 @@ impl<W: Workers> Enrolment<W> {
                 message,
             });
         }
-        let netns = open_netns(&sandbox.netns)?;
-        if netns.id() != sandbox.netns_id {
-            let message = format!("{} is another namespace now", sandbox.netns.display());
-            return Err(Problem {
-                reason: "netns_changed",
-                message,
-            });
-        }
+        let netns = match open_netns(sandbox) {
+            Ok(netns) => netns,
+            Err(problem) => {
+                self.stale.insert(Arc::clone(uid));
+                return Err(problem);
+            }
+        };
         let spec = PodSpec {
             uid: Arc::clone(uid),
             namespace: Arc::clone(&wanted.namespace),
@@ -455,13 +506,20 @@ impl<W: Workers> Enrolment<W> {
             identity,
             addresses: sandbox.addresses.clone(),
         };
-        let listeners = self
-            .workers
-            .listen(&netns, &spec.addresses)
-            .map_err(|e| Problem {
-                reason: "listen_failed",
-                message: e.to_string(),
-            })?;
+        let former = self.inherited.remove(uid).unwrap_or_default();
+        let fits = |one: &Listeners| {
+            let mut addresses = one.plaintext.iter().map(|(ip, _)| ip);
+            addresses.all(|ip| spec.addresses.contains(ip))
+        };
+        let listeners = if former.is_empty() || !former.iter().all(fits) {
+            self.workers.listen(&netns, &spec.addresses)
+        } else {
+            self.workers.inherit(former, &netns, &spec.addresses)
+        };
+        let listeners = listeners.map_err(|e| Problem {
+            reason: "listen_failed",
+            message: e.to_string(),
+        })?;
         let pod = Arc::new(Pod::new(spec, netns));
         let first = listeners.first().map_or(&[][..], |l| &l.plaintext);
         let plaintext: Vec<_> = first
@@ -511,7 +569,7 @@ impl<W: Workers> Enrolment<W> {
         let problem = self.failing.get(uid).map(|f| f.problem.clone());
         match (plan(&self.situation(uid)), self.wanted(uid), problem) {
             (_, Wanted::Unknown | Wanted::Unlisted, _) => Standing::Unsettled(Problem {
-                reason: "pod_unknown",
+                reason: POD_UNKNOWN,
                 message: "the controller has not told this node of the pod yet".to_owned(),
             }),
             (Action::Nothing, ..) => Standing::Settled,
@@ -558,6 +616,7 @@ impl<W: Workers> Enrolment<W> {
         PodTable {
             pods,
             settled: self.node_pods.is_some() && adopted,
+            discovered: 0,
         }
     }
 }
@@ -571,10 +630,19 @@ pub enum Standing {
     Unsettled(Problem),
 }
 
-fn open_netns(path: &Path) -> Result<Netns, Problem> {
-    Netns::open(path).map_err(|error| Problem {
+/// The namespace that was registered, and no other.
+fn open_netns(sandbox: &Sandbox) -> Result<Netns, Problem> {
+    let path = sandbox.netns.display();
+    let netns = Netns::open(&sandbox.netns).map_err(|error| Problem {
         reason: "netns_unusable",
-        message: format!("{}: {error}", path.display()),
+        message: format!("{path}: {error}"),
+    })?;
+    if netns.id() == sandbox.netns_id {
+        return Ok(netns);
+    }
+    Err(Problem {
+        reason: "netns_changed",
+        message: format!("{path} is another namespace now"),
     })
 }
 

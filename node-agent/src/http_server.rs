@@ -61,6 +61,7 @@ where
     serve(
         || async { listener.accept().await.map(|(stream, _)| stream) },
         handler,
+        MAX_CONNECTIONS,
     )
     .await;
 }
@@ -74,11 +75,33 @@ where
     serve(
         || async { listener.accept().await.map(|(stream, _)| stream) },
         handler,
+        MAX_CONNECTIONS,
     )
     .await;
 }
 
-async fn serve<A, AF, S, H, F>(accept: A, handler: H)
+/// Serves `handler` to root's processes on a Unix listener, `max` at once, until dropped.
+pub async fn serve_root<H, F>(listener: UnixListener, handler: H, max: usize)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Reply> + 'static,
+{
+    let accept = || async {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 => return Ok(stream),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), "a caller that is not root is cut off")
+                }
+                Err(error) => tracing::warn!(%error, "a caller that cannot be told is cut off"),
+            }
+        }
+    };
+    serve(accept, handler, max).await;
+}
+
+async fn serve<A, AF, S, H, F>(accept: A, handler: H, max: usize)
 where
     A: Fn() -> AF,
     AF: Future<Output = std::io::Result<S>>,
@@ -86,7 +109,7 @@ where
     H: Fn(Request<Incoming>) -> F + Clone + 'static,
     F: Future<Output = Reply> + 'static,
 {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(max));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;

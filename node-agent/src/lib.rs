@@ -15,17 +15,25 @@
 pub mod access_log;
 pub mod admin;
 pub mod app;
+pub mod cgroup;
+pub mod cleanup;
+pub mod cni;
 pub mod config;
 pub mod context;
+pub mod discover;
 pub mod enrol;
 pub mod http_server;
 pub mod metrics;
+pub mod node;
 pub mod pod;
+pub mod presence;
 pub mod process;
 pub mod proxy;
 pub mod reason;
 pub mod sockets;
+pub mod standby;
 pub mod state;
+pub mod takeover;
 #[cfg(test)]
 mod testing;
 pub mod time;

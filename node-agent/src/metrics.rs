@@ -1,5 +1,6 @@
 //! All metrics of the agent, and how they are gathered for a scrape.
 
+pub mod cni;
 pub mod node;
 pub mod refusals;
 pub mod traffic;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use cni::{CniCollector, CniMetrics};
 use node::NodeMetrics;
 use refusals::Refusals;
 use traffic::TrafficMetrics;
@@ -30,6 +32,8 @@ pub struct Metrics {
     pub certificates_issued: Counter,
     /// Certificate requests that failed.
     pub certificates_failed: Counter,
+    /// Calls of the CNI plugin.
+    pub cni: Arc<CniMetrics>,
 }
 
 impl Metrics {
@@ -39,6 +43,7 @@ impl Metrics {
         registry.register_collector(Box::new(Arc::clone(&self.traffic)));
         registry.register_collector(Box::new(Arc::clone(&self.refusals)));
         registry.register_collector(Box::new(node));
+        registry.register_collector(Box::new(CniCollector(Arc::clone(&self.cni))));
         let help = "Accepts that failed for lack of file descriptors or memory";
         registry.register("karst_accept_failures", help, self.accept_failures.clone());
         let help = "Certificates issued to this node's pods";

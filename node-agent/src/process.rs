@@ -33,23 +33,39 @@ pub fn join_cgroup(cgroup: &Path) -> io::Result<()> {
     fs::write(procs, std::process::id().to_string())
 }
 
-/// Takes the state directory for this process alone, until the returned file is
-/// closed: two agents for one node would undo each other's work.
+/// Checks that pins survive this process: a file system that a container mounts for itself goes
+/// with it, and with it the capture of every pod.
 ///
 /// # Errors
-/// The directory cannot be used, or another agent has it.
-pub fn lock_state_dir(dir: &Path) -> io::Result<File> {
+/// There is no bpffs at `root` or above it.
+pub fn need_bpffs(root: &Path) -> io::Result<()> {
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    let found = nix::sys::statfs::statfs(there)?;
+    if found.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC {
+        return Ok(());
+    }
+    let text = format!(
+        "no bpffs is mounted at {}: mount one on the node (mount -t bpf bpf /sys/fs/bpf) and into the agent's pod",
+        root.display()
+    );
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
+}
+
+/// Takes the state directory for this process alone, until the returned file and
+/// every copy of its descriptor are closed: two agents for one node would undo each
+/// other's work. `None` when another agent has it.
+///
+/// # Errors
+/// The directory cannot be used.
+pub fn lock_state_dir(dir: &Path) -> io::Result<Option<File>> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)?;
     let file = File::create(dir.join("lock"))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let text = format!("another agent runs with {}", dir.display());
-            Err(io::Error::new(io::ErrorKind::AddrInUse, text))
-        }
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
@@ -61,10 +77,14 @@ mod tests {
     #[test]
     fn a_state_directory_has_one_owner() {
         let dir = tempfile::tempdir().expect("dir");
-        let first = lock_state_dir(dir.path()).expect("locked");
-        assert!(lock_state_dir(dir.path()).is_err());
+        let lock = || lock_state_dir(dir.path()).expect("usable");
+        let first = lock().expect("locked");
+        assert!(lock().is_none());
+        let copy = first.try_clone().expect("copied");
         drop(first);
-        assert!(lock_state_dir(dir.path()).is_ok());
+        assert!(lock().is_none(), "a copy, as a successor gets it, holds it");
+        drop(copy);
+        assert!(lock().is_some());
     }
 
     #[test]

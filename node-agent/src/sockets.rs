@@ -4,11 +4,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use karst_datapath::netns::Netns;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::pod::{HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
 
@@ -45,6 +46,38 @@ impl Listeners {
         netns.run(|| (0..workers).map(|_| Self::open_here(addresses)).collect())?
     }
 
+    /// Spreads the listeners of a former agent's workers over `workers` workers. Each of
+    /// its sockets has a queue of its own, so none may be left out; workers that get none
+    /// get new ones.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn spread(
+        former: Vec<Self>,
+        netns: &Netns,
+        addresses: &[IpAddr],
+        workers: usize,
+    ) -> io::Result<Vec<Self>> {
+        let missing = workers.saturating_sub(former.len());
+        let mut spread: Vec<Self> = Vec::new();
+        for (index, one) in former.into_iter().enumerate() {
+            match spread.get_mut(index % workers.max(1)) {
+                Some(worker) => worker.append(one),
+                None => spread.push(one),
+            }
+        }
+        if missing > 0 {
+            spread.extend(Self::open(netns, addresses, missing)?);
+        }
+        Ok(spread)
+    }
+
+    fn append(&mut self, other: Self) {
+        self.outbound.extend(other.outbound);
+        self.plaintext.extend(other.plaintext);
+        self.hbone.extend(other.hbone);
+    }
+
     fn open_here(addresses: &[IpAddr]) -> io::Result<Self> {
         let mut listeners = Self::default();
         for address in addresses {
@@ -64,6 +97,56 @@ impl Listeners {
         // A v4-mapped connect is captured to the IPv4 loopback also in a pod
         // without an IPv4 address; nothing listens there and it is refused.
         Ok(listeners)
+    }
+}
+
+/// What a worker listens on in one pod.
+#[derive(Debug, Default)]
+pub struct Listening {
+    /// Captured outbound connections.
+    pub outbound: Vec<Rc<TcpListener>>,
+    /// Steered plaintext connections, by pod address.
+    pub plaintext: Vec<(IpAddr, Rc<TcpListener>)>,
+    /// Tunnels.
+    pub hbone: Vec<Rc<TcpListener>>,
+}
+
+impl Listening {
+    /// Puts listeners under this thread's runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses to watch one.
+    pub fn new(listeners: Listeners) -> io::Result<Self> {
+        let watched = |listener| TcpListener::from_std(listener).map(Rc::new);
+        let each = |list: Vec<_>| list.into_iter().map(watched).collect::<io::Result<_>>();
+        let plaintext = listeners.plaintext.into_iter();
+        Ok(Self {
+            outbound: each(listeners.outbound)?,
+            plaintext: plaintext
+                .map(|(ip, listener)| Ok((ip, watched(listener)?)))
+                .collect::<io::Result<_>>()?,
+            hbone: each(listeners.hbone)?,
+        })
+    }
+
+    /// The same sockets under descriptors of their own.
+    ///
+    /// # Errors
+    /// There are no file descriptors.
+    pub fn copy(&self) -> io::Result<Listeners> {
+        let copy = |listener: &Rc<TcpListener>| {
+            let fd = listener.as_fd().try_clone_to_owned()?;
+            Ok(std::net::TcpListener::from(fd))
+        };
+        Ok(Listeners {
+            outbound: self.outbound.iter().map(copy).collect::<io::Result<_>>()?,
+            plaintext: self
+                .plaintext
+                .iter()
+                .map(|(ip, listener)| Ok((*ip, copy(listener)?)))
+                .collect::<io::Result<_>>()?,
+            hbone: self.hbone.iter().map(copy).collect::<io::Result<_>>()?,
+        })
     }
 }
 

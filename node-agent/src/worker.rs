@@ -26,10 +26,10 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::metrics::traffic::{Parties, Series, SeriesCache};
 use crate::pod::Pod;
-use crate::proxy::accept::accept_loop;
+use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::{inbound, outbound, plaintext};
-use crate::sockets::{self, Listeners};
+use crate::sockets::{self, Listeners, Listening};
 use crate::state::workload::Workload;
 
 /// Ready tasks run between two looks at the kernel's readiness events. Large on
@@ -53,6 +53,14 @@ pub enum Command {
     Release(Arc<str>),
     /// A pod is gone: end everything of it now.
     Kill(Arc<str>),
+    /// Leave new connections of every pod in the listeners' queues, and answer with
+    /// copies of the listeners.
+    Pause(oneshot::Sender<Vec<PodListeners>>),
+    /// Take new connections again.
+    Resume,
+    /// Another agent has the listeners: close ours without touching their queues. What
+    /// was accepted goes on; tunnel peers are told to open new tunnels.
+    HandOver,
     /// Let go of pooled tunnels that the mesh state or the certificates no longer justify.
     Retain,
     /// Add the bytes of live connections to the metrics, then answer.
@@ -64,6 +72,9 @@ pub enum Command {
     /// Take no new connections at all; end after the live ones or at the deadline.
     Shutdown(Duration),
 }
+
+/// A pod and the listeners that one worker has for it.
+pub type PodListeners = (Arc<Pod>, Listeners);
 
 /// What a worker holds.
 #[derive(Debug, Default)]
@@ -167,6 +178,8 @@ pub struct LocalPod {
     pub drain: watch::Sender<Drain>,
     stop_plain: CancellationToken,
     stop_hbone: CancellationToken,
+    gate: watch::Sender<Gate>,
+    listening: RefCell<Listening>,
     kill: CancellationToken,
     baggage: RefCell<Option<(u64, HeaderValue)>>,
 }
@@ -184,6 +197,8 @@ impl LocalPod {
             drain: watch::Sender::new(Drain::Running),
             stop_plain: CancellationToken::new(),
             stop_hbone: CancellationToken::new(),
+            gate: watch::Sender::new(Gate::Open),
+            listening: RefCell::default(),
             kill: CancellationToken::new(),
             baggage: RefCell::new(None),
         })
@@ -213,23 +228,65 @@ impl LocalPod {
     }
 
     fn serve(self: &Rc<Self>, listeners: Listeners) {
-        for listener in listeners.outbound {
-            let (pod, stop) = (Rc::clone(self), self.stop_plain.clone());
+        let listening = match Listening::new(listeners) {
+            Ok(listening) => listening,
+            Err(error) => {
+                tracing::error!(%error, pod.name = &*self.pod.name, "listeners cannot be used");
+                return;
+            }
+        };
+        let stop = |token: &CancellationToken| Stop {
+            token: token.clone(),
+            gate: self.gate.subscribe(),
+        };
+        for listener in &listening.outbound {
+            let (pod, stop) = (Rc::clone(self), stop(&self.stop_plain));
+            let listener = Rc::clone(listener);
             tokio::task::spawn_local(accept_loop(listener, pod, stop, outbound::serve));
         }
-        for (_, listener) in listeners.plaintext {
-            let (pod, stop) = (Rc::clone(self), self.stop_plain.clone());
+        for (_, listener) in &listening.plaintext {
+            let (pod, stop) = (Rc::clone(self), stop(&self.stop_plain));
+            let listener = Rc::clone(listener);
             tokio::task::spawn_local(accept_loop(listener, pod, stop, plaintext::serve));
         }
-        for listener in listeners.hbone {
-            let (pod, stop) = (Rc::clone(self), self.stop_hbone.clone());
+        for listener in &listening.hbone {
+            let (pod, stop) = (Rc::clone(self), stop(&self.stop_hbone));
+            let listener = Rc::clone(listener);
             tokio::task::spawn_local(accept_loop(listener, pod, stop, inbound::serve));
         }
+        *self.listening.borrow_mut() = listening;
+    }
+
+    /// Takes no new connections, without an end to those that wait; gives copies of
+    /// the listeners.
+    fn pause(&self) -> io::Result<PodListeners> {
+        self.gate.send_replace(Gate::Paused);
+        let listeners = self.listening.borrow().copy()?;
+        Ok((Arc::clone(&self.pod), listeners))
+    }
+
+    fn resume(&self) {
+        self.gate.send_replace(Gate::Open);
+    }
+
+    /// Closes its copies of listeners that another agent has, and has peers open new
+    /// tunnels, which that agent takes.
+    fn hand_over(&self) {
+        self.gate.send_replace(Gate::HandedOver);
+        self.close_listeners();
+        self.drain.send_replace(Drain::Graceful);
+        self.pool.retain(|_| false);
+    }
+
+    /// The accept loops have theirs until they have ended.
+    fn close_listeners(&self) {
+        self.listening.take();
     }
 
     /// Un-enrolled: no new connections, tunnels end after a grace time.
     fn release(self: &Rc<Self>) {
         self.stop_plain.cancel();
+        self.close_listeners();
         let pod = Rc::clone(self);
         tokio::task::spawn_local(async move {
             tokio::time::sleep(HBONE_GRACE).await;
@@ -245,6 +302,7 @@ impl LocalPod {
     }
 
     fn kill(&self) {
+        self.close_listeners();
         self.stop_plain.cancel();
         self.stop_hbone.cancel();
         self.drain.send_replace(Drain::Immediate);
@@ -317,6 +375,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                 if let Some(old) = pods.insert(Arc::clone(&pod.uid), local) {
                     old.end_tunnels();
                     old.stop_plain.cancel();
+                    old.close_listeners();
                     released.push(old);
                 }
                 // One that drains must not take tunnels meant for the new one.
@@ -338,6 +397,14 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                     .filter(|p| p.pod.uid == uid)
                     .for_each(|p| p.kill());
             }
+            Command::Pause(reply) => {
+                let _ = reply.send(pause(&pods));
+            }
+            Command::Resume => pods.values().for_each(|p| p.resume()),
+            Command::HandOver => {
+                pods.values().for_each(|p| p.hand_over());
+                released.extend(pods.drain().map(|(_, local)| local));
+            }
             Command::Retain => pods.values().chain(&released).for_each(|p| p.retain()),
             Command::FlushMetrics(done) => {
                 worker.live.borrow().values().for_each(|live| live.flush());
@@ -354,6 +421,19 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
             }
         }
     }
+}
+
+fn pause(pods: &HashMap<Arc<str>, Rc<LocalPod>>) -> Vec<PodListeners> {
+    let copies = pods.values().filter_map(|local| match local.pause() {
+        Ok(copies) => Some(copies),
+        Err(error) => {
+            // No descriptors left. Its connections are refused from the hand-over on, until
+            // the other agent has opened listeners of its own.
+            tracing::warn!(%error, pod.uid = &*local.pod.uid, "listeners cannot be copied");
+            None
+        }
+    });
+    copies.collect()
 }
 
 fn snapshot<'a>(worker: &Worker, pods: impl Iterator<Item = &'a Rc<LocalPod>>) -> Snapshot {
@@ -383,6 +463,7 @@ async fn shut_down(worker: &Worker, pods: &[Rc<LocalPod>], deadline: Duration) {
     /// How often after the deadline.
     const KILL_LOOKS: usize = 10;
     for pod in pods {
+        pod.close_listeners();
         pod.stop_plain.cancel();
         pod.stop_hbone.cancel();
         pod.drain.send_replace(Drain::Graceful);

@@ -142,6 +142,7 @@ impl Handler {
             workload_uid: Arc::from(pod.workload_uid.as_str()),
             identity: SpiffeId::new(&pod.trust_domain, &pod.namespace, &pod.service_account)
                 .map_err(invalid)?,
+            addresses: pod.ip_addresses()?,
             mode,
         })
     }

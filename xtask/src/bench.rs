@@ -39,13 +39,13 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.no_build {
         workspace.build_all()?;
     }
-    let mut binaries = workspace.release();
+    let mut binaries = workspace.release()?;
     if args.dist {
         step(
             "build the agent as it ships",
             workspace.cargo().args(["build", "--profile", "dist"]),
         )?;
-        binaries = workspace.target().join("dist");
+        binaries.set_file_name("dist");
     }
     let mut program = std::process::Command::new(binaries.join("karst-bench"));
     program

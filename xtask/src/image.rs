@@ -16,10 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{
-    setup::{self, Need},
-    workspace::{Workspace, say, step},
-};
+use crate::workspace::{Workspace, say};
 
 use layout::{Entry, Image};
 
@@ -89,12 +86,8 @@ pub fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::locate()?;
     let recipes = chosen(&args.only)?;
     let target = host_target()?;
-    setup::ensure(&workspace, &[Need::BpfToolchain])?;
-    step(
-        "build the eBPF programs",
-        workspace.xtask()?.arg("build-ebpf"),
-    )?;
-    let binaries = build(&workspace, &target)?;
+    workspace.build_all()?;
+    let binaries = workspace.release()?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => workspace.target().join("images"),
@@ -173,23 +166,22 @@ fn architecture(target: &str) -> Result<&'static str> {
     }
 }
 
-/// Builds every binary statically, always all of them: another choice of packages would mean other
-/// features of their dependencies, and those compiled again.
-fn build(workspace: &Workspace, target: &str) -> Result<PathBuf> {
-    let mut cargo = workspace.cargo();
-    cargo.args(["build", "--release", "--bins", "--target", target]);
-    for (package, _) in RECIPES.iter().flat_map(|recipe| recipe.binaries) {
-        cargo.args(["-p", package]);
-    }
-    // glibc, linked in, resolves names by files and DNS without any library at run time (2.34 and newer).
-    // Symbols stay for backtraces; debug information would double the images.
-    let flags = "-C target-feature=+crt-static -C strip=debuginfo";
-    let variable = format!(
-        "CARGO_TARGET_{}_RUSTFLAGS",
-        target.to_ascii_uppercase().replace('-', "_")
+/// The binary without debug information, which would double the images; symbols stay for backtraces.
+fn stripped(path: &Path) -> Result<Vec<u8>> {
+    let copy = path.with_extension("stripped");
+    let status = Command::new("strip")
+        .args(["--strip-debug", "-o"])
+        .args([&copy, path])
+        .status()
+        .context("starting strip (Debian package binutils)")?;
+    ensure!(
+        status.success(),
+        "strip {} failed ({status})",
+        path.display()
     );
-    step("build static binaries", cargo.env(variable, flags))?;
-    Ok(workspace.target().join(target).join("release"))
+    let bytes = fs::read(&copy).with_context(|| format!("reading {}", copy.display()))?;
+    fs::remove_file(&copy).with_context(|| format!("removing {}", copy.display()))?;
+    Ok(bytes)
 }
 
 fn entries(
@@ -201,13 +193,13 @@ fn entries(
     let mut entries = Vec::new();
     for (package, binary) in recipe.binaries {
         let path = binaries.join(binary);
-        let bytes = fs::read(&path).with_context(|| {
-            format!(
-                "image {} needs the binary {binary} of package {package}, which was not built to {}",
-                recipe.name,
-                path.display()
-            )
-        })?;
+        ensure!(
+            path.is_file(),
+            "image {} needs the binary {binary} of package {package}, which was not built to {}",
+            recipe.name,
+            path.display()
+        );
+        let bytes = stripped(&path)?;
         ensure_static(&bytes).with_context(|| path.display().to_string())?;
         entries.push(Entry::file(binary, 0o755, bytes));
     }

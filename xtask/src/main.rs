@@ -7,6 +7,7 @@
 mod bench;
 mod build_ebpf;
 mod ci;
+mod cluster;
 mod codegen;
 mod demo;
 mod image;
@@ -43,6 +44,8 @@ enum Command {
     Test(test::Args),
     /// Run a two-node mesh in network namespaces on this machine (needs root).
     Lab(lab::Args),
+    /// Run a real Kubernetes cluster of two nodes on this machine (needs root).
+    Cluster(cluster::Args),
     /// Measure Karst against a direct connection between the same pods (needs root).
     Bench(bench::Args),
     /// Make OCI images of the binaries: static, from nothing, reproducible.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Codegen(args) => codegen::run(&args),

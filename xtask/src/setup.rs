@@ -30,10 +30,18 @@ pub enum Need {
     Demo,
     /// The load generators of the benchmark.
     Bench,
+    /// Container runtime and network plugins of a real cluster; Go, which builds the rest of it.
+    Cluster,
 }
 
 /// Everything, in the order in which it is set up.
-pub const ALL: &[Need] = &[Need::BpfToolchain, Need::Lab, Need::Demo, Need::Bench];
+pub const ALL: &[Need] = &[
+    Need::BpfToolchain,
+    Need::Lab,
+    Need::Demo,
+    Need::Bench,
+    Need::Cluster,
+];
 
 /// Sets up everything.
 pub fn run(_args: &Args) -> Result<()> {
@@ -47,8 +55,11 @@ pub fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
     if needs.contains(&Need::BpfToolchain) {
         toolchain::ensure(workspace, &mut found)?;
     }
-    if needs.contains(&Need::Lab) {
+    if needs.contains(&Need::Lab) || needs.contains(&Need::Cluster) {
         mounts::ensure(&mut found)?;
+    }
+    if needs.contains(&Need::Cluster) {
+        found.push(karst_cluster::check_go()?);
     }
     say(&format!("setup: {}", found.join(", ")));
     Ok(())

@@ -44,6 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let workspace = Workspace::locate()?;
     workspace.build_all()?;
+    let binaries = workspace.release()?;
     let suites: Vec<Suite> = suites::build(&workspace)?
         .into_iter()
         .filter(|suite| args.package.is_empty() || args.package.contains(&suite.package))
@@ -60,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
             suite.name()
         ));
         run_suite(
-            &mut suite.command(&workspace, args.filter.as_deref()),
+            &mut suite.command(&binaries, args.filter.as_deref()),
             &suite.name(),
             LONGEST_SUITE,
             &mut tally,

@@ -48,9 +48,11 @@ impl Workspace {
         &self.target
     }
 
-    /// Where the release binaries are.
-    pub fn release(&self) -> PathBuf {
-        self.target.join("release")
+    /// Where the release binaries are: with this program, below the folder of the machine's target triple.
+    pub fn release(&self) -> Result<PathBuf> {
+        let program = env::current_exe().context("finding this program")?;
+        let folder = program.parent().context("this program is in no folder")?;
+        Ok(folder.to_path_buf())
     }
 
     /// Where `setup` installs developer tools: in the clone, so that they need not be built again

@@ -129,6 +129,12 @@ impl DeltaAds {
         });
     }
 
+    /// Takes the list back: another agent of this node reports from now on. What the controller
+    /// was told stands until that one's report.
+    pub fn withdraw_enrolment(&self) {
+        self.shared.enrolled.send_replace(None);
+    }
+
     /// Follows the state of the connection.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<AdsStatus> {

@@ -87,6 +87,19 @@ pub enum NodeIdentity {
     Absent,
 }
 
+/// A pod as callers outside the index see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodRef<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// The node it runs on, once there is one.
+    pub node: Option<&'a str>,
+    /// Its service account.
+    pub service_account: &'a str,
+}
+
 /// A pod as it is stored, with what the index knows besides the object.
 #[derive(Debug)]
 struct PodEntry {
@@ -267,6 +280,46 @@ impl Index {
             found = NodeIdentity::NotInMesh;
         }
         found
+    }
+
+    /// The pod of that Kubernetes uid, if there is one and it has not ended.
+    #[must_use]
+    pub fn live_pod(&self, uid: &str) -> Option<PodRef<'_>> {
+        let key = self.relations.pod_by_uid(uid)?;
+        let pod = &self.pods.get(key)?.pod;
+        (pod.phase != PodPhase::Terminal).then_some(PodRef {
+            namespace: &key.namespace,
+            name: &key.name,
+            node: pod.node.as_deref(),
+            service_account: &pod.service_account,
+        })
+    }
+
+    /// Whether there is a pod of that name, ended or not.
+    #[must_use]
+    pub fn has_pod(&self, namespace: &str, name: &str) -> bool {
+        self.pods.contains_key(&NsName::new(namespace, name))
+    }
+
+    /// Whether there is a namespace of that name.
+    #[must_use]
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
+    /// The namespaces, in no order.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(String::as_str)
+    }
+
+    /// Nodes with pods that were put into the mesh and have not been reported enrolled so far.
+    #[must_use]
+    pub fn nodes_awaited(&self) -> BTreeSet<&str> {
+        let awaited = self.pods.values();
+        let awaited = awaited.filter(|entry| entry.tunnel == Tunnel::Awaited);
+        awaited
+            .filter_map(|entry| entry.pod.node.as_deref())
+            .collect()
     }
 
     /// Number of objects held, for metrics.

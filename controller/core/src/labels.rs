@@ -13,6 +13,9 @@ pub(crate) const DATAPLANE_MODE_ALIAS: &str = "istio.io/dataplane-mode";
 /// Set on pods that have an Istio sidecar, which does its own capture.
 pub(crate) const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 
+/// Name of the container that Istio's sidecar runs in.
+pub(crate) const SIDECAR_CONTAINER: &str = "istio-proxy";
+
 pub(crate) const REGION: &str = "topology.kubernetes.io/region";
 pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
 pub(crate) const SUBZONE: &str = "topology.istio.io/subzone";

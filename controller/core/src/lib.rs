@@ -14,7 +14,7 @@ mod resource;
 
 pub use config::MeshConfig;
 pub use error::ObjectError;
-pub use index::{Changes, Index, NodeIdentity};
+pub use index::{Changes, Index, NodeIdentity, PodRef};
 pub use labels::DataplaneMode;
 pub use object::{Kind, Object, ObjectKey};
 pub use resource::Rendered;

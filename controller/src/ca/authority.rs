@@ -55,6 +55,24 @@ pub enum AuthoritySource {
     },
 }
 
+/// What an authority is made of.
+pub struct Material {
+    /// The signing key, PEM.
+    pub key: String,
+    /// Signing certificate, followed by its chain; PEM.
+    pub certificates: String,
+    /// The roots to be trusted, PEM.
+    pub roots: String,
+}
+
+/// A root that was just made.
+pub struct MadeRoot {
+    /// Its key, PEM.
+    pub key: String,
+    /// Its certificate, PEM.
+    pub certificate: String,
+}
+
 /// A signing request that is not acceptable. The caller is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
@@ -102,24 +120,48 @@ impl Authority {
         default_lifetime: Duration,
         max_lifetime: Duration,
     ) -> anyhow::Result<Self> {
-        let (key, certificates, roots) = match source {
+        let material = match source {
             AuthoritySource::SelfMade { state } => {
-                let text = state::load_or_create(state, || make_root(trust_domain))?;
-                (text.clone(), text.clone(), text)
+                let make = || {
+                    let root = make_root(trust_domain)?;
+                    Ok(root.key + &root.certificate)
+                };
+                let text = state::load_or_create(state, make)?;
+                Material {
+                    key: text.clone(),
+                    certificates: text.clone(),
+                    roots: text,
+                }
             }
             AuthoritySource::PluggedIn {
                 certificate,
                 key,
                 root,
-            } => (state::read_private(key)?, read(certificate)?, read(root)?),
+            } => Material {
+                key: state::read_private(key)?,
+                certificates: read(certificate)?,
+                roots: read(root)?,
+            },
         };
-        let certificates = pem_certificates(&certificates);
-        let roots = pem_certificates(&roots);
+        Self::new(&material, default_lifetime, max_lifetime)
+    }
+
+    /// Makes the authority of its parts.
+    ///
+    /// # Errors
+    /// When they do not fit together.
+    pub fn new(
+        material: &Material,
+        default_lifetime: Duration,
+        max_lifetime: Duration,
+    ) -> anyhow::Result<Self> {
+        let certificates = pem_certificates(&material.certificates);
+        let roots = pem_certificates(&material.roots);
         ensure!(!roots.is_empty(), "no root certificate was found");
         let (signer, chain) = certificates
             .split_first()
             .context("no signing certificate was found")?;
-        let key = pem_blocks(&key)
+        let key = pem_blocks(&material.key)
             .into_iter()
             .find(|block| block.label.ends_with("PRIVATE KEY"))
             .context("no private key was found")?;
@@ -130,7 +172,8 @@ impl Authority {
         let mut intermediates: Vec<String> = Vec::new();
         for certificate in std::iter::once(signer).chain(chain) {
             let text = encode(certificate);
-            if !root_texts.contains(&text) {
+            // Istio's chain file repeats the signing certificate.
+            if !root_texts.contains(&text) && !intermediates.contains(&text) {
                 intermediates.push(text);
             }
         }
@@ -271,8 +314,11 @@ fn check_key(key: &rcgen::PublicKey) -> Result<(), CsrError> {
     }
 }
 
-/// Makes a root. Returns key and certificate as PEM.
-fn make_root(trust_domain: &str) -> anyhow::Result<String> {
+/// Makes a root.
+///
+/// # Errors
+/// When the system has no randomness, or the trust domain is not one.
+pub fn make_root(trust_domain: &str) -> anyhow::Result<MadeRoot> {
     let key = KeyPair::generate().context("making the root key")?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -290,7 +336,10 @@ fn make_root(trust_domain: &str) -> anyhow::Result<String> {
     params.not_after = now + ROOT_LIFETIME;
     let certificate = params.self_signed(&key).context("signing the root")?;
     tracing::info!(trust_domain, "mesh root made");
-    Ok(format!("{}{}", key.serialize_pem(), certificate.pem()))
+    Ok(MadeRoot {
+        key: key.serialize_pem(),
+        certificate: certificate.pem(),
+    })
 }
 
 /// Checks that the certificate may sign and belongs to the key. Returns when it ends.

@@ -98,7 +98,7 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let caller = self.authenticator.caller(request.metadata())?;
+        let caller = self.authenticator.caller(request.metadata()).await?;
         let message = request.into_inner();
         let node = caller.node.clone().unwrap_or_default();
         let wanted = requested_identity(message.metadata.as_ref());

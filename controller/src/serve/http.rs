@@ -8,7 +8,10 @@ use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use tracing::{debug, warn};
 
 /// Connections at a time: a handful of scrapers and probes.
@@ -22,8 +25,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves for ever. It is started when the controller is ready, so `/healthz/ready` says so.
-pub async fn serve(listener: TcpListener, registry: Arc<Registry>) {
+/// Serves for ever. `/healthz/ready` says what `ready` says; being alive is being able to answer.
+pub async fn serve(listener: TcpListener, registry: Arc<Registry>, ready: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -38,9 +41,10 @@ pub async fn serve(listener: TcpListener, registry: Arc<Registry>) {
             }
         };
         let registry = registry.clone();
+        let ready = ready.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = answer(&request, &registry);
+                let response = answer(&request, &registry, *ready.borrow());
                 async move { Ok::<_, Infallible>(response) }
             });
             let served = hyper::server::conn::http1::Builder::new()
@@ -56,12 +60,21 @@ pub async fn serve(listener: TcpListener, registry: Arc<Registry>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    registry: &Registry,
+    is_ready: bool,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
     match request.uri().path() {
-        "/healthz/live" | "/healthz/ready" => text(StatusCode::OK, "ok\n"),
+        "/healthz/live" => text(StatusCode::OK, "ok\n"),
+        "/healthz/ready" if is_ready => text(StatusCode::OK, "ok\n"),
+        "/healthz/ready" => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "waiting for the first state of the cluster and for the authority\n",
+        ),
         "/metrics" => {
             let mut body = String::new();
             match prometheus_client::encoding::text::encode(&mut body, registry) {

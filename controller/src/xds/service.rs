@@ -17,6 +17,7 @@ use tracing::info;
 use super::stream::{SEND_QUEUE, Stream, StreamEnd};
 use crate::{
     auth::{Authenticator, NodeAgent, NodeAgents, NotNodeAgent},
+    cluster::reports::Reports,
     metrics::{Metrics, Reason},
     store::Store,
 };
@@ -33,6 +34,8 @@ pub struct Discovery {
     store: Arc<Store>,
     authenticator: Arc<Authenticator>,
     node_agents: NodeAgents,
+    /// Shares reports with other replicas, where there are any.
+    reports: Option<Arc<Reports>>,
     metrics: Metrics,
     places: Arc<Semaphore>,
     shutdown: watch::Receiver<bool>,
@@ -44,6 +47,7 @@ impl Discovery {
         store: Arc<Store>,
         authenticator: Arc<Authenticator>,
         node_agents: NodeAgents,
+        reports: Option<Arc<Reports>>,
         metrics: Metrics,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
@@ -51,14 +55,15 @@ impl Discovery {
             store,
             authenticator,
             node_agents,
+            reports,
             metrics,
             places: Arc::new(Semaphore::new(MAX_STREAMS)),
             shutdown,
         }
     }
 
-    fn agent(&self, metadata: &MetadataMap) -> Result<NodeAgent, Status> {
-        let caller = self.authenticator.caller(metadata)?;
+    async fn agent(&self, metadata: &MetadataMap) -> Result<NodeAgent, Status> {
+        let caller = self.authenticator.caller(metadata).await?;
         let account = caller.account.to_string();
         self.node_agents.agent(caller).map_err(|error| {
             let reason = match error {
@@ -84,7 +89,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let agent = self.agent(request.metadata())?;
+        let agent = self.agent(request.metadata()).await?;
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted("xds_too_many_streams: try another controller")
         })?;
@@ -124,7 +129,7 @@ impl NodeService for Discovery {
         &self,
         request: Request<ReportEnrolmentRequest>,
     ) -> Result<Response<ReportEnrolmentResponse>, Status> {
-        let agent = self.agent(request.metadata())?;
+        let agent = self.agent(request.metadata()).await?;
         let pod_uids = request.into_inner().pod_uids;
         if pod_uids.len() > MAX_REPORTED_PODS {
             return Err(Status::invalid_argument(format!(
@@ -132,6 +137,9 @@ impl NodeService for Discovery {
             )));
         }
         let known = self.store.report_enrolled(&agent.node, &pod_uids);
+        if let Some(reports) = &self.reports {
+            reports.reported(&agent.node, &pod_uids);
+        }
         self.metrics.enrolment_reports.inc();
         info!(
             node = agent.node,

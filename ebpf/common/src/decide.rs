@@ -40,12 +40,19 @@ pub const fn capture_target(destination: &Ip) -> Endpoint {
 /// it is at depth 1; a node that is itself a container nests it a few deeper.
 pub const KUBEPODS_DEPTH: i32 = 16;
 
+/// Whether a task is the agent, or the agent before it, by its cgroup: such a task's connections
+/// are never captured. During an upgrade the old agent still dials for connections it accepted.
+#[inline(always)]
+pub const fn is_agent(config: &Config, cgroup: u64) -> bool {
+    cgroup != 0 && (cgroup == config.agent_cgroup || cgroup == config.former_agent_cgroup)
+}
+
 /// Whether a task of the node's own namespace may be authorised to reach a pod past the agent,
 /// as far as its own cgroup tells: not the agent, and nobody as long as the cgroup of the pods
 /// is unknown.
 #[inline(always)]
 pub const fn may_probe(config: &Config, cgroup: u64) -> bool {
-    config.kubepods_cgroup != 0 && cgroup != 0 && cgroup != config.agent_cgroup
+    config.kubepods_cgroup != 0 && cgroup != 0 && !is_agent(config, cgroup)
 }
 
 /// Whether an ancestor of a task's cgroup makes it a pod's: a pod on the host's network is in
@@ -205,10 +212,12 @@ mod tests {
         let config = Config {
             host_netns: 1,
             agent_cgroup: 7,
+            former_agent_cgroup: 6,
             kubepods_cgroup: 9,
         };
         assert!(may_probe(&config, 5));
         assert!(!may_probe(&config, 7), "the agent");
+        assert!(!may_probe(&config, 6), "the agent before it");
         assert!(!may_probe(&config, 0), "no cgroup2");
         assert!(is_pods_ancestor(&config, 9), "a host-network pod");
         assert!(!is_pods_ancestor(&config, 1));
@@ -217,6 +226,23 @@ mod tests {
             ..config
         };
         assert!(!may_probe(&unknown, 5), "kubepods unknown");
+    }
+
+    #[test]
+    fn the_agent_and_its_predecessor_are_told_by_their_cgroups() {
+        let config = Config {
+            agent_cgroup: 7,
+            former_agent_cgroup: 0,
+            ..Config::default()
+        };
+        assert!(is_agent(&config, 7));
+        assert!(!is_agent(&config, 6));
+        assert!(!is_agent(&config, 0), "no predecessor is not everybody");
+        let config = Config {
+            former_agent_cgroup: 6,
+            ..config
+        };
+        assert!(is_agent(&config, 7) && is_agent(&config, 6));
     }
 
     proptest! {

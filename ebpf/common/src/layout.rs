@@ -92,6 +92,9 @@ pub struct Config {
     pub host_netns: NetnsCookie,
     /// cgroup of the agent: not captured.
     pub agent_cgroup: u64,
+    /// cgroup of the agent before it, which may still finish its connections: not captured
+    /// either; 0 if there was none.
+    pub former_agent_cgroup: u64,
     /// cgroup above all pods; 0 means unknown, and then no probe is recognised.
     pub kubepods_cgroup: u64,
 }
@@ -107,5 +110,5 @@ const _: () = {
     assert!(size_of::<PublishedKey>() == 16 && align_of::<PublishedKey>() == 8);
     assert!(size_of::<Tuple>() == 40 && offset_of!(Tuple, destination) == 20);
     assert!(size_of::<Authorisation>() == 24 && offset_of!(Authorisation, isn) == 16);
-    assert!(size_of::<Config>() == 24 && offset_of!(Config, kubepods_cgroup) == 16);
+    assert!(size_of::<Config>() == 32 && offset_of!(Config, kubepods_cgroup) == 24);
 };

@@ -29,7 +29,7 @@ pub use counter::CounterId;
 
 /// Bumped whenever a key, a value, a flag or the meaning of one changes: pinned maps of another
 /// version are never reused as they are.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The agent's listener for captured outbound connections, on loopback in the pod's namespace.
 pub const OUTBOUND_PORT: u16 = 15001;

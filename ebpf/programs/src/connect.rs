@@ -9,7 +9,8 @@ use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_c
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::warn;
 use karst_bpf_common::decide::{
-    KUBEPODS_DEPTH, capture_target, is_pods_ancestor, is_tcp, may_leave, may_probe, should_capture,
+    KUBEPODS_DEPTH, capture_target, is_agent, is_pods_ancestor, is_tcp, may_leave, may_probe,
+    should_capture,
 };
 use karst_bpf_common::layout::{
     Config, SOCKET_CAPTURED, SOCKET_PEER, SOCKET_PROBE, SOCKET_SOURCE, SocketState,
@@ -79,7 +80,7 @@ fn verdict(ctx: &SockAddrContext, destination: &Endpoint) -> Verdict {
         return Verdict::Leave;
     }
     // SAFETY: the helper takes nothing and reads the current task.
-    if unsafe { bpf_get_current_cgroup_id() } == config.agent_cgroup {
+    if is_agent(config, unsafe { bpf_get_current_cgroup_id() }) {
         return Verdict::Leave;
     }
     capture(ctx, socket, destination)

@@ -12,6 +12,9 @@ pub enum DatapathError {
         "this binary was built without the BPF programs; run `cargo xtask build-ebpf` and build it again"
     )]
     ObjectMissing,
+    /// Nothing is open: another agent serves this node.
+    #[error("the datapath is not open: another agent serves this node")]
+    NotOpen,
     /// A kernel without type information cannot be adapted to.
     #[error("kernel type information {path}: {detail}")]
     Btf {
@@ -113,6 +116,7 @@ impl DatapathError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::ObjectMissing => "bpf_object_missing",
+            Self::NotOpen => "bpf_not_open",
             Self::Btf { .. } => "bpf_kernel_btf",
             Self::Path { .. } => "bpf_path",
             Self::Load { .. } => "bpf_load",

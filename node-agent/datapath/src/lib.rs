@@ -7,7 +7,7 @@
 //! and maps are tabled in `ebpf/README.md`.
 #![expect(
     unsafe_code,
-    reason = "bpf(2) and setns(2) have no safe wrapper; every other crate forbids it"
+    reason = "bpf(2), setns(2) and received descriptors have no safe wrapper; every other crate forbids it"
 )]
 
 mod api;
@@ -22,6 +22,7 @@ pub mod memory;
 pub mod netns;
 mod node;
 mod object;
+pub mod passing;
 mod pins;
 mod pods;
 mod sockets;

@@ -116,12 +116,13 @@ impl Datapath {
                 "maps of a former agent keep their size; max_pods takes effect after a restart of the node"
             );
         }
-        maps.config.set(&0, &settings)?;
         let former: Vec<u32> = pins.layouts()?;
         let former: Vec<u32> = former
             .into_iter()
             .filter(|other| *other != layout)
             .collect();
+        let settings = beside(settings, maps.config.get(&0)?);
+        maps.config.set(&0, &settings)?;
         for other in &former {
             adopt_pods(&maps, &pins.maps(*other))?;
         }
@@ -199,8 +200,24 @@ fn settings(config: &DatapathConfig) -> Result<Config, DatapathError> {
     Ok(Config {
         host_netns: host.cookie().map_err(failed("identify", own))?,
         agent_cgroup: Cgroup::open(&config.agent_cgroup)?.id,
+        former_agent_cgroup: 0,
         kubepods_cgroup: Cgroup::open(&config.kubepods_cgroup)?.id,
     })
+}
+
+/// The settings of an agent that comes after another one, whose `former` settings these are: that
+/// one may still finish its connections. The kernel never gives a cgroup's id to another one, so an
+/// agent long gone may stay named.
+fn beside(own: Config, former: Option<Config>) -> Config {
+    let former_agent_cgroup = match former {
+        Some(former) if former.agent_cgroup != own.agent_cgroup => former.agent_cgroup,
+        Some(former) => former.former_agent_cgroup,
+        None => 0,
+    };
+    Config {
+        former_agent_cgroup,
+        ..own
+    }
 }
 
 /// Takes over the enrolled pods of maps of another layout, before programs that read the new

@@ -30,6 +30,8 @@ pub struct Situation<'a> {
     pub running: Option<&'a Arc<Pod>>,
     /// Whether the kernel captures its connections.
     pub in_kernel: bool,
+    /// The kernel had it when this agent came, and nobody has said anything of its sandbox since.
+    pub orphan: bool,
 }
 
 /// A step.
@@ -50,10 +52,13 @@ pub enum Action {
 /// The next step.
 pub fn plan(situation: &Situation<'_>) -> Action {
     let Some(sandbox) = situation.sandbox else {
-        return match (situation.running, situation.in_kernel) {
+        return match (situation.running, situation.wanted) {
             (Some(_), _) => Action::Remove,
-            (None, true) => Action::LeaveKernel,
-            (None, false) => Action::Nothing,
+            (None, _) if !situation.in_kernel => Action::Nothing,
+            // The record of it was lost, perhaps not the pod: letting go would let it out in the
+            // clear. Discovery finds it or finds it gone.
+            (None, Wanted::Yes(_) | Wanted::Unknown) if situation.orphan => Action::Nothing,
+            (None, _) => Action::LeaveKernel,
         };
     };
     match (situation.wanted, situation.running) {

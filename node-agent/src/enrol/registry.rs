@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 /// Longest pod uid, in bytes: a Kubernetes uid has 36.
 const MAX_UID_BYTES: usize = 64;
 
+/// Longest container id, in bytes: containerd's and CRI-O's have 64.
+const MAX_CONTAINER_ID_BYTES: usize = 256;
+
 /// Why a sandbox could not be recorded or forgotten.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,6 +74,9 @@ pub struct Registration {
     pub netns: PathBuf,
     /// Its addresses: one or two, of different families.
     pub addresses: Vec<IpAddr>,
+    /// The container runtime's id of it, where known.
+    #[serde(default)]
+    pub container_id: Option<String>,
 }
 
 /// A registered sandbox.
@@ -88,6 +94,9 @@ pub struct Sandbox {
     pub netns_id: NetnsId,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
+    /// The container runtime's id of it; a pod can have one sandbox after the other, and the end
+    /// of the first may be told after the beginning of the second.
+    pub container_id: Option<Arc<str>>,
 }
 
 /// A sandbox on disk.
@@ -100,6 +109,8 @@ struct Record {
     netns_dev: u64,
     netns_ino: u64,
     addresses: Vec<IpAddr>,
+    #[serde(default)]
+    container_id: Option<String>,
     /// Inode numbers repeat after a reboot.
     boot_id: String,
 }
@@ -143,6 +154,10 @@ impl Sandbox {
         if addresses.iter().any(unusable) {
             return Err(invalid("addresses", "are not those of a pod"));
         }
+        let id = registration.container_id.as_ref();
+        if id.is_some_and(|id| !(1..=MAX_CONTAINER_ID_BYTES).contains(&id.len())) {
+            return Err(invalid("container_id", "is empty or too long"));
+        }
         let netns = Netns::open(&registration.netns).map_err(|source| RegistryError::Netns {
             path: registration.netns.clone(),
             source,
@@ -154,6 +169,7 @@ impl Sandbox {
             netns: registration.netns,
             netns_id: netns.id(),
             addresses,
+            container_id: registration.container_id.map(Arc::from),
         })
     }
 }
@@ -230,6 +246,7 @@ impl Registry {
             name: record.name,
             netns: record.netns,
             addresses: record.addresses,
+            container_id: record.container_id,
         };
         let sandbox = Sandbox::new(&record.pod_uid, registration)?;
         if sandbox.netns_id
@@ -263,6 +280,7 @@ impl Registry {
             netns_dev: sandbox.netns_id.dev,
             netns_ino: sandbox.netns_id.ino,
             addresses: sandbox.addresses.clone(),
+            container_id: sandbox.container_id.as_deref().map(str::to_owned),
             boot_id: self.boot_id.clone(),
         };
         let path = self.path(&sandbox.pod_uid);
@@ -335,6 +353,7 @@ mod tests {
                 .iter()
                 .map(|a| a.parse().expect("address"))
                 .collect(),
+            container_id: Some("c-1".to_owned()),
         }
     }
 

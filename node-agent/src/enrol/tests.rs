@@ -19,7 +19,7 @@ use crate::sockets::Listeners;
 use crate::testing::{FakeCertificates, FakeKernel};
 
 #[derive(Clone, Default)]
-struct Calls(Rc<RefCell<Vec<String>>>);
+pub(super) struct Calls(Rc<RefCell<Vec<String>>>);
 
 impl Calls {
     fn take(&self) -> Vec<String> {
@@ -47,19 +47,42 @@ impl Workers for Calls {
     fn listen(&self, _: &Netns, _: &[IpAddr]) -> io::Result<Vec<Listeners>> {
         Ok(vec![Listeners::default()])
     }
+
+    fn inherit(
+        &self,
+        former: Vec<Listeners>,
+        _: &Netns,
+        _: &[IpAddr],
+    ) -> io::Result<Vec<Listeners>> {
+        self.0
+            .borrow_mut()
+            .push(format!("inherit {}", former.len()));
+        Ok(former)
+    }
 }
 
-struct Fixture {
-    kernel: Arc<FakeKernel>,
-    certificates: Arc<FakeCertificates>,
+pub(super) struct Fixture {
+    pub(super) kernel: Arc<FakeKernel>,
+    pub(super) certificates: Arc<FakeCertificates>,
     calls: Calls,
     dir: tempfile::TempDir,
-    enrolment: Enrolment<Calls>,
+    pub(super) enrolment: Enrolment<Calls>,
     now: Instant,
 }
 
+pub(super) fn node_pod(account: &str, mode: Mode) -> NodePod {
+    NodePod {
+        namespace: Arc::from("ns"),
+        name: Arc::from("pod"),
+        workload_uid: Arc::from("w"),
+        identity: id(account),
+        addresses: vec!["10.0.0.1".parse().expect("address")],
+        mode,
+    }
+}
+
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::after(Arc::default(), tempfile::tempdir().expect("dir"))
     }
 
@@ -83,7 +106,7 @@ impl Fixture {
         }
     }
 
-    fn restart(self) -> Self {
+    pub(super) fn restart(self) -> Self {
         Self::after(self.kernel, self.dir)
     }
 
@@ -93,25 +116,20 @@ impl Fixture {
             name: "pod".to_owned(),
             netns: PathBuf::from("/proc/self/ns/net"),
             addresses: vec!["10.0.0.1".parse().expect("address")],
+            container_id: None,
         };
         let sandbox = Sandbox::new(uid, registration).expect("valid");
         self.enrolment.register(sandbox).expect("registered");
     }
 
-    fn want(&mut self, uid: &str, account: &str, mode: Mode) {
-        let pod = NodePod {
-            namespace: Arc::from("ns"),
-            name: Arc::from("pod"),
-            workload_uid: Arc::from("w"),
-            identity: id(account),
-            mode,
-        };
+    pub(super) fn want(&mut self, uid: &str, account: &str, mode: Mode) {
+        let pod = node_pod(account, mode);
         self.enrolment
             .update_node_pods(vec![(Arc::from(uid), Some(pod))]);
     }
 
     /// Reconciles and returns what the workers were told.
-    fn settle(&mut self) -> Vec<String> {
+    pub(super) fn settle(&mut self) -> Vec<String> {
         self.enrolment.reconcile(self.now);
         self.calls.take()
     }
@@ -128,7 +146,7 @@ impl Fixture {
     }
 }
 
-fn id(account: &str) -> SpiffeId {
+pub(super) fn id(account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "ns", account).expect("id")
 }
 
@@ -259,6 +277,13 @@ fn restart_lets_go_of_pods_that_are_gone() {
     f.enrolment.unregister("u").expect("unregistered");
     let mut f = f.restart();
     assert!(f.settle().is_empty());
+    assert_eq!(
+        f.kernel.uids(),
+        ["left-over", "u"],
+        "nobody knows of them yet"
+    );
+    f.enrolment.set_synced();
+    f.settle();
     assert!(f.kernel.uids().is_empty());
 }
 
@@ -324,4 +349,39 @@ fn pods_not_wanted_are_recorded_and_left_alone() {
     let table = f.enrolment.table();
     assert!(table.settled && !table.pods["u"].enrolled);
     assert_eq!(table.counts(), (0, 0));
+}
+
+#[test]
+fn a_pod_taken_over_is_served_through_the_listeners_handed_over() {
+    let mut f = Fixture::enrolled("u").restart();
+    let handed_over = vec![Listeners::default(), Listeners::default()];
+    let inherited = [(Arc::from("u"), handed_over)].into();
+    f.enrolment = f.enrolment.inheriting(inherited);
+    assert!(f.settle().is_empty(), "not before it is known to be wanted");
+    f.certificates.issue(&id("sa"));
+    f.want("u", "sa", Mode::Ambient);
+    f.enrolment.set_synced();
+    f.now += Duration::from_secs(60);
+    assert_eq!(f.settle(), ["inherit 2", "start u sa"]);
+}
+
+#[test]
+fn listeners_of_a_pod_that_nobody_wants_are_closed() {
+    let mut f = Fixture::enrolled("u").restart();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let address = listener.local_addr().expect("address");
+    let listeners = Listeners {
+        outbound: vec![listener],
+        ..Listeners::default()
+    };
+    f.enrolment = f
+        .enrolment
+        .inheriting([(Arc::from("u"), vec![listeners])].into());
+    f.settle();
+    let waits = std::net::TcpStream::connect(address);
+    assert!(waits.is_ok(), "the controller has not said");
+    f.want("u", "sa", Mode::None);
+    f.enrolment.set_synced();
+    f.settle();
+    assert!(std::net::TcpStream::connect(address).is_err());
 }

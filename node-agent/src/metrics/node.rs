@@ -11,6 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use tokio::sync::watch;
 
+use crate::cni::install::InstallStatus;
 use crate::context::Context;
 use crate::enrol::PodTable;
 
@@ -22,6 +23,8 @@ pub struct NodeMetrics {
     pub ads: watch::Receiver<AdsStatus>,
     /// Enrolment as last published.
     pub pods: watch::Receiver<Arc<PodTable>>,
+    /// The CNI plugin on this node, if the agent looks after it.
+    pub install: Option<Arc<InstallStatus>>,
 }
 
 impl fmt::Debug for NodeMetrics {
@@ -95,6 +98,15 @@ impl Collector for NodeMetrics {
                 (vec![("state", "enrolled")], gauge(enrolled)),
             ],
         )?;
+        let help = "Sandboxes found without the container runtime's word";
+        out.counters("karst_pods_discovered", help, [(vec![], pods.discovered)])?;
+        if let Some(install) = &self.install {
+            let (in_place, changes) = install.read();
+            let help = "Whether the CNI plugin is installed and in the runtime's configuration";
+            out.gauges("karst_cni_installed", help, [(vec![], i64::from(in_place))])?;
+            let help = "Files written or removed to put the CNI plugin in place";
+            out.counters("karst_cni_install_changes", help, [(vec![], changes)])?;
+        }
         let dropped = self.context.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
         out.counters("karst_access_log_dropped", help, [(vec![], dropped)])?;

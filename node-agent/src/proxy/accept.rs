@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::worker::LocalPod;
@@ -20,28 +21,55 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// until none has come for this long.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// Accepts until `stop`, then empties the queue. Each connection runs in a task
-/// of its own, which ends with the pod.
+/// Whether a pod's accept loops take connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// They do.
+    Open,
+    /// They leave them in the queue, where another agent may come to take them.
+    Paused,
+    /// Another agent takes them: the loops end and leave the queue as it is.
+    HandedOver,
+}
+
+/// When an accept loop ends, and when it waits.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Empties the queue, then ends.
+    pub token: CancellationToken,
+    /// Waits, or ends at once.
+    pub gate: watch::Receiver<Gate>,
+}
+
+/// Accepts until told to stop, see [`Stop`]. Each connection runs in a task of
+/// its own, which ends with the pod.
 pub async fn accept_loop<F>(
-    listener: std::net::TcpListener,
+    listener: Rc<TcpListener>,
     pod: Rc<LocalPod>,
-    stop: CancellationToken,
+    mut stop: Stop,
     handle: impl Fn(Rc<LocalPod>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + 'static,
 {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, pod.name = &*pod.pod.name, "listener cannot be used");
-            return;
-        }
-    };
     loop {
+        // The gate's sender is the pod's, so it is there as long as we are.
+        let gate = *stop.gate.borrow_and_update();
+        match gate {
+            Gate::Open => {}
+            Gate::Paused => {
+                tokio::select! {
+                    changed = stop.gate.changed() => if changed.is_err() { return },
+                    () = stop.token.cancelled() => return,
+                }
+                continue;
+            }
+            Gate::HandedOver => return,
+        }
         let accepted = tokio::select! {
             biased;
+            Ok(()) = stop.gate.changed() => continue,
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => {
+            () = stop.token.cancelled() => {
                 match tokio::time::timeout(LINGER, listener.accept()).await {
                     Ok(accepted) if !pod.is_killed() => accepted,
                     _ => return,

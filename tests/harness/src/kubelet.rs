@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::addresses;
-use crate::admin;
 use crate::cgroup;
+use crate::cni;
 use crate::host;
 use crate::launch::Launch;
 use crate::manifests::Key;
@@ -143,17 +143,17 @@ fn record(
     })
 }
 
-/// What the CNI plugin does on ADD: the agent has to agree before the pod may start.
+/// What the container runtime does before it starts anything: the agent has to agree.
 fn register(paths: &Paths, pod: &PodRecord) -> Result<()> {
-    let sandbox = json!({
-        "namespace": pod.namespace, "name": pod.name,
-        "netns": netns_file(&pod.netns), "addresses": pod.addresses,
-    });
-    let socket = paths.admin_socket(&pod.node);
     until("the agent to take the sandbox", SANDBOX_LIMIT, || {
-        admin::put(&socket, &format!("/v1/sandboxes/{}", pod.uid), &sandbox)
+        cni::call(paths, pod, "ADD", &sandbox_name(pod)).map(drop)
     })
     .with_context(|| format!("pod {}", pod.id()))
+}
+
+/// The runtime's name of a pod's only sandbox.
+pub fn sandbox_name(pod: &PodRecord) -> String {
+    format!("sandbox-{}", pod.uid)
 }
 
 /// Ends a pod and removes all that it had.
@@ -168,12 +168,9 @@ pub fn stop_pod(paths: &Paths, state: &mut State, key: &Key) -> Result<()> {
     cgroup::remove(&pod_cgroup(paths, &pod)?)?;
     if pod.own_netns {
         if state.mesh == Mesh::On {
-            // As with a CNI DEL: a dead agent must not keep a pod from ending. It learns of
-            // the end from the controller and from the missing namespace.
-            let _ = admin::delete(
-                &paths.admin_socket(&pod.node),
-                &format!("/v1/sandboxes/{}", pod.uid),
-            );
+            // It succeeds without an agent too, which learns of the end from the controller and
+            // from the missing namespace.
+            cni::call(paths, &pod, "DEL", &sandbox_name(&pod))?;
         }
         network::remove_pod(paths, &pod)?;
     }

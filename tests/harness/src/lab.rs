@@ -1,5 +1,6 @@
 //! The lab's handle: everything a caller can do with one.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
@@ -673,6 +674,39 @@ impl Lab {
             self.keep(mesh::spawn_agent(&self.paths, state, node)?);
             Ok(())
         })
+    }
+
+    /// Starts one more agent for a node beside the one that runs, as an upgrade does, without
+    /// waiting for it. `tag` tells it apart, `more` are arguments; its process is the caller's.
+    pub fn spawn_successor(&self, node: &str, tag: &str, more: &[&str]) -> Result<Running> {
+        self.change(|state| {
+            state.node_number(node)?;
+            mesh::spawn_successor(&self.paths, state, node, (tag, more)).map(Running::new)
+        })
+    }
+
+    /// Whether that agent says that it serves: the probe of its pod (`karst-node-agent ready`).
+    pub fn successor_ready(&self, node: &str, tag: &str) -> Result<()> {
+        let socket = self.paths.ready_socket(node, tag);
+        let output = Command::new(host::binary("karst-node-agent")?)
+            .args([
+                OsStr::new("ready"),
+                OsStr::new("--socket"),
+                socket.as_os_str(),
+            ])
+            .output()
+            .context("running the probe")?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "the agent {tag} is not ready: {told}"
+        );
+        Ok(())
+    }
+
+    /// Where a node's agent is asked to hand over to another one.
+    pub fn takeover_socket(&self, node: &str) -> PathBuf {
+        self.paths.takeover_socket(node)
     }
 
     /// The process id of a node's agent.

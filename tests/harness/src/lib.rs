@@ -4,8 +4,8 @@
 //!
 //! The lab plays what a cluster brings: the API server (a directory of manifests that the
 //! controller watches), the kubelet (a pod's first container is a host program in the pod's
-//! own network and mount namespace and cgroup) and the CNI plugin (addresses, routes, and
-//! the word to the agent). It has no route out of the machine, writes no packet filter rule
+//! own network and mount namespace and cgroup), the container runtime (which calls the real
+//! `karst-cni`) and the CNI plugin before it (addresses, routes). It has no route out of the machine, writes no packet filter rule
 //! and does not proxy Service addresses: an un-enrolled pod cannot dial a ClusterIP here.
 //!
 //! Start reading at [`Lab`]; `network` builds the wire, `kubelet` runs pods, `mesh` runs
@@ -16,6 +16,7 @@
 mod addresses;
 mod admin;
 mod cgroup;
+mod cni;
 mod host;
 pub mod inside;
 mod kubelet;

@@ -18,7 +18,7 @@ use crate::kubelet::node_cgroups;
 use crate::launch::Launch;
 use crate::netns;
 use crate::network::CONTROL;
-use crate::paths::Paths;
+use crate::paths::{NETNS_DIR, Paths};
 use crate::state::State;
 use crate::tokens::{self, TokenKey};
 use crate::wait::until;
@@ -121,8 +121,36 @@ pub fn spawn_agent(paths: &Paths, state: &State, node: &str) -> Result<Option<Ch
     if agent_pid(paths, node)?.is_some() {
         return Ok(None);
     }
+    let own = node_cgroups(paths, node)?.agent;
+    launch_agent(paths, state, node, own, &[]).map(Some)
+}
+
+/// Starts one more agent for a node beside the one that runs, in a cgroup of its own as in a
+/// pod of its own: what an upgrade does.
+pub fn spawn_successor(
+    paths: &Paths,
+    state: &State,
+    node: &str,
+    (tag, more): (&str, &[&str]),
+) -> Result<Child> {
+    let own = node_cgroups(paths, node)?
+        .node
+        .join(format!("karst-agent-{tag}"));
+    let ready = format!("--ready-socket={}", paths.ready_socket(node, tag).display());
+    let mut args = vec![ready];
+    args.extend(more.iter().map(ToString::to_string));
+    launch_agent(paths, state, node, own, &args)
+}
+
+fn launch_agent(
+    paths: &Paths,
+    state: &State,
+    node: &str,
+    own: PathBuf,
+    more: &[String],
+) -> Result<Child> {
     let cgroups = node_cgroups(paths, node)?;
-    for path in [&cgroups.agent, &cgroups.pods, &cgroups.host] {
+    for path in [&own, &cgroups.pods, &cgroups.host] {
         cgroup::create(path)?;
     }
     host::ensure_bpffs()?;
@@ -143,24 +171,31 @@ pub fn spawn_agent(paths: &Paths, state: &State, node: &str) -> Result<Option<Ch
         format!("--token={}", token.display()),
         format!("--bpffs-root={}", paths.bpffs_root().display()),
         format!("--node-cgroup={}", cgroups.node.display()),
-        format!("--agent-cgroup={}", cgroups.agent.display()),
+        format!("--agent-cgroup={}", own.display()),
         format!("--kubepods-cgroup={}", cgroups.pods.display()),
         format!("--state-dir={}", dir.join("state").display()),
         format!("--admin-socket={}", paths.admin_socket(node).display()),
     ];
     argv.extend(state.agent_args.iter().cloned());
+    argv.extend(more.iter().cloned());
     let launch = Launch {
         netns: paths.host_netns(node),
-        cgroup: cgroups.agent,
+        cgroup: own,
         name_files: None,
         directory: dir,
         // By the environment, so that a caller's arguments override them.
         env: vec![
             ("KARST_METRICS_LISTEN".to_owned(), AGENT_METRICS.to_owned()),
             ("KARST_ACCESS_LOG".to_owned(), "json".to_owned()),
+            (
+                "KARST_CNI_SOCKET".to_owned(),
+                paths.cni_socket(node).display().to_string(),
+            ),
+            ("KARST_DISCOVER_PODS".to_owned(), "true".to_owned()),
+            ("KARST_NETNS_DIR".to_owned(), NETNS_DIR.to_owned()),
         ],
     };
-    launch.start(&argv, &paths.agent_log(node)).map(Some)
+    launch.start(&argv, &paths.agent_log(node))
 }
 
 /// Waits until a node's agent says that it is ready; `child` is its process if this caller

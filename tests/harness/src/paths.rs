@@ -85,9 +85,24 @@ impl Paths {
         self.dir.join("node").join(node)
     }
 
+    /// A node's agent's socket for the CNI plugin, in a directory of its own.
+    pub fn cni_socket(&self, node: &str) -> PathBuf {
+        self.node_dir(node).join("cni").join("cni.sock")
+    }
+
     /// A node's agent's admin socket.
     pub fn admin_socket(&self, node: &str) -> PathBuf {
         self.node_dir(node).join("admin.sock")
+    }
+
+    /// The socket that says whether one of several agents of a node is ready.
+    pub fn ready_socket(&self, node: &str, tag: &str) -> PathBuf {
+        self.node_dir(node).join(format!("ready-{tag}.sock"))
+    }
+
+    /// Where a node's agent is asked to hand over to another one.
+    pub fn takeover_socket(&self, node: &str) -> PathBuf {
+        self.node_dir(node).join("state").join("takeover.sock")
     }
 
     /// The controller's files.

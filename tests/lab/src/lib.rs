@@ -7,9 +7,11 @@
 pub mod attacker;
 mod chat;
 mod evidence;
+mod kernel;
 pub mod scenario;
 mod world;
 
 pub use chat::Chat;
 pub use evidence::{Footprint, Refusal, access_records, footprint, refusals, wait_refused};
+pub use kernel::{kernel_view, once_attached};
 pub use world::{AMBIENT, World, manifest};

@@ -10,39 +10,13 @@ use anyhow::{Context, Result, bail, ensure};
 use karst_harness::{Mesh, until};
 use karst_lab_tests::attacker::{self, HBONE, Signer, Validity};
 use karst_lab_tests::scenario::{self, port};
-use karst_lab_tests::{AMBIENT, Chat, Refusal, World, access_records, manifest};
+use karst_lab_tests::{
+    AMBIENT, Chat, Refusal, World, access_records, kernel_view, manifest, once_attached,
+};
 use serde_json::Value;
 
 const CLIENT: &str = "mesh/client";
 const SERVER: &str = "mesh/server";
-
-/// What `karst inspect` shows of the kernel, less what counts or names a program's load.
-fn kernel_view(world: &World, node: &str) -> Result<(Value, Value)> {
-    let show = |what: &str| -> Result<Value> {
-        let output = world.lab.inspect(node, &[what, "show", "-j"])?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(serde_json::from_slice(&output.stdout)?)
-    };
-    let mut links = show("link")?;
-    for link in links.as_array_mut().context("links are no list")? {
-        let fields = link.as_object_mut().context("a link is no object")?;
-        // A new agent brings its own programs; the links stay and are pointed at them.
-        fields.remove("program_id");
-    }
-    let mut pods = show("pod")?;
-    for pod in pods.as_array_mut().context("pods are no list")? {
-        let fields = pod.as_object_mut().context("a pod is no object")?;
-        // What the agent knows beyond the kernel, and only while it lives.
-        for field in ["connections", "identity", "name", "namespace"] {
-            fields.remove(field);
-        }
-    }
-    Ok((links, pods))
-}
 
 #[test]
 fn a_killed_agent_fails_closed_and_its_successor_adopts() -> Result<()> {
@@ -147,25 +121,6 @@ fn a_killed_agent_fails_closed_and_its_successor_adopts() -> Result<()> {
     );
     once_attached(&world, "node1")?;
     outside.end()
-}
-
-/// No hook of the node's cgroup has two programs of ours.
-fn once_attached(world: &World, node: &str) -> Result<()> {
-    let output = world.lab.inspect(node, &["link", "show", "-j"])?;
-    let links: Value = serde_json::from_slice(&output.stdout)?;
-    let mut hooks = std::collections::BTreeMap::new();
-    for link in links.as_array().context("links are no list")? {
-        let hook = format!(
-            "{} {} {}",
-            link["attach_type"], link["cgroup_id"], link["netns_ino"]
-        );
-        *hooks.entry(hook).or_insert(0) += 1;
-    }
-    ensure!(
-        hooks.values().all(|count| *count == 1),
-        "attached twice: {hooks:?}"
-    );
-    Ok(())
 }
 
 #[test]

@@ -40,6 +40,17 @@ const TOOLS: &[Tool] = &[
     tool("nginx", "nginx-light", Need::Bench),
     tool("wrk", "wrk", Need::Bench),
     tool("iperf3", "iperf3", Need::Bench),
+    tool("ip", "iproute2", Need::Cluster),
+    tool("mount", "mount", Need::Cluster),
+    tool("nft", "nftables", Need::Cluster),
+    tool("containerd", "containerd", Need::Cluster),
+    tool("runc", "runc", Need::Cluster),
+    // The package brings no program of its own that is in `PATH`.
+    tool(
+        "/usr/lib/cni/bridge",
+        "containernetworking-plugins",
+        Need::Cluster,
+    ),
 ];
 
 /// Where Debian's maintainer scripts ask whether they may start a service.

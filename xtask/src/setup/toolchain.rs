@@ -99,6 +99,8 @@ fn install_linker(workspace: &Workspace) -> Result<()> {
                 "--root",
             ])
             .arg(&tools)
+            // Outside the workspace, whose settings (a static build above all) are not for this program.
+            .current_dir("/")
             .env_remove("CARGO_TARGET_DIR"),
     )?;
     if bpf_linker(workspace).is_none() {

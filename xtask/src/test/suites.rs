@@ -2,7 +2,7 @@
 
 use std::{
     io::BufReader,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -39,13 +39,13 @@ impl Suite {
         }
     }
 
-    /// The program as `cargo test` would start it.
-    pub fn command(&self, workspace: &Workspace, filter: Option<&str>) -> Command {
+    /// The program as `cargo test` would start it; `binaries` is where the lab finds Karst's own.
+    pub fn command(&self, binaries: &Path, filter: Option<&str>) -> Command {
         let mut command = Command::new(&self.executable);
         command
             .current_dir(&self.folder)
             .env("CARGO_MANIFEST_DIR", &self.folder)
-            .env("KARST_BIN_DIR", workspace.release())
+            .env("KARST_BIN_DIR", binaries)
             .args(filter);
         if let Some((_, threads)) = PRIVILEGED
             .iter()
@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn tests_that_share_kernel_state_run_one_at_a_time() {
-        let workspace = Workspace::locate().unwrap();
-        let arguments = |package| shown(&suite(package, "t").command(&workspace, Some("name")));
+        let binaries = Path::new("/bin");
+        let arguments = |package| shown(&suite(package, "t").command(binaries, Some("name")));
         assert_eq!(
             arguments("karst-bpf-tests"),
             "/bin/true name --test-threads=1"

@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod incremental;
+mod lookups;
 mod modes;
 mod objects;
 mod pods;

@@ -12,7 +12,7 @@ use crate::{
     error::{Faults, ObjectError},
     labels::{
         self, CANONICAL_NAME, CANONICAL_REVISION, DataplaneMode, Labels, POD_TEMPLATE_HASH,
-        SIDECAR_STATUS,
+        SIDECAR_CONTAINER, SIDECAR_STATUS,
     },
 };
 
@@ -105,10 +105,7 @@ impl Pod {
             ips: ips(object, faults)?,
             named_ports: named_ports(spec, faults)?,
             mode,
-            has_sidecar: metadata
-                .annotations
-                .as_ref()
-                .is_some_and(|annotations| annotations.contains_key(SIDECAR_STATUS)),
+            has_sidecar: has_sidecar(metadata, spec),
             canonical_name: labels::first(&labels, &CANONICAL_NAME)
                 .unwrap_or(&workload_name)
                 .to_owned(),
@@ -120,6 +117,19 @@ impl Pod {
             labels,
         })
     }
+}
+
+/// Whether Istio's sidecar is in the pod: put there by its injector, which notes it, or written into
+/// the manifest by hand; also as an init container that goes on running.
+fn has_sidecar(metadata: &ObjectMeta, spec: &v1::PodSpec) -> bool {
+    let annotations = metadata.annotations.as_ref();
+    let init = spec.init_containers.iter().flatten();
+    annotations.is_some_and(|annotations| annotations.contains_key(SIDECAR_STATUS))
+        || spec
+            .containers
+            .iter()
+            .chain(init)
+            .any(|container| container.name == SIDECAR_CONTAINER)
 }
 
 /// The Kubernetes uid. A manifest that nobody has run through an API server has none; its

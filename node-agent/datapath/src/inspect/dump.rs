@@ -157,6 +157,10 @@ fn config(config: &Config) -> Fields {
     fields([
         ("host_netns_cookie", config.host_netns.to_string()),
         ("agent_cgroup", config.agent_cgroup.to_string()),
+        (
+            "former_agent_cgroup",
+            config.former_agent_cgroup.to_string(),
+        ),
         ("kubepods_cgroup", config.kubepods_cgroup.to_string()),
     ])
 }

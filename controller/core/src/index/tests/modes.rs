@@ -97,13 +97,18 @@ fn a_mistyped_label_is_a_finding_that_names_the_field() {
 
 #[test]
 fn a_pod_with_a_sidecar_is_left_alone() {
-    let over = json!({"metadata": {"annotations": {"sidecar.istio.io/status": "{}"}}});
-    check(
-        "sidecar",
-        namespace(Some("ambient")),
-        merged(over, labelled("ambient")),
-        DataplaneMode::None,
-    );
+    for over in [
+        json!({"metadata": {"annotations": {"sidecar.istio.io/status": "{}"}}}),
+        json!({"spec": {"containers": [{"name": "app"}, {"name": "istio-proxy"}]}}),
+        json!({"spec": {"initContainers": [{"name": "istio-proxy", "restartPolicy": "Always"}]}}),
+    ] {
+        check(
+            &over.to_string(),
+            namespace(Some("ambient")),
+            merged(over.clone(), labelled("ambient")),
+            DataplaneMode::None,
+        );
+    }
 }
 
 #[test]

@@ -1,0 +1,431 @@
+//! Keeps up with the objects of one kind.
+//!
+//! The first state comes as a streaming list where the server can do that (it costs the server no
+//! second copy), else page by page. After it, changes come from where the list ended. A watch that
+//! ends is taken up where it was; one whose place is forgotten (410, etcd compacted) starts again
+//! with a list. Errors are waited out here: [`Follower::next`] only ever gives events.
+
+use std::{fmt::Debug, pin::Pin, time::Duration};
+
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{ListParams, WatchEvent, WatchParams},
+};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tokio_stream::{Stream, StreamExt};
+use tracing::{debug, info, warn};
+
+use super::{Cluster, describe, retry::Retry};
+use crate::metrics::Watched;
+
+/// The server ends a watch after this many seconds, and it is taken up again.
+const WATCH_SECONDS: u32 = 240;
+
+/// A watch that is silent for this long is taken up again, as its connection may be dead. The server sends a bookmark about once
+/// a minute.
+const SILENCE_LIMIT: Duration = Duration::from_secs(100);
+
+/// Wait before a watch that ended is taken up again, so that a server that keeps ending it is not
+/// asked without pause.
+const RESUME_PAUSE: Duration = Duration::from_millis(100);
+
+/// A list must make progress within this time.
+const LIST_LIMIT: Duration = Duration::from_secs(30);
+
+/// Objects in a page of a list.
+const PAGE: u32 = 500;
+
+/// What a follower says.
+#[derive(Debug)]
+pub enum Event<K> {
+    /// A list begins; what has been listed before it does not count.
+    Started,
+    /// An object of the list.
+    Listed(K),
+    /// The list is complete: what was not in it is gone.
+    Synced,
+    /// An object is new or has changed.
+    Applied(K),
+    /// An object is gone.
+    Deleted(K),
+    /// An object that could not even be read; the others go on.
+    Unreadable(String),
+}
+
+type Watch<K> = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<K>>> + Send>>;
+
+enum State<K> {
+    /// Nothing is known.
+    Empty,
+    /// A streaming list is under way.
+    Streaming(Watch<K>),
+    /// A list is under way, page by page.
+    Paging {
+        page: std::vec::IntoIter<K>,
+        continue_token: Option<String>,
+        version: Option<String>,
+    },
+    /// All is known up to this version.
+    Known(String),
+    /// Changes come.
+    Watching(Watch<K>, String),
+}
+
+/// Why a step did not give an event.
+enum Trouble {
+    /// The place in the history is forgotten.
+    Forgotten,
+    /// The server does not know streaming lists.
+    NoStreaming(String),
+    /// Anything else.
+    Problem(String),
+    /// The watch came to its normal end.
+    Ended,
+}
+
+/// Follows one kind of object.
+pub struct Follower<K> {
+    api: Api<K>,
+    /// Label of logs and metrics.
+    name: &'static str,
+    cluster: Cluster,
+    labels: Option<String>,
+    fields: Option<String>,
+    streaming: bool,
+    state: State<K>,
+    retry: Retry,
+    wait_until: Option<Instant>,
+    failing: bool,
+}
+
+impl<K> Follower<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Follows what `api` has. `name` is the label of logs and metrics.
+    pub fn new(cluster: &Cluster, api: Api<K>, name: &'static str) -> Self {
+        let label = Watched { kind: name };
+        let metrics = cluster.metrics();
+        metrics.watch_synced.get_or_create(&label).set(0);
+        Self {
+            api,
+            name,
+            cluster: cluster.clone(),
+            labels: None,
+            fields: None,
+            streaming: true,
+            state: State::Empty,
+            retry: Retry::default(),
+            wait_until: None,
+            failing: false,
+        }
+    }
+
+    /// Only objects with these labels.
+    #[must_use]
+    pub fn labels(mut self, selector: &str) -> Self {
+        self.labels = Some(selector.to_owned());
+        self
+    }
+
+    /// Only objects with these fields.
+    #[must_use]
+    pub fn fields(mut self, selector: &str) -> Self {
+        self.fields = Some(selector.to_owned());
+        self
+    }
+
+    /// The next event. May be dropped while it waits; nothing is lost then.
+    pub async fn next(&mut self) -> Event<K> {
+        loop {
+            if let Some(until) = self.wait_until {
+                tokio::time::sleep_until(until).await;
+                self.wait_until = None;
+            }
+            match self.step().await {
+                Ok(Some(event)) => {
+                    if matches!(event, Event::Synced) {
+                        self.synced();
+                    }
+                    return event;
+                }
+                Ok(None) => {}
+                Err(trouble) => self.recover(trouble),
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Event<K>>, Trouble> {
+        match &mut self.state {
+            State::Empty if self.streaming => {
+                let params = self.watch_params(true);
+                // No version: the list is as new as the request, not what a cache happens to have.
+                let watch = start(&self.api, &params, "").await.map_err(|trouble| {
+                    match trouble {
+                        // What a server says that has never heard of `sendInitialEvents`, or is
+                        // told not to do it.
+                        Refused::Unacceptable(text) => Trouble::NoStreaming(text),
+                        other => other.into(),
+                    }
+                })?;
+                self.state = State::Streaming(watch);
+                Ok(Some(Event::Started))
+            }
+            State::Empty => {
+                self.state = State::Paging {
+                    page: Vec::new().into_iter(),
+                    continue_token: None,
+                    version: None,
+                };
+                Ok(Some(Event::Started))
+            }
+            State::Streaming(watch) => match next(watch, LIST_LIMIT).await? {
+                Found::Object(object) => Ok(Some(Event::Listed(object))),
+                Found::Bookmark { version, end: true } => {
+                    self.known(version);
+                    Ok(Some(Event::Synced))
+                }
+                Found::Bookmark { .. } => Ok(None),
+                // Not in a list; were it sent, the object is not there.
+                Found::Deleted(_) => Ok(None),
+                Found::Unreadable(problem) => Ok(Some(Event::Unreadable(problem))),
+            },
+            State::Paging { page, version, .. } if page.len() > 0 || version.is_some() => {
+                if let Some(object) = page.next() {
+                    return Ok(Some(Event::Listed(object)));
+                }
+                let version = version.take().unwrap_or_default();
+                self.state = State::Known(version);
+                Ok(Some(Event::Synced))
+            }
+            State::Paging { continue_token, .. } => {
+                let params = ListParams {
+                    label_selector: self.labels.clone(),
+                    field_selector: self.fields.clone(),
+                    limit: Some(PAGE),
+                    continue_token: continue_token.clone(),
+                    ..ListParams::default()
+                };
+                self.state = list(&self.api, &params).await?;
+                Ok(None)
+            }
+            State::Known(version) => {
+                let version = version.clone();
+                let params = self.watch_params(false);
+                let watch = start(&self.api, &params, &version).await?;
+                self.state = State::Watching(watch, version);
+                Ok(None)
+            }
+            State::Watching(watch, version) => match next(watch, SILENCE_LIMIT).await? {
+                Found::Object(object) => {
+                    *version = object.resource_version().unwrap_or_default();
+                    self.progress();
+                    Ok(Some(Event::Applied(object)))
+                }
+                Found::Deleted(object) => {
+                    *version = object.resource_version().unwrap_or_default();
+                    self.progress();
+                    Ok(Some(Event::Deleted(object)))
+                }
+                Found::Bookmark { version: at, .. } => {
+                    *version = at;
+                    self.progress();
+                    Ok(None)
+                }
+                Found::Unreadable(problem) => Ok(Some(Event::Unreadable(problem))),
+            },
+        }
+    }
+
+    fn watch_params(&self, list: bool) -> WatchParams {
+        WatchParams {
+            label_selector: self.labels.clone(),
+            field_selector: self.fields.clone(),
+            timeout: Some(WATCH_SECONDS),
+            bookmarks: true,
+            send_initial_events: list,
+        }
+    }
+
+    /// The streaming list is complete; the same watch goes on with the changes.
+    fn known(&mut self, version: String) {
+        self.state = match std::mem::replace(&mut self.state, State::Empty) {
+            State::Streaming(watch) => State::Watching(watch, version),
+            _ => State::Known(version),
+        };
+    }
+
+    fn synced(&mut self) {
+        let kind = self.name;
+        info!(kind, streaming = self.streaming, "list complete");
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let metrics = self.cluster.metrics();
+        metrics
+            .watch_last_list
+            .get_or_create(&Watched { kind })
+            .set(now);
+        self.progress();
+    }
+
+    /// The server answers.
+    fn progress(&mut self) {
+        self.retry.reset();
+        if std::mem::take(&mut self.failing) {
+            info!(kind = self.name, "watch works again");
+        }
+        let label = Watched { kind: self.name };
+        let synced = matches!(self.state, State::Watching(..) | State::Known(_));
+        let metrics = self.cluster.metrics();
+        metrics
+            .watch_synced
+            .get_or_create(&label)
+            .set(i64::from(synced));
+    }
+
+    fn recover(&mut self, trouble: Trouble) {
+        let kind = self.name;
+        let label = Watched { kind };
+        let metrics = self.cluster.metrics().clone();
+        metrics.watch_restarts.get_or_create(&label).inc();
+        let former = std::mem::replace(&mut self.state, State::Empty);
+        match trouble {
+            Trouble::Forgotten => {
+                info!(kind, "watch fell behind; listing again");
+                self.wait_until = Some(Instant::now() + self.retry.next());
+                return;
+            }
+            Trouble::NoStreaming(problem) => {
+                info!(kind, problem, "no streaming lists; listing page by page");
+                self.streaming = false;
+                return;
+            }
+            Trouble::Ended => {
+                debug!(kind, "watch ended");
+                match former {
+                    State::Watching(_, version) => {
+                        self.state = State::Known(version);
+                        self.wait_until = Some(Instant::now() + RESUME_PAUSE);
+                        return;
+                    }
+                    // A list that ends before it is complete is a failure.
+                    _ => self.fail("the list ended early"),
+                }
+            }
+            Trouble::Problem(problem) => {
+                self.fail(&problem);
+                if let State::Watching(_, version) | State::Known(version) = former {
+                    self.state = State::Known(version);
+                }
+            }
+        }
+        metrics.watch_synced.get_or_create(&label).set(0);
+        self.wait_until = Some(Instant::now() + self.retry.next());
+    }
+
+    fn fail(&mut self, problem: &str) {
+        let kind = self.name;
+        let verb = crate::metrics::Verb { verb: "watch" };
+        self.cluster.metrics().api_errors.get_or_create(&verb).inc();
+        // Once for each time that it stops to work, however long that takes.
+        if std::mem::replace(&mut self.failing, true) {
+            debug!(kind, problem, "watch still fails");
+        } else {
+            warn!(
+                reason = "watch_failed",
+                kind, problem, "watch failed; retrying"
+            );
+        }
+    }
+}
+
+enum Refused {
+    Gone,
+    Unacceptable(String),
+    Other(String),
+}
+
+impl From<Refused> for Trouble {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Gone => Self::Forgotten,
+            Refused::Unacceptable(text) | Refused::Other(text) => Self::Problem(text),
+        }
+    }
+}
+
+fn refused(error: &kube::Error) -> Refused {
+    match error {
+        kube::Error::Api(status) if status.code == 410 => Refused::Gone,
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
+            Refused::Unacceptable(status.message.clone())
+        }
+        kube::Error::Api(status) => Refused::Other(status.message.clone()),
+        other => Refused::Other(describe(other)),
+    }
+}
+
+async fn start<K>(api: &Api<K>, params: &WatchParams, version: &str) -> Result<Watch<K>, Refused>
+where
+    K: Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    match tokio::time::timeout(LIST_LIMIT, api.watch(params, version)).await {
+        Ok(Ok(watch)) => Ok(Box::pin(watch)),
+        Ok(Err(error)) => Err(refused(&error)),
+        Err(_) => Err(Refused::Other(format!("no answer within {LIST_LIMIT:?}"))),
+    }
+}
+
+async fn list<K>(api: &Api<K>, params: &ListParams) -> Result<State<K>, Trouble>
+where
+    K: Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let listed = match tokio::time::timeout(LIST_LIMIT, api.list(params)).await {
+        Ok(listed) => listed.map_err(|error| refused(&error))?,
+        Err(_) => return Err(Trouble::Problem(format!("no answer within {LIST_LIMIT:?}"))),
+    };
+    let continue_token = listed.metadata.continue_.filter(|token| !token.is_empty());
+    // The version is taken with the last page, when there is no more to come.
+    let version = match &continue_token {
+        Some(_) => None,
+        None => Some(listed.metadata.resource_version.unwrap_or_default()),
+    };
+    Ok(State::Paging {
+        page: listed.items.into_iter(),
+        continue_token,
+        version,
+    })
+}
+
+enum Found<K> {
+    Object(K),
+    Deleted(K),
+    Bookmark { version: String, end: bool },
+    Unreadable(String),
+}
+
+async fn next<K>(watch: &mut Watch<K>, limit: Duration) -> Result<Found<K>, Trouble> {
+    let Ok(event) = tokio::time::timeout(limit, watch.next()).await else {
+        // If the server is gone, taking it up again says so.
+        return Err(Trouble::Ended);
+    };
+    match event {
+        None => Err(Trouble::Ended),
+        Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
+            Ok(Found::Object(object))
+        }
+        Some(Ok(WatchEvent::Deleted(object))) => Ok(Found::Deleted(object)),
+        Some(Ok(WatchEvent::Bookmark(bookmark))) => Ok(Found::Bookmark {
+            version: bookmark.metadata.resource_version,
+            end: bookmark
+                .metadata
+                .annotations
+                .contains_key("k8s.io/initial-events-end"),
+        }),
+        Some(Ok(WatchEvent::Error(status))) if status.code == 410 => Err(Trouble::Forgotten),
+        Some(Ok(WatchEvent::Error(status))) => Err(Trouble::Problem(status.message)),
+        // One line that is no object; the stream itself goes on.
+        Some(Err(kube::Error::SerdeError(error))) => Ok(Found::Unreadable(error.to_string())),
+        Some(Err(error)) => Err(Trouble::Problem(describe(&error))),
+    }
+}

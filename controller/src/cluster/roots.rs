@@ -1,0 +1,273 @@
+//! The mesh's roots in a ConfigMap of each namespace, for whatever runs there to trust. Written by
+//! the leader only: made where it is missing, and repaired where somebody changed it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use super::{
+    CallError, Cluster, FIELD_MANAGER,
+    follow::{Event, Follower},
+    retry::Retry,
+};
+use crate::store::Store;
+
+/// Name of the ConfigMap.
+const NAME: &str = "karst-ca-root-cert";
+
+/// The key that has the roots.
+const KEY: &str = "root-cert.pem";
+
+/// Changes that come closer together than this are looked at together.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// Writes under way at a time.
+const MAX_WRITES: usize = 8;
+
+/// What is known and under way.
+#[derive(Default)]
+struct State {
+    /// Namespaces whose ConfigMap is right.
+    right: HashSet<String>,
+    /// The same in the list that is under way.
+    listed: HashSet<String>,
+    complete: bool,
+    /// Namespaces that could not be written to, and when to try again.
+    failed: HashMap<String, (Retry, Instant)>,
+}
+
+impl State {
+    fn take(&mut self, event: Event<ConfigMap>, roots: &str) {
+        match event {
+            Event::Started => self.listed.clear(),
+            Event::Listed(map) => {
+                if is_right(&map, roots) {
+                    self.listed.extend(map.metadata.namespace);
+                }
+            }
+            Event::Synced => {
+                self.right = std::mem::take(&mut self.listed);
+                self.complete = true;
+            }
+            Event::Applied(map) => {
+                let right = is_right(&map, roots);
+                let Some(namespace) = map.metadata.namespace else {
+                    return;
+                };
+                if right {
+                    self.failed.remove(&namespace);
+                    self.right.insert(namespace);
+                } else if self.right.remove(&namespace) {
+                    info!(namespace, "root bundle was changed; repairing it");
+                }
+            }
+            Event::Deleted(map) => {
+                if let Some(namespace) = map.metadata.namespace
+                    && self.right.remove(&namespace)
+                {
+                    debug!(namespace, "root bundle was deleted");
+                }
+            }
+            Event::Unreadable(problem) => {
+                warn!(reason = "object_invalid", problem, "root bundle unreadable");
+            }
+        }
+    }
+
+    /// Namespaces to write to now.
+    fn missing(&mut self, store: &Store, now: Instant) -> Vec<String> {
+        if !self.complete {
+            return Vec::new();
+        }
+        let index = store.index();
+        self.failed
+            .retain(|name, _| index.has_namespace(name) && !self.right.contains(name));
+        let waits = |name: &str| self.failed.get(name).is_some_and(|(_, at)| now < *at);
+        let missing = index
+            .namespaces()
+            .filter(|name| !self.right.contains(*name) && !waits(name));
+        missing.map(str::to_owned).collect()
+    }
+
+    fn written(&mut self, namespace: String, result: Result<(), CallError>) {
+        let Err(error) = result else {
+            self.failed.remove(&namespace);
+            self.right.insert(namespace);
+            return;
+        };
+        let reason = error.reason();
+        // What is forbidden or not found is almost always a namespace that is ending.
+        if matches!(error, CallError::Forbidden(_) | CallError::NotFound(_)) {
+            info!(reason, namespace, %error, "root bundle not written");
+        } else {
+            warn!(reason, namespace, %error, "root bundle not written");
+        }
+        let failed = self.failed.entry(namespace);
+        let (retry, at) = failed.or_insert_with(|| (Retry::default(), Instant::now()));
+        *at = Instant::now() + retry.next();
+    }
+
+    /// When a failed namespace is to be tried again.
+    fn next_attempt(&self) -> Option<Instant> {
+        self.failed.values().map(|(_, at)| *at).min()
+    }
+}
+
+fn is_right(map: &ConfigMap, roots: &str) -> bool {
+    let data = map.data.as_ref().and_then(|data| data.get(KEY));
+    data.is_some_and(|text| text == roots)
+}
+
+/// Keeps the ConfigMaps right, for ever. Dropped when this replica leads no more.
+pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
+    let api: Api<ConfigMap> = Api::all(cluster.client());
+    let selector = format!("metadata.name={NAME}");
+    let mut follower = Follower::new(&cluster, api, "root_bundle").fields(&selector);
+    let mut revisions = store.revisions();
+    let mut state = State::default();
+    let mut writes: JoinSet<(String, Result<(), CallError>)> = JoinSet::new();
+    let mut due: Vec<String> = Vec::new();
+    let mut look_at: Option<Instant> = None;
+    loop {
+        while writes.len() < MAX_WRITES
+            && let Some(namespace) = due.pop()
+        {
+            let (cluster, roots) = (cluster.clone(), roots.clone());
+            writes.spawn(async move {
+                let result = apply(&cluster, &namespace, &roots).await;
+                (namespace, result)
+            });
+        }
+        let idle = due.is_empty() && writes.is_empty();
+        let wake = [look_at, state.next_attempt()].into_iter().flatten().min();
+        let wait = async {
+            match wake {
+                Some(at) if idle => tokio::time::sleep_until(at.into()).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = follower.next() => {
+                state.take(event, &roots);
+                look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+            }
+            changed = revisions.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+            }
+            Some(ended) = writes.join_next() => {
+                if let Ok((namespace, result)) = ended {
+                    state.written(namespace, result);
+                }
+            }
+            () = wait => {
+                look_at = None;
+                due = state.missing(&store, Instant::now());
+                if due.is_empty() {
+                    continue;
+                }
+                debug!(namespaces = due.len(), "writing root bundles");
+            }
+        }
+    }
+}
+
+async fn apply(cluster: &Cluster, namespace: &str, roots: &str) -> Result<(), CallError> {
+    let api: Api<ConfigMap> = Api::namespaced(cluster.client(), namespace);
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": NAME, "labels": super::labels()},
+        "data": {KEY: roots},
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let patch = Patch::Apply(&map);
+    cluster
+        .call("patch", api.patch(NAME, &params, &patch))
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Update;
+    use karst_core::{Index, MeshConfig, Object};
+    use std::collections::BTreeMap;
+
+    fn map(namespace: &str, roots: &str) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.namespace = Some(namespace.to_owned());
+        map.data = Some(BTreeMap::from([(KEY.to_owned(), roots.to_owned())]));
+        map
+    }
+
+    fn store(namespaces: &[&str]) -> Store {
+        let store = Store::new(Index::new(MeshConfig::default()));
+        let object = |name: &&str| {
+            let value =
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            Update::Apply(Object::from_value(value).unwrap().unwrap())
+        };
+        store.update(namespaces.iter().map(object).collect());
+        store
+    }
+
+    fn missing(state: &mut State, store: &Store) -> Vec<String> {
+        let mut missing = state.missing(store, Instant::now());
+        missing.sort();
+        missing
+    }
+
+    #[test]
+    fn missing_changed_and_deleted_bundles_are_written() {
+        let store = store(&["a", "b", "c"]);
+        let mut state = State::default();
+        state.take(Event::Started, "R");
+        state.take(Event::Listed(map("a", "R")), "R");
+        state.take(Event::Listed(map("b", "old")), "R");
+        assert!(missing(&mut state, &store).is_empty(), "not complete yet");
+        state.take(Event::Synced, "R");
+        assert_eq!(missing(&mut state, &store), ["b", "c"]);
+        state.written("b".to_owned(), Ok(()));
+        state.take(Event::Applied(map("c", "R")), "R");
+        assert!(missing(&mut state, &store).is_empty());
+        state.take(Event::Applied(map("a", "mine")), "R");
+        state.take(Event::Deleted(map("c", "R")), "R");
+        assert_eq!(missing(&mut state, &store), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_failed_namespace_waits_and_does_not_stop_others() {
+        let store = store(&["a", "b"]);
+        let mut state = State::default();
+        state.take(Event::Synced, "R");
+        let forbidden = CallError::Forbidden("ending".to_owned());
+        state.written("a".to_owned(), Err(forbidden));
+        assert_eq!(missing(&mut state, &store), ["b"]);
+        let at = state.next_attempt().unwrap();
+        assert_eq!(state.missing(&store, at).len(), 2);
+        store.update(vec![Update::Delete(
+            Object::from_value(
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}),
+            )
+            .unwrap()
+            .unwrap()
+            .key,
+        )]);
+        assert_eq!(state.missing(&store, at), ["b"]);
+        assert!(state.failed.is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! A Kubernetes API server as the source of objects.
+//!
+//! One task a kind follows the objects and reduces each at once to what the mesh needs; a last
+//! task puts what they say together into batches. The store is filled in one step when the first
+//! list of every kind is complete, so that nobody is ever told a half. A faulty object is reported
+//! once, its last good version stays, and everything else applies.
+
+mod batch;
+mod kind;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use karst_core::{Kind, Object, ObjectKey};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use self::{batch::Batch, kind::Follow};
+use crate::{
+    cluster::{Cluster, facts::Facts},
+    metrics::Metrics,
+    store::Store,
+};
+
+/// The kinds that are followed.
+const KINDS: [Kind; 6] = [
+    Kind::Namespace,
+    Kind::Node,
+    Kind::ServiceAccount,
+    Kind::Service,
+    Kind::Pod,
+    Kind::EndpointSlice,
+];
+
+/// Messages that may wait between the followers and the batches; followers wait when it is full,
+/// and the API server keeps what they have not read.
+const QUEUE: usize = 4096;
+
+/// Changes that come closer together than this are applied together. It also evens out how far
+/// the watches of different kinds are behind each other: a namespace's label must not come after
+/// a pod that was made later.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// Under constant change, what has changed is applied this often.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Objects in a batch.
+const MAX_BATCH: usize = 10_000;
+
+/// What a follower of a kind says.
+enum Message {
+    /// The first list of a kind.
+    Initial(Kind, Vec<Object>),
+    /// An object is new or has changed.
+    Apply(Object),
+    /// An object is gone.
+    Delete(ObjectKey),
+}
+
+/// A running source; dropping it stops it.
+pub struct Running {
+    _tasks: JoinSet<()>,
+    synced: watch::Receiver<bool>,
+}
+
+impl Running {
+    /// Waits until the store has everything.
+    pub async fn synced(&self) {
+        // An error means that the source is gone, and the process with it.
+        let _ = self.synced.clone().wait_for(|synced| *synced).await;
+    }
+}
+
+/// Starts to follow the API server.
+pub fn start(
+    cluster: &Cluster,
+    store: Arc<Store>,
+    facts: &Arc<Facts>,
+    metrics: &Metrics,
+) -> Running {
+    let (sender, messages) = mpsc::channel(QUEUE);
+    let (done, synced) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    for kind in KINDS {
+        let follow = Follow::new(kind, cluster, sender.clone(), facts.clone());
+        tasks.spawn(follow.run());
+    }
+    tasks.spawn(assemble(messages, store, done, metrics.clone()));
+    Running {
+        _tasks: tasks,
+        synced,
+    }
+}
+
+/// Puts messages together into batches, for ever.
+async fn assemble(
+    mut messages: mpsc::Receiver<Message>,
+    store: Arc<Store>,
+    done: watch::Sender<bool>,
+    metrics: Metrics,
+) {
+    let started = Instant::now();
+    let mut batch = Batch::default();
+    let mut complete: BTreeMap<Kind, usize> = BTreeMap::new();
+    while complete.len() < KINDS.len() {
+        let Some(message) = messages.recv().await else {
+            return;
+        };
+        if let Message::Initial(kind, objects) = &message {
+            complete.insert(*kind, objects.len());
+        }
+        batch.add(message);
+    }
+    commit(&mut batch, &store, &metrics);
+    let objects: usize = complete.values().sum();
+    info!(objects, elapsed = ?started.elapsed(), "source read");
+    done.send_replace(true);
+
+    while let Some(message) = messages.recv().await {
+        batch.add(message);
+        let latest = tokio::time::Instant::now() + LONGEST_WAIT;
+        while batch.len() < MAX_BATCH {
+            let quiet = (tokio::time::Instant::now() + QUIET).min(latest);
+            match tokio::time::timeout_at(quiet, messages.recv()).await {
+                Ok(Some(message)) => batch.add(message),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        commit(&mut batch, &store, &metrics);
+    }
+}
+
+fn commit(batch: &mut Batch, store: &Store, metrics: &Metrics) {
+    let updates = {
+        let index = store.index();
+        batch.take(
+            |namespace| index.has_namespace(namespace),
+            |key| index.has_pod(&key.namespace, &key.name),
+        )
+    };
+    if updates.is_empty() {
+        return;
+    }
+    for (_, error) in store.update(updates) {
+        metrics.source_faults.inc();
+        warn!(
+            reason = error.reason(),
+            object = error.object,
+            field = error.field,
+            problem = error.problem,
+            hint = error.hint,
+            "object not taken"
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! Follows one kind of object and reduces its objects.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use karst_core::{Kind, Object, ObjectError, ObjectKey};
+use kube::{
+    Api,
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+};
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::Message;
+use crate::{
+    cluster::{
+        Cluster,
+        facts::Facts,
+        follow::{Event, Follower},
+    },
+    metrics::Metrics,
+};
+
+/// Faulty objects of a kind that are remembered, so that each fault is logged once. With more, new
+/// ones are logged again whenever the object changes.
+const MAX_FAULTY: usize = 10_000;
+
+/// Follows one kind.
+pub struct Follow {
+    kind: Kind,
+    follower: Follower<DynamicObject>,
+    messages: mpsc::Sender<Message>,
+    facts: Arc<Facts>,
+    metrics: Metrics,
+    objects: Objects,
+}
+
+/// What is known of the objects of a kind: their names, and what is wrong with the faulty ones.
+#[derive(Default)]
+struct Objects {
+    /// Whether the first list is complete.
+    started: bool,
+    known: HashSet<ObjectKey>,
+    /// Names in the list that is under way.
+    listed: HashSet<ObjectKey>,
+    /// The first list, until it is complete.
+    first: Vec<Object>,
+    faulty: HashMap<ObjectKey, Vec<ObjectError>>,
+}
+
+impl Follow {
+    /// Prepares to follow a kind.
+    pub fn new(
+        kind: Kind,
+        cluster: &Cluster,
+        messages: mpsc::Sender<Message>,
+        facts: Arc<Facts>,
+    ) -> Self {
+        let (group, label) = match kind {
+            Kind::Namespace => ("", "namespace"),
+            Kind::Node => ("", "node"),
+            Kind::ServiceAccount => ("", "service_account"),
+            Kind::Service => ("", "service"),
+            Kind::Pod => ("", "pod"),
+            Kind::EndpointSlice => ("discovery.k8s.io", "endpoint_slice"),
+        };
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind.name()));
+        let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
+        Self {
+            kind,
+            follower: Follower::new(cluster, api, label),
+            messages,
+            facts,
+            metrics: cluster.metrics().clone(),
+            objects: Objects::default(),
+        }
+    }
+
+    /// Follows until nobody listens any more.
+    pub async fn run(mut self) {
+        loop {
+            let event = self.follower.next().await;
+            for message in self.take(event) {
+                if self.messages.send(message).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What an event means.
+    fn take(&mut self, event: Event<DynamicObject>) -> Vec<Message> {
+        match event {
+            Event::Started => {
+                self.objects.listed.clear();
+                self.objects.first.clear();
+                Vec::new()
+            }
+            Event::Listed(raw) => {
+                let key = key(self.kind, &raw);
+                self.objects.listed.insert(key.clone());
+                match self.reduce(key, raw) {
+                    Some(object) if !self.objects.started => {
+                        self.objects.first.push(object);
+                        Vec::new()
+                    }
+                    object => object.map(Message::Apply).into_iter().collect(),
+                }
+            }
+            Event::Synced => self.synced(),
+            Event::Applied(raw) => {
+                let key = key(self.kind, &raw);
+                self.objects.known.insert(key.clone());
+                let object = self.reduce(key, raw);
+                object.map(Message::Apply).into_iter().collect()
+            }
+            Event::Deleted(raw) => {
+                let key = key(self.kind, &raw);
+                self.objects.known.remove(&key);
+                self.forget(&key);
+                vec![Message::Delete(key)]
+            }
+            Event::Unreadable(problem) => {
+                self.metrics.source_faults.inc();
+                let kind = self.kind.name();
+                warn!(
+                    reason = "object_invalid",
+                    kind, problem, "object unreadable"
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    /// The list is complete: what was known and is not in it is gone.
+    fn synced(&mut self) -> Vec<Message> {
+        let listed = std::mem::take(&mut self.objects.listed);
+        let known = std::mem::replace(&mut self.objects.known, listed);
+        if !self.objects.started {
+            self.objects.started = true;
+            let first = std::mem::take(&mut self.objects.first);
+            return vec![Message::Initial(self.kind, first)];
+        }
+        let gone = known.difference(&self.objects.known).cloned();
+        let gone: Vec<ObjectKey> = gone.collect();
+        for key in &gone {
+            self.forget(key);
+        }
+        gone.into_iter().map(Message::Delete).collect()
+    }
+
+    fn forget(&mut self, key: &ObjectKey) {
+        if self.objects.faulty.remove(key).is_some() {
+            self.metrics.source_faulty.dec();
+        }
+        self.facts.forget(key);
+    }
+
+    /// Reduces an object and reports what is wrong with it.
+    fn reduce(&mut self, key: ObjectKey, raw: DynamicObject) -> Option<Object> {
+        self.facts.note(&key, &raw.metadata);
+        let (object, faults) = match Object::from_value(value(self.kind, raw)) {
+            Ok(Some(object)) => {
+                let findings = object.findings.clone();
+                (Some(object), findings)
+            }
+            Ok(None) => (None, Vec::new()),
+            Err(error) => (None, vec![error]),
+        };
+        self.report(key, faults);
+        object
+    }
+
+    fn report(&mut self, key: ObjectKey, faults: Vec<ObjectError>) {
+        let former = self.objects.faulty.get(&key);
+        if former.map_or(faults.is_empty(), |former| *former == faults) {
+            return;
+        }
+        for fault in &faults {
+            self.metrics.source_faults.inc();
+            warn!(
+                reason = fault.reason(),
+                object = fault.object,
+                field = fault.field,
+                problem = fault.problem,
+                hint = fault.hint,
+                "object faulty"
+            );
+        }
+        if faults.is_empty() {
+            info!(object = %key, "object corrected");
+            self.objects.faulty.remove(&key);
+            self.metrics.source_faulty.dec();
+        } else if self.objects.faulty.contains_key(&key) {
+            self.objects.faulty.insert(key, faults);
+        } else if self.objects.faulty.len() < MAX_FAULTY {
+            self.objects.faulty.insert(key, faults);
+            self.metrics.source_faulty.inc();
+        }
+    }
+}
+
+fn key(kind: Kind, raw: &DynamicObject) -> ObjectKey {
+    ObjectKey {
+        kind,
+        namespace: raw.metadata.namespace.clone().unwrap_or_default(),
+        name: raw.metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+/// The object as a document, without what nobody reads. Its memory is given back as soon as it has
+/// been reduced.
+fn value(kind: Kind, raw: DynamicObject) -> Value {
+    let mut metadata = raw.metadata;
+    metadata.managed_fields = None;
+    metadata.finalizers = None;
+    let api_version = match kind {
+        Kind::EndpointSlice => "discovery.k8s.io/v1",
+        _ => "v1",
+    };
+    let mut document = match raw.data {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    };
+    document.insert("apiVersion".to_owned(), Value::from(api_version));
+    document.insert("kind".to_owned(), Value::from(kind.name()));
+    // Metadata is text and lists of text, which always have a JSON form.
+    let metadata = serde_json::to_value(metadata).unwrap_or_default();
+    document.insert("metadata".to_owned(), metadata);
+    Value::Object(document)
+}
