@@ -209,7 +209,11 @@ mod tests {
                 message: "must be positive".to_owned(),
                 field: "spec.replicas".to_owned(),
             }],
-            ..StatusDetails::default()
+            name: "x".to_owned(),
+            group: "apps".to_owned(),
+            kind: "Deployment".to_owned(),
+            uid: String::new(),
+            retry_after_seconds: 0,
         });
         let failure = failure("applying Deployment x", &kube::Error::Api(status.boxed()));
         assert_eq!(failure.reason, "invalid");

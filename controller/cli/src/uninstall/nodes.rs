@@ -79,11 +79,10 @@ fn cleanup_patch(object: &DaemonSet) -> Option<Value> {
         "successThreshold": 1,
         "failureThreshold": 3,
     });
-    *containers
+    containers
         .pointer_mut("/0")?
         .as_object_mut()?
-        .entry("readinessProbe")
-        .or_default() = probe;
+        .insert("readinessProbe".to_owned(), probe);
     Some(json!({
         "spec": {
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "100%"}},
