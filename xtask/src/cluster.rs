@@ -36,6 +36,9 @@ enum Command {
         /// Take these images (OCI archives) into every node.
         #[arg(long, value_name = "ARCHIVE")]
         image: Vec<PathBuf>,
+        /// Use the helper as it is, without building it first.
+        #[arg(long)]
+        no_build: bool,
     },
     /// Processes and nodes.
     Status {
@@ -73,15 +76,18 @@ pub fn run(args: &Args) -> Result<()> {
             nodes,
             audit,
             image,
+            no_build,
         } => {
             let workspace = Workspace::locate()?;
             setup::ensure(&workspace, &[Need::Cluster])?;
-            step(
-                "build the cluster's helper",
-                workspace
-                    .cargo()
-                    .args(["build", "--release", "--bin", "karst-cluster-run"]),
-            )?;
+            if !no_build {
+                step(
+                    "build the cluster's helper",
+                    workspace
+                        .cargo()
+                        .args(["build", "--release", "--bin", "karst-cluster-run"]),
+                )?;
+            }
             let cluster = Cluster::up(
                 &ClusterOptions {
                     nodes: *nodes,

@@ -20,6 +20,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::{results::Tally, suites::Suite};
+use crate::setup::{self, Need};
 use crate::workspace::{Workspace, require_root, say};
 
 /// A test program that runs longer than this hangs. The slowest one, the lab's, needs a few minutes.
@@ -43,6 +44,8 @@ pub fn run(args: &Args) -> Result<()> {
         "makes network namespaces and loads eBPF programs",
     )?;
     let workspace = Workspace::locate()?;
+    // The tests on a real cluster; the programs it is made of are built by its first test.
+    setup::ensure(&workspace, &[Need::Cluster])?;
     workspace.build_all()?;
     let binaries = workspace.release()?;
     let suites: Vec<Suite> = suites::build(&workspace)?

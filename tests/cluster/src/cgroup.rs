@@ -11,9 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use karst_harness::until;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::host::{self, Mount};
 use crate::paths::CLUSTER_CGROUP;
+
+/// The CPU weight of a cluster and of each node, where a process outside has 1024: that of ten.
+const CPU_SHARES: &str = "10240";
 
 /// Processes that have just been killed leave their cgroup a moment later.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
@@ -62,7 +67,10 @@ pub fn create(cgroup: &Path) -> Result<()> {
             let above = path.clone();
             path.push(part);
             match fs::create_dir(&path) {
-                Ok(()) => inherit_cpuset(&above, &path)?,
+                Ok(()) => {
+                    inherit_cpuset(&above, &path)?;
+                    weigh(&path)?;
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("making cgroup {}", path.display()));
@@ -71,6 +79,16 @@ pub fn create(cgroup: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A cgroup weighs as much as one process beside it, however many are in it: beside a compiler a
+/// whole cluster would crawl.
+fn weigh(path: &Path) -> Result<()> {
+    let shares = path.join("cpu.shares");
+    if !shares.exists() {
+        return Ok(());
+    }
+    fs::write(&shares, CPU_SHARES).with_context(|| format!("setting {}", shares.display()))
 }
 
 /// A v1 cpuset takes no process before it has CPUs and memory nodes.
@@ -92,6 +110,36 @@ pub fn join(cgroup: &Path) -> Result<()> {
         fs::write(&procs, "0").with_context(|| format!("joining {}", procs.display()))?;
     }
     Ok(())
+}
+
+/// Kills every process in `cgroup` and below, and waits for their ends.
+pub fn kill(cgroup: &Path) -> Result<()> {
+    let unified = hierarchies()?
+        .into_iter()
+        .find(|mount| mount.kind == "cgroup2")
+        .context("no cgroup2 hierarchy is mounted")?;
+    let path = unified.target.join(cgroup);
+    until("killed processes to end", REMOVE_LIMIT, || {
+        let left = pids(&path);
+        for pid in &left {
+            // One that has ended meanwhile needs no signal.
+            let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        ensure!(left.is_empty(), "still in {}: {left:?}", path.display());
+        Ok(())
+    })
+}
+
+/// The processes in a cgroup and below; none if it does not exist.
+fn pids(path: &Path) -> Vec<i32> {
+    let own = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    // A process that no namespace of ours shows reads as 0, and 0 would be our own group.
+    found.retain(|pid| *pid > 0);
+    for child in children(path) {
+        found.extend(pids(&child));
+    }
+    found
 }
 
 /// Removes `cgroup` and those below, which must be without processes, and the folder of all

@@ -112,7 +112,7 @@ impl Cluster {
 
     /// Takes the cluster down and waits until nothing of it is left.
     pub fn down(mut self) -> Result<()> {
-        Self::tear_down(&self.paths.name().to_string())?;
+        Self::tear_down(&self.name())?;
         if let Some(guard) = self.guard.take() {
             // Its end follows from the closed pipe; a second tear-down finds nothing.
             guard.wait_with_output().context("waiting for the guard")?;
@@ -130,6 +130,11 @@ impl Cluster {
     /// Names and paths of the cluster.
     pub(crate) fn paths(&self) -> &Paths {
         &self.paths
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.paths.name().to_string()
     }
 
     /// The directory with the cluster's files: `admin.conf`, `logs/`, `pki/`, ...
@@ -280,6 +285,7 @@ fn prepare(paths: &Paths, options: &ClusterOptions, binaries: &Binaries) -> Resu
         symlink(&state.kubernetes, paths.bin().join(name)).context("making a link")?;
     }
     state.save(paths)?;
+    cgroup::create(&paths.cgroup().join(network::CONTROL))?;
     network::build(paths, options.nodes)?;
     pki::create(paths, options.nodes)
 }

@@ -76,11 +76,11 @@ pub struct Enter {
     #[arg(long, conflicts_with = "node", required_unless_present = "node")]
     netns: Option<PathBuf>,
     /// The process id of the node's first process.
-    #[arg(long, requires = "cgroup")]
-    node: Option<u32>,
-    /// The node's cgroup, relative to the hierarchies' roots.
     #[arg(long)]
-    cgroup: Option<PathBuf>,
+    node: Option<u32>,
+    /// The cgroup to join, relative to the hierarchies' roots.
+    #[arg(long)]
+    cgroup: PathBuf,
     /// Let the program run on, write what it says to this file, and print its process id.
     #[arg(long)]
     detach: Option<PathBuf>,
@@ -172,11 +172,13 @@ fn start_inside(enter: &Enter) -> Result<ExitCode> {
             .stderr(log);
         setsid().context("starting a session")?;
     }
+    // Before the node's mount namespace, in which the machine's hierarchies cannot be reached.
+    cgroup::join(&enter.cgroup)?;
     if let Some(netns) = &enter.netns {
         enter_netns(netns)?;
     }
-    if let (Some(pid), Some(cgroup)) = (enter.node, &enter.cgroup) {
-        enter_node(pid, cgroup)?;
+    if let Some(pid) = enter.node {
+        enter_node(pid)?;
     }
     let (_, most_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most_files, most_files)?;
@@ -193,8 +195,7 @@ fn start_inside(enter: &Enter) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code.unwrap_or(1)).unwrap_or(1)))
 }
 
-fn enter_node(pid: u32, cgroup: &Path) -> Result<()> {
-    cgroup::join(cgroup)?;
+fn enter_node(pid: u32) -> Result<()> {
     let open = |&(name, kind): &(&str, CloneFlags)| {
         let path = format!("/proc/{pid}/ns/{name}");
         let file = File::open(&path).with_context(|| format!("opening {path}"))?;

@@ -30,6 +30,7 @@ mod state;
 
 pub use binaries::{Binaries, check_go};
 pub use cluster::{Cluster, ClusterStatus, ProcessStatus};
+pub use host::binary;
 pub use image::{Image, write_archive};
 pub use options::{Audit, ClusterName, ClusterOptions, Lifetime};
 pub use paths::{API_SERVER, CLUSTER_CGROUP, CLUSTER_DNS, NODES, node_address};

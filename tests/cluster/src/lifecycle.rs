@@ -1,5 +1,6 @@
 //! Starting and ending the cluster's programs, and the record of them.
 
+use std::fs::OpenOptions;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -27,8 +28,8 @@ pub fn inside(paths: &Paths, place: &str, detach: Option<&str>, argv: &[&str]) -
             .running(place)
             .with_context(|| format!("node {place} does not run"))?;
         command.args(["--node", &node.pid.to_string()]);
-        command.arg("--cgroup").arg(paths.cgroup().join(place));
     }
+    command.arg("--cgroup").arg(paths.cgroup().join(place));
     if let Some(name) = detach {
         command.arg("--detach").arg(paths.log(name));
     }
@@ -48,19 +49,21 @@ pub fn start(paths: &Paths, place: &str, name: &str, argv: &[&str]) -> Result<()
 
 /// Runs a command that prints the id of a process that runs on, and enters that in the record.
 pub fn record(paths: &Paths, name: &str, command: &mut Command) -> Result<()> {
+    // A file and not a pipe: what runs on would keep a pipe open, and the reader waiting.
+    let log = paths.log(name);
+    let errors = OpenOptions::new().create(true).append(true).open(&log);
     let output = command
         .stdin(Stdio::null())
+        .stderr(errors.with_context(|| format!("opening {}", log.display()))?)
         .output()
         .with_context(|| format!("starting {name}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let pid: u32 = text.trim().parse().with_context(|| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        format!("starting {name}: {}", said.trim())
-    })?;
-    let process = ProcessRecord::of(pid).with_context(|| {
-        let log = host::tail(&paths.log(name));
-        format!("{name} ended at once:\n{log}")
-    })?;
+    let pid: u32 = text
+        .trim()
+        .parse()
+        .with_context(|| format!("starting {name}: {}", host::tail(&log)))?;
+    let process = ProcessRecord::of(pid)
+        .with_context(|| format!("{name} ended at once:\n{}", host::tail(&log)))?;
     let _lock = RECORD.lock();
     let mut state = State::load(paths)?.context("the cluster has no record")?;
     state.processes.insert(name.to_owned(), process);
@@ -100,6 +103,8 @@ pub fn remove(paths: &Paths) -> Result<()> {
             process.kill()?;
         }
     }
+    // What was started and, because of a crash, never recorded.
+    crate::cgroup::kill(&paths.cgroup())?;
     crate::network::remove(paths)?;
     crate::cgroup::remove(&paths.cgroup())?;
     match std::fs::remove_dir_all(paths.dir()) {

@@ -17,6 +17,7 @@ const PRIVILEGED: &[(&str, usize)] = &[
     ("karst-bpf-tests", 1),
     ("karst-harness", 1),
     ("karst-lab-tests", 2),
+    ("karst-cluster", 2),
 ];
 
 /// One test program.

@@ -1,1 +1,13 @@
-//! Tests on a real cluster.
+//! Tests on a real cluster. All tests of this program share one cluster, see [`shared`]; each works
+//! in a namespace of its own, and those that break the cluster (`faults`) say so and mend it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod base;
+mod faults;
+mod shared;
