@@ -21,7 +21,7 @@ use crate::workspace::{Workspace, say};
 use layout::{Entry, Image};
 
 /// Arguments of `image`.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Folder for the archives; target/images by default.
     #[arg(long, value_name = "DIR")]
@@ -84,18 +84,26 @@ const RECIPES: &[Recipe] = &[
 /// Builds the binaries and writes the archives.
 pub fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::locate()?;
+    chosen(&args.only)?;
+    workspace.build_all()?;
+    pack(&workspace, args)?;
+    say("import with: ctr -n k8s.io images import FILE");
+    Ok(())
+}
+
+/// Writes the archives from binaries that are built already; returns their folder.
+pub fn pack(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     let recipes = chosen(&args.only)?;
     let target = host_target()?;
-    workspace.build_all()?;
     let binaries = workspace.release()?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => workspace.target().join("images"),
     };
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
-    let packages = sbom::Packages::read(&workspace)?;
+    let packages = sbom::Packages::read(workspace)?;
     let version = packages.version("karst-controller")?;
-    let revision = revision(&workspace);
+    let revision = revision(workspace);
     for recipe in recipes {
         let entries = entries(recipe, &binaries, &packages, &target)?;
         let tag = args.tag.as_deref().unwrap_or(&version);
@@ -119,8 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
             file.display()
         );
     }
-    say("import with: ctr -n k8s.io images import FILE");
-    Ok(())
+    Ok(out)
 }
 
 #[expect(

@@ -20,6 +20,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::{results::Tally, suites::Suite};
+use crate::image;
 use crate::setup::{self, Need};
 use crate::workspace::{Workspace, require_root, say};
 
@@ -55,6 +56,8 @@ pub fn run(args: &Args) -> Result<()> {
     if suites.is_empty() {
         bail!("no test program to run");
     }
+    // What the tests on the cluster install.
+    let images = image::pack(&workspace, &image::Args::default())?;
     let mut tally = Tally::default();
     for (number, suite) in suites.iter().enumerate() {
         say(&format!(
@@ -64,7 +67,9 @@ pub fn run(args: &Args) -> Result<()> {
             suite.name()
         ));
         run_suite(
-            &mut suite.command(&binaries, args.filter.as_deref()),
+            suite
+                .command(&binaries, args.filter.as_deref())
+                .env("KARST_IMAGE_DIR", &images),
             &suite.name(),
             LONGEST_SUITE,
             &mut tally,

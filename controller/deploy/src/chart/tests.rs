@@ -147,7 +147,9 @@ fn values_reach_the_agent() {
     let container = &pod["containers"][0];
     assert_eq!(container["image"], "localhost:5000/k/node-agent:dev");
     let env = container["env"].as_array().expect("env");
-    assert!(env.contains(&json!({"name": "KARST_NODE_CGROUP", "value": "/sys/fs/cgroup/unified/n1"})));
+    assert!(
+        env.contains(&json!({"name": "KARST_NODE_CGROUP", "value": "/sys/fs/cgroup/unified/n1"}))
+    );
     assert!(env.contains(&json!({"name": "KARST_WORKERS", "value": "4"})));
     let added = container["securityContext"]["capabilities"]["add"]
         .as_array()

@@ -10,4 +10,5 @@
 
 mod base;
 mod faults;
+mod mesh;
 mod shared;

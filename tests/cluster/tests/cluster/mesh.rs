@@ -1,0 +1,430 @@
+//! Karst on the cluster, installed as a user installs it: with `karst install` and its own images.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use karst_cluster::{Cluster, NODES};
+use karst_harness::until;
+use serde_json::Value;
+
+use crate::shared::{APP_IMAGE, LIMIT, alone, http, shared};
+
+const SYSTEM: &str = "karst-system";
+const LABEL: &str = "karst.dev/dataplane-mode=ambient";
+const NO_LABEL: &str = "karst.dev/dataplane-mode-";
+const AGENTS: &str = "app.kubernetes.io/component=node-agent";
+
+/// How long a label may take to reach every agent and come back as an annotation.
+const ENROLMENT: Duration = Duration::from_secs(30);
+
+/// Whether Karst is on the shared cluster.
+static INSTALLED: Mutex<bool> = Mutex::new(false);
+
+/// A command of `karst`, and what it printed.
+fn karst(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+    let program = karst_cluster::binary("karst")?.display().to_string();
+    let argv = [&[program.as_str()], arguments].concat();
+    let output = cluster.exec_command(&argv)?.output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "karst {arguments:?}: {}\n{said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(said)
+}
+
+fn install(cluster: &Cluster) -> String {
+    karst(
+        cluster,
+        &[
+            "install",
+            "--set",
+            "agent.cgroupPath=/sys/fs/cgroup/unified",
+        ],
+    )
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", system_logs(cluster)))
+}
+
+fn system_logs(cluster: &Cluster) -> String {
+    let logs = |component: &str| {
+        let selector = format!("app.kubernetes.io/component={component}");
+        cluster.kubectl(&["logs", "-n", SYSTEM, "-l", &selector, "--tail=20"])
+    };
+    let pods = cluster.kubectl(&["get", "pods", "-A", "-o", "wide"]);
+    format!(
+        "{pods:?}\n{:?}\n{:?}",
+        logs("controller"),
+        logs("node-agent")
+    )
+}
+
+/// Where `cargo xtask image` left the images; `cargo xtask test` makes them first.
+fn images() -> PathBuf {
+    std::env::var_os("KARST_IMAGE_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images"),
+        PathBuf::from,
+    )
+}
+
+/// Makes sure that Karst runs on the cluster.
+fn with_karst(cluster: &Cluster) {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*installed {
+        import(cluster);
+        install(cluster);
+        *installed = true;
+    }
+}
+
+fn import(cluster: &Cluster) {
+    for name in ["controller", "node-agent"] {
+        let archive = images().join(format!("{name}.tar"));
+        cluster
+            .import_image(&archive)
+            .with_context(|| format!("{}: run `cargo xtask image`", archive.display()))
+            .unwrap();
+    }
+}
+
+/// Two Deployments of one pod each, with accounts of their own: `client` on node1, `server` on node2.
+fn shop(cluster: &Cluster, namespace: &str) {
+    let yaml = include_str!("shop.yaml")
+        .replace("NAMESPACE", namespace)
+        .replace("IMAGE", APP_IMAGE);
+    cluster.apply(&yaml).unwrap();
+    for name in ["deployment/client", "deployment/server"] {
+        cluster
+            .wait_for(&[name, "-n", namespace], "condition=Available", LIMIT)
+            .unwrap();
+    }
+}
+
+fn pods(cluster: &Cluster, namespace: &str) -> Vec<Value> {
+    let list = cluster.get(&["pods", "-n", namespace]).unwrap();
+    list["items"].as_array().unwrap().clone()
+}
+
+fn pod(cluster: &Cluster, namespace: &str, app: &str) -> Value {
+    let pods = pods(cluster, namespace);
+    let is_app = |pod: &&Value| pod["metadata"]["labels"]["app"] == app;
+    pods.iter().find(is_app).unwrap().clone()
+}
+
+fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+    object.pointer(path).and_then(Value::as_str).unwrap_or("")
+}
+
+fn label(cluster: &Cluster, namespace: &str, label: &str) {
+    cluster
+        .kubectl(&["label", "namespace", namespace, label])
+        .unwrap();
+}
+
+/// Waits until every pod of the namespace is marked as in the mesh, or none is.
+fn wait_enrolled(cluster: &Cluster, namespace: &str, wanted: bool) {
+    until("the pods' annotations", ENROLMENT, || {
+        for pod in pods(cluster, namespace) {
+            let enrolled = pod["metadata"]["annotations"]["karst.dev/enrolled"] == "true";
+            ensure!(enrolled == wanted, "{}", text(&pod, "/metadata/name"));
+        }
+        Ok(())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", system_logs(cluster)));
+}
+
+/// Access-log records of the agents about connections to `destination`.
+fn access(cluster: &Cluster, destination: &str) -> Vec<Value> {
+    let log = cluster
+        .kubectl(&["logs", "-n", SYSTEM, "-l", AGENTS, "--tail=-1"])
+        .unwrap();
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|record| record["target"] == "access" && record["dst.hbone_addr"] == destination)
+        .collect()
+}
+
+#[test]
+fn a_label_brings_identities_and_its_removal_plain_tcp_without_a_restart() {
+    let cluster = shared();
+    with_karst(&cluster);
+    let namespace = "mesh-label";
+    shop(&cluster, namespace);
+    let (client, server) = (
+        pod(&cluster, namespace, "client"),
+        pod(&cluster, namespace, "server"),
+    );
+    assert_eq!(text(&client, "/spec/nodeName"), "node1");
+    assert_eq!(text(&server, "/spec/nodeName"), "node2");
+    let (from, to) = (
+        text(&client, "/metadata/name"),
+        format!("{}:8080", text(&server, "/status/podIP")),
+    );
+    assert_eq!(http(&cluster, namespace, from, "server:80")["ok"], true);
+    assert!(
+        access(&cluster, &to).is_empty(),
+        "nobody asked for the mesh"
+    );
+
+    label(&cluster, namespace, LABEL);
+    wait_enrolled(&cluster, namespace, true);
+    let seen = http(&cluster, namespace, from, "server:80");
+    assert_eq!(seen["ok"], true, "{seen}");
+    let peer = seen["page"]["peer"].as_str().unwrap();
+    assert!(peer.contains(text(&client, "/status/podIP")), "{seen}");
+    let mut records = Vec::new();
+    until("both agents' records", LIMIT, || {
+        records = access(&cluster, &to);
+        ensure!(records.len() == 2, "there are {}", records.len());
+        Ok(())
+    })
+    .unwrap();
+    let directions: BTreeSet<&str> = records.iter().map(|r| text(r, "/direction")).collect();
+    assert_eq!(directions, BTreeSet::from(["inbound", "outbound"]));
+    for record in &records {
+        assert_eq!(
+            record["connection_security_policy"], "mutual_tls",
+            "{record}"
+        );
+        assert_eq!(record["tls_version"], "TLSv1_3", "{record}");
+        let identity =
+            |account: &str| format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+        assert_eq!(record["src.identity"], *identity("client"), "{record}");
+        assert_eq!(record["dst.identity"], *identity("server"), "{record}");
+    }
+
+    label(&cluster, namespace, NO_LABEL);
+    wait_enrolled(&cluster, namespace, false);
+    assert_eq!(http(&cluster, namespace, from, "server:80")["ok"], true);
+    assert_eq!(access(&cluster, &to).len(), 2, "plain again");
+    for (app, before) in [("client", &client), ("server", &server)] {
+        let now = pod(&cluster, namespace, app);
+        assert_eq!(now["metadata"]["uid"], before["metadata"]["uid"]);
+        assert_eq!(now["status"]["containerStatuses"][0]["restartCount"], 0);
+    }
+}
+
+#[test]
+fn pods_that_connect_first_thing_say_nothing_in_clear() {
+    let cluster = shared();
+    with_karst(&cluster);
+    let namespace = "mesh-first";
+    shop(&cluster, namespace);
+    label(&cluster, namespace, LABEL);
+    wait_enrolled(&cluster, namespace, true);
+    let server = pod(&cluster, namespace, "server");
+    let server = text(&server, "/status/podIP").to_owned();
+    // What goes over the wire between the nodes, and to the server's node's bridge. The kubelet's own
+    // probes come from the bridge's address.
+    let plain =
+        format!("host {server} and port 8080 and not host 10.244.1.1 and not host 10.244.2.1");
+    let tunnel = format!("host {server} and port 15008");
+    let watch = |filter: &str| {
+        let argv = [
+            "tcpdump",
+            "-i",
+            "any",
+            "-n",
+            "-l",
+            "--immediate-mode",
+            filter,
+        ];
+        let mut command = cluster.node_command("node2", &argv).unwrap();
+        command
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    let watchers = [watch(&plain), watch(&tunnel)];
+    thread::sleep(Duration::from_secs(1));
+    let job = include_str!("first.yaml")
+        .replace("NAMESPACE", namespace)
+        .replace("IMAGE", APP_IMAGE);
+    cluster.apply(&job).unwrap();
+    let done = cluster.wait_for(
+        &["job/first", "-n", namespace],
+        "condition=Complete",
+        2 * LIMIT,
+    );
+    done.unwrap_or_else(|error| {
+        let status = cluster.kubectl(&["get", "job,pods", "-n", namespace, "-o", "wide"]);
+        let logs = cluster.kubectl(&["logs", "-n", namespace, "-l", "job-name=first", "--tail=3"]);
+        panic!("{error:#}\n{status:?}\n{logs:?}\n{}", system_logs(&cluster));
+    });
+    let seen = watchers.map(|mut child| {
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().count()
+    });
+    assert_eq!(seen[0], 0, "packets in clear");
+    assert!(seen[1] > 100, "only {} packets through tunnels", seen[1]);
+}
+
+#[test]
+fn agents_are_rolled_and_no_connection_is_refused() {
+    let cluster = shared();
+    with_karst(&cluster);
+    let namespace = "mesh-roll";
+    shop(&cluster, namespace);
+    label(&cluster, namespace, LABEL);
+    wait_enrolled(&cluster, namespace, true);
+    let (client, server) = (
+        pod(&cluster, namespace, "client"),
+        pod(&cluster, namespace, "server"),
+    );
+    let to = format!("{}:8080", text(&server, "/status/podIP"));
+    let mut storm = cluster.kubectl_command().unwrap();
+    storm.args([
+        "exec",
+        "-n",
+        namespace,
+        text(&client, "/metadata/name"),
+        "--",
+    ]);
+    storm.args(["/karst-testapp", "storm", &to, "15000", "--at-once", "2"]);
+    storm.stdout(std::process::Stdio::piped());
+    let mut storm = storm.spawn().unwrap();
+    cluster
+        .kubectl(&[
+            "rollout",
+            "restart",
+            "-n",
+            SYSTEM,
+            "daemonset/karst-node-agent",
+        ])
+        .unwrap();
+    let status = [
+        "rollout",
+        "status",
+        "-n",
+        SYSTEM,
+        "daemonset/karst-node-agent",
+    ];
+    cluster
+        .kubectl(&[&status[..], &["--timeout=120s"]].concat())
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", system_logs(&cluster)));
+    assert!(
+        storm.try_wait().unwrap().is_none(),
+        "the storm was over before the roll-out was"
+    );
+    let output = storm.wait_with_output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["failed"], 0, "{said}");
+}
+
+#[test]
+fn every_manifest_is_accepted_by_the_api_server() {
+    let cluster = shared();
+    with_karst(&cluster);
+    let manifests = karst(&cluster, &["install", "--dry-run"]).unwrap();
+    let said = cluster
+        .kubectl_with_input(
+            &[
+                "apply",
+                "--dry-run=server",
+                "--server-side",
+                "--force-conflicts",
+                "-f",
+                "-",
+            ],
+            &manifests,
+        )
+        .unwrap();
+    assert!(said.lines().count() >= 15, "{said}");
+}
+
+#[test]
+fn the_agents_account_may_do_no_more_than_any_other() {
+    let cluster = shared();
+    with_karst(&cluster);
+    let may = |account: &str| {
+        let who = format!("--as=system:serviceaccount:{SYSTEM}:{account}");
+        cluster
+            .kubectl(&["auth", "can-i", "--list", "-n", SYSTEM, &who])
+            .unwrap()
+    };
+    assert_eq!(may("karst-node-agent"), may("default"));
+}
+
+/// What an installation could leave: objects of every kind that can be listed, and files of the nodes.
+fn everything(cluster: &Cluster) -> BTreeSet<String> {
+    let kinds = cluster
+        .kubectl(&["api-resources", "--verbs=list", "-o", "name"])
+        .unwrap();
+    // These come and go by themselves.
+    let moving = |kind: &&str| {
+        !matches!(
+            *kind,
+            "events" | "events.events.k8s.io" | "endpointslices.discovery.k8s.io"
+        )
+    };
+    let kinds: Vec<&str> = kinds.lines().filter(moving).collect();
+    let objects = cluster
+        .kubectl(&[
+            "get",
+            &kinds.join(","),
+            "-A",
+            "--no-headers",
+            "-o",
+            "custom-columns=KIND:.kind,NS:.metadata.namespace,NAME:.metadata.name",
+        ])
+        .unwrap();
+    let mut all: BTreeSet<String> = objects.lines().map(str::to_owned).collect();
+    for number in 1..=NODES {
+        let node = format!("node{number}");
+        let script =
+            "cd / && find etc/cni opt/cni run/karst sys/fs/bpf -type f | sort; cat etc/cni/net.d/*";
+        let files = cluster
+            .node_exec(
+                &node,
+                &["sh", "-c", &format!("{{ {script}; }} 2>/dev/null || true")],
+            )
+            .unwrap();
+        all.extend(files.lines().map(|line| format!("{node} {line}")));
+    }
+    all
+}
+
+#[test]
+fn an_installation_is_checked_repeated_and_removed_without_a_trace() {
+    let cluster = alone();
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *installed {
+        karst(&cluster, &["uninstall", "--yes"]).unwrap();
+        *installed = false;
+    } else {
+        import(&cluster);
+    }
+    let before = everything(&cluster);
+    install(&cluster);
+    let checked = karst(&cluster, &["check", "-o", "json"]).unwrap();
+    let checked: Value = serde_json::from_str(&checked).unwrap();
+    assert_ne!(checked, Value::Null);
+    let again = install(&cluster);
+    assert!(again.contains("0 created, 0 changed"), "{again}");
+    // Half of an installation: what is missing comes back.
+    cluster
+        .kubectl(&[
+            "delete",
+            "service,serviceaccount",
+            "karst-controller",
+            "-n",
+            SYSTEM,
+        ])
+        .unwrap();
+    let repaired = install(&cluster);
+    assert!(repaired.contains("2 created"), "{repaired}");
+    karst(&cluster, &["uninstall", "--yes"]).unwrap();
+    let after = everything(&cluster);
+    let left: Vec<_> = after.difference(&before).collect();
+    let lost: Vec<_> = before.difference(&after).collect();
+    assert!(
+        left.is_empty() && lost.is_empty(),
+        "left: {left:#?}\nlost: {lost:#?}"
+    );
+}
