@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Chart, KARST, KARST_CRDS, Release, manifest};
+use super::{Chart, KARST, KARST_CRDS, Release, for_kubectl, manifest};
 use crate::{Error, values, yaml};
 
 fn render(overrides: Value) -> Vec<Value> {
@@ -147,7 +147,9 @@ fn values_reach_the_agent() {
     let container = &pod["containers"][0];
     assert_eq!(container["image"], "localhost:5000/k/node-agent:dev");
     let env = container["env"].as_array().expect("env");
-    assert!(env.contains(&json!({"name": "KARST_NODE_CGROUP", "value": "/sys/fs/cgroup/unified/n1"})));
+    assert!(
+        env.contains(&json!({"name": "KARST_NODE_CGROUP", "value": "/sys/fs/cgroup/unified/n1"}))
+    );
     assert!(env.contains(&json!({"name": "KARST_WORKERS", "value": "4"})));
     let added = container["securityContext"]["capabilities"]["add"]
         .as_array()
@@ -219,4 +221,17 @@ fn a_chart_without_templates_renders_nothing() {
             .expect("renders")
             .is_empty()
     );
+}
+
+#[test]
+fn the_checked_in_manifest_is_the_chart() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/karst.yaml");
+    let text = std::fs::read_to_string(file).expect("manifests/karst.yaml");
+    assert_eq!(
+        text,
+        for_kubectl().expect("renders"),
+        "run `cargo xtask codegen`"
+    );
+    let objects = yaml::read_all(&text).expect("YAML");
+    assert_eq!(objects[0]["kind"], "Namespace");
 }
