@@ -5,6 +5,7 @@
 //! nginx and redis would start one, so service starts are held back while they are installed.
 //! The other commands call [`ensure`] with what they need; start there.
 
+mod helm;
 mod mounts;
 mod packages;
 mod toolchain;
@@ -32,6 +33,8 @@ pub enum Need {
     Bench,
     /// Container runtime and network plugins of a real cluster; Go, which builds the rest of it.
     Cluster,
+    /// Helm, for the chart's tests.
+    Helm,
 }
 
 /// Everything, in the order in which it is set up.
@@ -41,6 +44,7 @@ pub const ALL: &[Need] = &[
     Need::Demo,
     Need::Bench,
     Need::Cluster,
+    Need::Helm,
 ];
 
 /// Sets up everything.
@@ -60,6 +64,9 @@ pub fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Cluster) {
         found.push(karst_cluster::check_go()?);
+    }
+    if needs.contains(&Need::Helm) {
+        helm::ensure(workspace, &mut found)?;
     }
     say(&format!("setup: {}", found.join(", ")));
     Ok(())

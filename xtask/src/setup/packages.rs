@@ -40,6 +40,8 @@ const TOOLS: &[Tool] = &[
     tool("nginx", "nginx-light", Need::Bench),
     tool("wrk", "wrk", Need::Bench),
     tool("iperf3", "iperf3", Need::Bench),
+    tool("npm", "npm", Need::Helm),
+    tool("unzip", "unzip", Need::Helm),
     tool("ip", "iproute2", Need::Cluster),
     tool("mount", "mount", Need::Cluster),
     tool("nft", "nftables", Need::Cluster),

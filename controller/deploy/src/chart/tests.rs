@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Chart, KARST, KARST_CRDS, Release, manifest};
+use super::{Chart, KARST, KARST_CRDS, Release, for_kubectl, manifest};
 use crate::{Error, values, yaml};
 
 fn render(overrides: Value) -> Vec<Value> {
@@ -221,4 +221,17 @@ fn a_chart_without_templates_renders_nothing() {
             .expect("renders")
             .is_empty()
     );
+}
+
+#[test]
+fn the_checked_in_manifest_is_the_chart() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/karst.yaml");
+    let text = std::fs::read_to_string(file).expect("manifests/karst.yaml");
+    assert_eq!(
+        text,
+        for_kubectl().expect("renders"),
+        "run `cargo xtask codegen`"
+    );
+    let objects = yaml::read_all(&text).expect("YAML");
+    assert_eq!(objects[0]["kind"], "Namespace");
 }
