@@ -97,6 +97,7 @@ mod tests {
             namespace: Arc::from("ns"),
             name: Arc::from("pod"),
             workload_uid: Arc::from("w"),
+            addresses: Vec::new(),
             identity: SpiffeId::new("cluster.local", "ns", account).expect("id"),
             mode,
         })
