@@ -56,7 +56,8 @@ pub fn run(args: &Args) -> Result<()> {
     if suites.is_empty() {
         bail!("no test program to run");
     }
-    // What the tests on the cluster install.
+    // What the tests on the cluster are run on and what they install, before any time limit counts.
+    karst_cluster::Binaries::ensure(&say)?;
     let images = image::pack(&workspace, &image::Args::default())?;
     let mut tally = Tally::default();
     for (number, suite) in suites.iter().enumerate() {
