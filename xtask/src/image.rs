@@ -290,12 +290,22 @@ mod tests {
         assert!(chosen(&["nope".to_owned()]).is_err());
     }
 
+    /// An ELF header and one program header of type `kind`.
+    fn elf(kind: u32) -> Vec<u8> {
+        let mut bytes = vec![0; 120];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (bytes[32], bytes[54], bytes[56]) = (64, 56, 1);
+        bytes[64..68].copy_from_slice(&kind.to_le_bytes());
+        bytes
+    }
+
     #[test]
     fn dynamic_binaries_are_refused() {
-        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let error = ensure_static(&own).unwrap_err().to_string();
+        ensure_static(&elf(1)).unwrap();
+        let error = ensure_static(&elf(3)).unwrap_err().to_string();
         assert!(error.contains("dynamically"), "{error}");
         assert!(ensure_static(b"#!/bin/sh\n").is_err());
+        assert!(ensure_static(b"\x7fELF\x02\x01").is_err());
     }
 
     #[test]
