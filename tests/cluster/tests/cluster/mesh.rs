@@ -265,7 +265,7 @@ fn pods_that_connect_first_thing_say_nothing_in_clear() {
         let output = child.wait_with_output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     });
-    assert_eq!(plain, "", "in clear");
+    assert_eq!(plain.trim(), "", "in clear");
     let tunnelled = tunnel.lines().count();
     assert!(tunnelled > 100, "only {tunnelled} packets through tunnels");
 }
