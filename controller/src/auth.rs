@@ -144,8 +144,8 @@ pub struct Authenticator {
 }
 
 enum Tokens {
-    Signed(SignedTokens),
-    Reviewed(ReviewedTokens),
+    Signed(Box<SignedTokens>),
+    Reviewed(Box<ReviewedTokens>),
 }
 
 impl Authenticator {
@@ -155,7 +155,7 @@ impl Authenticator {
     /// When the JWKS file cannot be used.
     pub fn signed(rules: TokenRules, metrics: Metrics) -> anyhow::Result<Self> {
         Ok(Self {
-            tokens: Tokens::Signed(SignedTokens::new(rules)?),
+            tokens: Tokens::Signed(Box::new(SignedTokens::new(rules)?)),
             metrics,
         })
     }
@@ -163,7 +163,7 @@ impl Authenticator {
     /// Asks the API server about tokens.
     pub fn reviewed(tokens: ReviewedTokens, metrics: Metrics) -> Self {
         Self {
-            tokens: Tokens::Reviewed(tokens),
+            tokens: Tokens::Reviewed(Box::new(tokens)),
             metrics,
         }
     }

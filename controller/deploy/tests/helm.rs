@@ -2,6 +2,8 @@
 //!
 //! Helm is what `cargo xtask setup` installs into `target/tools`, or the one on `PATH`.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -186,8 +186,8 @@ fn validity(id: &'static str, what: &str, pem: &str, now: i64) -> Finding {
     }
     match left {
         ..FAIL_DAYS => Finding::failed(id, message, advice),
-        ..WARN_DAYS => Finding::warning(id, message, advice),
-        _ => Finding::ok(id, message),
+        FAIL_DAYS..WARN_DAYS => Finding::warning(id, message, advice),
+        WARN_DAYS.. => Finding::ok(id, message),
     }
 }
 

@@ -15,8 +15,8 @@ pub fn parse(text: &str) -> Result<(Vec<Node>, Defines), String> {
     };
     let (nodes, end) = parser.nodes(true)?;
     match end {
-        End::Text => Ok((nodes, parser.defines)),
-        End::End(line) | End::Else(line, _) => Err(format!("line {line}: nothing to end here")),
+        Stop::Text => Ok((nodes, parser.defines)),
+        Stop::End(line) | Stop::Else(line, _) => Err(format!("line {line}: nothing to end here")),
     }
 }
 
@@ -28,7 +28,7 @@ enum Piece {
 }
 
 /// What a list of nodes ended with.
-enum End {
+enum Stop {
     Text,
     End(usize),
     /// With the condition after `else if`.
@@ -109,7 +109,7 @@ struct Parser {
 }
 
 impl Parser {
-    fn nodes(&mut self, top: bool) -> Result<(Vec<Node>, End), String> {
+    fn nodes(&mut self, top: bool) -> Result<(Vec<Node>, Stop), String> {
         let mut nodes = Vec::new();
         while let Some(piece) = self.pieces.next() {
             let (line, body) = match piece {
@@ -125,7 +125,7 @@ impl Parser {
                 .split_once(char::is_whitespace)
                 .unwrap_or((body.as_str(), ""));
             match word {
-                "end" => return Ok((nodes, End::End(line))),
+                "end" => return Ok((nodes, Stop::End(line))),
                 "else" => {
                     let rest = rest.trim();
                     let condition = match rest.strip_prefix("if ") {
@@ -133,7 +133,7 @@ impl Parser {
                         None if rest.is_empty() => None,
                         None => return Err(format!("line {line}: else {rest:?}")),
                     };
-                    return Ok((nodes, End::Else(line, condition)));
+                    return Ok((nodes, Stop::Else(line, condition)));
                 }
                 "if" => nodes.push(self.condition(line, rest)?),
                 "range" | "with" => {
@@ -151,7 +151,7 @@ impl Parser {
                 _ => nodes.push(Node::Output(expression(line, &body)?)),
             }
         }
-        Ok((nodes, End::Text))
+        Ok((nodes, Stop::Text))
     }
 
     fn condition(&mut self, line: usize, rest: &str) -> Result<Node, String> {
@@ -161,10 +161,10 @@ impl Parser {
             let (body, end) = self.nodes(false)?;
             branches.push((condition, body));
             match end {
-                End::Text => return Err(format!("line {line}: if has no end")),
-                End::End(_) => return Ok(Node::If(branches, Vec::new())),
-                End::Else(_, Some(next)) => condition = next,
-                End::Else(_, None) => return Ok(Node::If(branches, self.last_part(line)?)),
+                Stop::Text => return Err(format!("line {line}: if has no end")),
+                Stop::End(_) => return Ok(Node::If(branches, Vec::new())),
+                Stop::Else(_, Some(next)) => condition = next,
+                Stop::Else(_, None) => return Ok(Node::If(branches, self.last_part(line)?)),
             }
         }
     }
@@ -172,16 +172,16 @@ impl Parser {
     fn body(&mut self, line: usize) -> Result<(Vec<Node>, Vec<Node>), String> {
         let (body, end) = self.nodes(false)?;
         match end {
-            End::End(_) => Ok((body, Vec::new())),
-            End::Else(_, None) => Ok((body, self.last_part(line)?)),
-            End::Else(..) | End::Text => Err(format!("line {line}: this has no end")),
+            Stop::End(_) => Ok((body, Vec::new())),
+            Stop::Else(_, None) => Ok((body, self.last_part(line)?)),
+            Stop::Else(..) | Stop::Text => Err(format!("line {line}: this has no end")),
         }
     }
 
     /// What follows `else`, to its `end`.
     fn last_part(&mut self, line: usize) -> Result<Vec<Node>, String> {
         match self.nodes(false)? {
-            (nodes, End::End(_)) => Ok(nodes),
+            (nodes, Stop::End(_)) => Ok(nodes),
             _ => Err(format!("line {line}: else has no end")),
         }
     }
@@ -192,7 +192,7 @@ impl Parser {
             _ => return Err(format!("line {line}: define needs a name in quotes")),
         };
         let (nodes, end) = self.nodes(false)?;
-        if !matches!(end, End::End(_)) {
+        if !matches!(end, Stop::End(_)) {
             return Err(format!("line {line}: define has no end"));
         }
         if self.defines.insert(name.clone(), nodes).is_some() {
