@@ -103,6 +103,20 @@ fn shop(cluster: &Cluster, namespace: &str) {
             .wait_for(&[name, "-n", namespace], "condition=Available", LIMIT)
             .unwrap();
     }
+    // The nodes' Service rules and the name follow the pods' readiness, a moment later.
+    let client = pod(cluster, namespace, "client");
+    let ask = [
+        "exec",
+        "-n",
+        namespace,
+        text(&client, "/metadata/name"),
+        "--",
+    ];
+    let ask = [&ask[..], &["/karst-testapp", "http", "server:80"]].concat();
+    until("the Service to answer", LIMIT, || {
+        cluster.kubectl(&ask).map(drop)
+    })
+    .unwrap();
 }
 
 fn pods(cluster: &Cluster, namespace: &str) -> Vec<Value> {
