@@ -36,6 +36,8 @@ const TOOLS: &[Tool] = &[
     tool("redis-cli", "redis-tools", Need::Demo),
     tool("curl", "curl", Need::Demo),
     tool("tcpdump", "tcpdump", Need::Demo),
+    tool("tcpdump", "tcpdump", Need::Cluster),
+    tool("pkill", "procps", Need::Cluster),
     tool("nft", "nftables", Need::Demo),
     tool("nginx", "nginx-light", Need::Bench),
     tool("wrk", "wrk", Need::Bench),
