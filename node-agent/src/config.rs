@@ -94,14 +94,6 @@ pub struct Args {
     /// The container runtime's directory of CNI configurations: ours is chained into the first.
     #[arg(long, env = "KARST_CNI_CONF_DIR", requires_all = ["cni_bin_dir", "cni_socket"])]
     pub cni_conf_dir: Option<PathBuf>,
-    /// Namespaces whose pods start without asking the agent.
-    #[arg(
-        long,
-        env = "KARST_CNI_EXCLUDE_NAMESPACES",
-        value_delimiter = ',',
-        default_value = "karst-system,kube-system"
-    )]
-    pub cni_exclude_namespaces: Vec<String>,
     /// Find pods that run already by the node's processes.
     #[arg(long, env = "KARST_DISCOVER_PODS")]
     pub discover_pods: bool,
@@ -208,8 +200,6 @@ pub struct RuntimeConfig {
     pub cni_socket: Option<PathBuf>,
     /// Directories for the plugin and its configuration.
     pub cni_dirs: Option<(PathBuf, PathBuf)>,
-    /// Namespaces whose pods start without asking the agent.
-    pub cni_excluded: Vec<String>,
     /// Whether to look for pods that run already.
     pub discover_pods: bool,
     /// The node's `/proc`.
@@ -258,7 +248,6 @@ impl TryFrom<Args> for Config {
             runtime: RuntimeConfig {
                 cni_socket: args.cni_socket,
                 cni_dirs: args.cni_bin_dir.zip(args.cni_conf_dir),
-                cni_excluded: args.cni_exclude_namespaces,
                 discover_pods: args.discover_pods,
                 host_proc: args.host_proc,
                 netns_dir: args.netns_dir,
@@ -437,7 +426,6 @@ mod tests {
         .expect("valid");
         assert_eq!(config.places.agent_cgroup, crate::cgroup::AgentCgroup::Own);
         assert_eq!(config.places.kubepods_cgroup.len(), 2);
-        assert_eq!(config.runtime.cni_excluded, ["karst-system", "kube-system"]);
         assert!(config.runtime.discover_pods && config.runtime.cni_dirs.is_some());
         let shared = parse(&["--cni-socket=/run/cni.sock"]).expect_err("refused");
         assert!(shared.to_string().contains("--cni-socket"), "{shared}");

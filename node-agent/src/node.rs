@@ -66,7 +66,7 @@ pub fn start(config: &RuntimeConfig, links: Links) -> io::Result<()> {
                 source: own.with_file_name(PLUGIN_TYPE),
                 bin_dir: bin_dir.clone(),
                 conf_dir: conf_dir.clone(),
-                entry: install::entry(path, &config.cni_excluded),
+                entry: install::entry(path),
             };
             spawn_local(install::keep(install, status));
         }

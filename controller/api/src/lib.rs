@@ -35,6 +35,11 @@ pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 /// The trust domain meant by an empty `trust_domain` on the wire.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
+/// Namespaces whose pods are never in the mesh, whatever their labels say: the mesh's own pods must
+/// start before there is a mesh, and so must what the mesh stands on. Their sandboxes do not wait for
+/// an agent, so a pod there that was captured later would have spoken in clear first.
+pub const OUTSIDE_NAMESPACES: [&str; 2] = ["karst-system", "kube-system"];
+
 /// Largest message either side accepts, in bytes. Istio's own limit: a first push of a large mesh
 /// must fit when the other side does not split it (Karst's controller does).
 pub const MAX_MESSAGE_BYTES: usize = 200 * 1024 * 1024;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use karst_api::OUTSIDE_NAMESPACES;
+
 use crate::error::{Faults, ObjectError};
 
 /// Puts a namespace or a pod into the mesh, or keeps it out.
@@ -51,17 +53,36 @@ pub enum DataplaneMode {
 
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// Reads the mode from an object's labels. A value that is neither `ambient` nor `none` counts as
-/// no label at all, and is reported: a typing mistake on a pod must not take it out of the mesh.
+/// Reads the mode from the labels of a namespace, or of an object in it. A value that is neither
+/// `ambient` nor `none` counts as no label at all, and is reported: a typing mistake on a pod must not
+/// take it out of the mesh. What is in one of [`OUTSIDE_NAMESPACES`] is never in the mesh.
 pub(crate) fn dataplane_mode(
+    namespace: &str,
     labels: &Labels,
     faults: &Faults,
     findings: &mut Vec<ObjectError>,
 ) -> Option<DataplaneMode> {
+    let (key, mode) = labelled_mode(labels, faults, findings)?;
+    if mode == DataplaneMode::Ambient && OUTSIDE_NAMESPACES.contains(&namespace) {
+        findings.push(faults.error(
+            format!("metadata.labels[{key:?}]"),
+            format!("is \"ambient\", but the namespace {namespace} is always outside the mesh"),
+            "remove the label, or run the pods in another namespace",
+        ));
+        return Some(DataplaneMode::None);
+    }
+    Some(mode)
+}
+
+fn labelled_mode(
+    labels: &Labels,
+    faults: &Faults,
+    findings: &mut Vec<ObjectError>,
+) -> Option<(&'static str, DataplaneMode)> {
     for key in [DATAPLANE_MODE, DATAPLANE_MODE_ALIAS] {
         match labels.get(key).map(String::as_str) {
-            Some("ambient") => return Some(DataplaneMode::Ambient),
-            Some("none") => return Some(DataplaneMode::None),
+            Some("ambient") => return Some((key, DataplaneMode::Ambient)),
+            Some("none") => return Some((key, DataplaneMode::None)),
             Some(other) => findings.push(faults.error(
                 format!("metadata.labels[{key:?}]"),
                 format!("is {other:?}, which is no dataplane mode"),

@@ -157,28 +157,31 @@ impl ReviewedTokens {
             let _place = self.places.acquire().await;
             // Others with the same token may have been waiting with us.
             if let Some(answer) = self.answered(hash) {
-                self.count("cached");
-                return answer;
+                return (answer, "cached");
             }
             let begun = Instant::now();
-            let status = self.ask(token).await.map_err(|error| {
-                let reason = error.reason();
-                warn!(reason, %error, "token not reviewed");
-                AuthError::ReviewUnavailable
-            })?;
+            let status = match self.ask(token).await {
+                Ok(status) => status,
+                Err(error) => {
+                    let reason = error.reason();
+                    warn!(reason, %error, "token not reviewed");
+                    return (Err(AuthError::ReviewUnavailable), "unavailable");
+                }
+            };
             let answer = bound(status, &self.audience, expires_at);
             self.keep(hash, &answer, begun);
-            answer
+            let result = if answer.is_ok() {
+                "accepted"
+            } else {
+                "refused"
+            };
+            (answer, result)
         };
-        let answer = match tokio::time::timeout(REVIEW_LIMIT, asked).await {
-            Ok(answer) => answer,
-            Err(_) => Err(AuthError::ReviewUnavailable),
+        let (answer, result) = match tokio::time::timeout(REVIEW_LIMIT, asked).await {
+            Ok(answered) => answered,
+            Err(_) => (Err(AuthError::ReviewUnavailable), "unavailable"),
         };
-        match &answer {
-            Ok(_) => self.count("accepted"),
-            Err(AuthError::ReviewUnavailable) => self.count("unavailable"),
-            Err(_) => self.count("refused"),
-        }
+        self.count(result);
         answer
     }
 

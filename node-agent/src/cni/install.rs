@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use karst_api::OUTSIDE_NAMESPACES;
 use karst_cni::PLUGIN_TYPE;
 use notify::{RecursiveMode, Watcher};
 use serde_json::{Value, json};
@@ -47,13 +48,14 @@ pub struct CniInstall {
     pub entry: Value,
 }
 
-/// Our entry in a configuration.
-pub fn entry(socket: &Path, excluded: &[String]) -> Value {
+/// Our entry in a configuration. The namespaces in it are those that the controller keeps outside the
+/// mesh; no others may be named, as their pods would start in clear.
+pub fn entry(socket: &Path) -> Value {
     json!({
         "type": PLUGIN_TYPE,
         "socket": socket,
         "logFile": "",
-        "excludeNamespaces": excluded,
+        "excludeNamespaces": OUTSIDE_NAMESPACES,
     })
 }
 

@@ -18,9 +18,10 @@ impl Namespace {
         faults: &Faults,
         findings: &mut Vec<ObjectError>,
     ) -> Self {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
         let labels = object.metadata.labels.clone().unwrap_or_default();
         Self {
-            mode: labels::dataplane_mode(&labels, faults, findings),
+            mode: labels::dataplane_mode(name, &labels, faults, findings),
         }
     }
 }

@@ -83,7 +83,8 @@ impl Pod {
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned());
         let service_account =
             super::checked_name("spec.serviceAccountName", Some(&service_account), faults)?;
-        let mode = labels::dataplane_mode(&labels, faults, findings);
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let mode = labels::dataplane_mode(namespace, &labels, faults, findings);
         let network = if spec.host_network == Some(true) {
             PodNetwork::Host
         } else {

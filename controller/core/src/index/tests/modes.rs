@@ -25,6 +25,37 @@ fn check(what: &str, namespace: Value, over: Value, expected: DataplaneMode) {
 }
 
 #[test]
+fn what_the_mesh_stands_on_is_never_in_it() {
+    for name in karst_api::OUTSIDE_NAMESPACES {
+        let placed = |over: Value| merged(over, json!({"metadata": {"namespace": name}}));
+        for label in ["karst.dev/dataplane-mode", "istio.io/dataplane-mode"] {
+            let ambient = json!({"metadata": {"labels": {label: "ambient"}}});
+            let labelled = [
+                merged(
+                    namespace(None),
+                    merged(ambient.clone(), json!({"metadata": {"name": name}})),
+                ),
+                pod("own-label", "10.0.1.2", placed(ambient)),
+            ];
+            for value in &labelled {
+                let findings = object(value.clone()).findings;
+                assert_eq!(findings.len(), 1, "{value}");
+                let said = findings[0].to_string();
+                assert!(said.contains("always outside the mesh"), "{said}");
+            }
+            let mut mesh = Mesh::new(labelled);
+            mesh.apply(pod("a", IP, placed(json!({}))));
+            for uid in ["a", "own-label"] {
+                let found = mesh.node_pod("node-1", uid).unwrap().dataplane_mode();
+                assert_eq!(found, DataplaneMode::None, "{name} {label} {uid}");
+            }
+            let identity = mesh.0.identity_on_node("node-1", name, "web");
+            assert_eq!(identity, NodeIdentity::NotInMesh);
+        }
+    }
+}
+
+#[test]
 fn the_pods_label_wins_over_the_namespaces() {
     use DataplaneMode::{Ambient, None as Out};
     check("no label", namespace(None), json!({}), Out);
