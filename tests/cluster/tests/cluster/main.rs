@@ -7,7 +7,10 @@
     reason = "a test fails by panicking"
 )]
 
+mod access;
 mod base;
 mod faults;
 mod mesh;
+mod outage;
 mod shared;
+mod workloads;

@@ -13,13 +13,13 @@ use serde_json::Value;
 
 use crate::shared::{APP_IMAGE, LIMIT, alone, http, shared};
 
-const SYSTEM: &str = "karst-system";
-const LABEL: &str = "karst.dev/dataplane-mode=ambient";
-const NO_LABEL: &str = "karst.dev/dataplane-mode-";
-const AGENTS: &str = "app.kubernetes.io/name=karst-node-agent";
+pub const SYSTEM: &str = "karst-system";
+pub const LABEL: &str = "karst.dev/dataplane-mode=ambient";
+pub const NO_LABEL: &str = "karst.dev/dataplane-mode-";
+pub const AGENTS: &str = "app.kubernetes.io/name=karst-node-agent";
 
 /// How long a label may take to reach every agent and come back as an annotation.
-const ENROLMENT: Duration = Duration::from_secs(30);
+pub const ENROLMENT: Duration = Duration::from_secs(30);
 
 /// Whether Karst is on the shared cluster.
 static INSTALLED: Mutex<bool> = Mutex::new(false);
@@ -51,7 +51,7 @@ fn install(cluster: &Cluster) -> String {
     .unwrap_or_else(|error| panic!("{error:#}\n{}", system_logs(cluster)))
 }
 
-fn system_logs(cluster: &Cluster) -> String {
+pub fn system_logs(cluster: &Cluster) -> String {
     let logs = |component: &str| {
         let selector = format!("app.kubernetes.io/name=karst-{component}");
         cluster.kubectl(&["logs", "-n", SYSTEM, "-l", &selector, "--tail=20"])
@@ -73,7 +73,7 @@ fn images() -> PathBuf {
 }
 
 /// Makes sure that Karst runs on the cluster.
-fn with_karst(cluster: &Cluster) {
+pub fn with_karst(cluster: &Cluster) {
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*installed {
         import(cluster);
@@ -93,7 +93,7 @@ fn import(cluster: &Cluster) {
 }
 
 /// Two Deployments of one pod each, with accounts of their own: `client` on node1, `server` on node2.
-fn shop(cluster: &Cluster, namespace: &str) {
+pub fn shop(cluster: &Cluster, namespace: &str) {
     let yaml = include_str!("shop.yaml")
         .replace("NAMESPACE", namespace)
         .replace("IMAGE", APP_IMAGE);
@@ -103,7 +103,12 @@ fn shop(cluster: &Cluster, namespace: &str) {
             .wait_for(&[name, "-n", namespace], "condition=Available", LIMIT)
             .unwrap();
     }
-    // The nodes' Service rules and the name follow the pods' readiness, a moment later.
+    wait_answers(cluster, namespace);
+}
+
+/// Waits until the shop's Service answers its client: the nodes' Service rules and the name follow the
+/// pods' readiness a moment later.
+pub fn wait_answers(cluster: &Cluster, namespace: &str) {
     let client = pod(cluster, namespace, "client");
     let ask = [
         "exec",
@@ -119,29 +124,29 @@ fn shop(cluster: &Cluster, namespace: &str) {
     .unwrap();
 }
 
-fn pods(cluster: &Cluster, namespace: &str) -> Vec<Value> {
+pub fn pods(cluster: &Cluster, namespace: &str) -> Vec<Value> {
     let list = cluster.get(&["pods", "-n", namespace]).unwrap();
     list["items"].as_array().unwrap().clone()
 }
 
-fn pod(cluster: &Cluster, namespace: &str, app: &str) -> Value {
+pub fn pod(cluster: &Cluster, namespace: &str, app: &str) -> Value {
     let pods = pods(cluster, namespace);
     let is_app = |pod: &&Value| pod["metadata"]["labels"]["app"] == app;
     pods.iter().find(is_app).unwrap().clone()
 }
 
-fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+pub fn text<'a>(object: &'a Value, path: &str) -> &'a str {
     object.pointer(path).and_then(Value::as_str).unwrap_or("")
 }
 
-fn label(cluster: &Cluster, namespace: &str, label: &str) {
+pub fn label(cluster: &Cluster, namespace: &str, label: &str) {
     cluster
         .kubectl(&["label", "namespace", namespace, label])
         .unwrap();
 }
 
 /// Waits until every pod of the namespace is marked as in the mesh, or none is.
-fn wait_enrolled(cluster: &Cluster, namespace: &str, wanted: bool) {
+pub fn wait_enrolled(cluster: &Cluster, namespace: &str, wanted: bool) {
     until("the pods' annotations", ENROLMENT, || {
         for pod in pods(cluster, namespace) {
             let enrolled = pod["metadata"]["annotations"]["karst.dev/enrolled"] == "true";
@@ -153,7 +158,7 @@ fn wait_enrolled(cluster: &Cluster, namespace: &str, wanted: bool) {
 }
 
 /// Access-log records of the agents about connections to `destination`.
-fn access(cluster: &Cluster, destination: &str) -> Vec<Value> {
+pub fn access(cluster: &Cluster, destination: &str) -> Vec<Value> {
     let log = cluster
         .kubectl(&["logs", "-n", SYSTEM, "-l", AGENTS, "--tail=-1"])
         .unwrap();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use karst_cluster::{Cluster, ClusterOptions, Image};
+use karst_cluster::{Audit, Cluster, ClusterOptions, Image};
 use serde_json::Value;
 
 /// How long pods may take to become ready on a machine that does other things as well.
@@ -18,7 +18,11 @@ static CLUSTER: OnceLock<RwLock<Arc<Cluster>>> = OnceLock::new();
 fn cluster() -> &'static RwLock<Arc<Cluster>> {
     CLUSTER.get_or_init(|| {
         let name = format!("test{}", std::process::id());
-        let cluster = Cluster::up(&ClusterOptions::new(&name), &|line| eprintln!("{line}"))
+        let options = ClusterOptions {
+            audit: Audit::Metadata,
+            ..ClusterOptions::new(&name)
+        };
+        let cluster = Cluster::up(&options, &|line| eprintln!("{line}"))
             .unwrap_or_else(|error| panic!("no cluster: {error:#}"));
         let program = karst_cluster::binary("karst-testapp").unwrap();
         let image = Image::new(APP_IMAGE, &["/karst-testapp"])

@@ -28,6 +28,12 @@ pub struct Storm {
     /// How many at a time.
     #[arg(long, default_value_t = 16)]
     at_once: u64,
+    /// Wait so many milliseconds after each connection.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+    /// Open no more once standard input has ended.
+    #[arg(long)]
+    until_eof: bool,
 }
 
 /// Arguments of `hold`.
@@ -44,15 +50,26 @@ pub async fn storm(storm: &Storm) -> Result<Value> {
     let started = Instant::now();
     let target = Arc::new(addresses(&storm.target).await?);
     let left = Arc::new(AtomicU64::new(storm.count));
+    let pause = Duration::from_millis(storm.pause);
+    if storm.until_eof {
+        let left = left.clone();
+        tokio::spawn(async move {
+            let mut lines = input_lines();
+            while lines.recv().await.is_some() {}
+            left.store(0, Ordering::Relaxed);
+        });
+    }
     let mut tasks = Vec::new();
     for _ in 0..storm.at_once {
         let (left, target) = (left.clone(), target.clone());
         tasks.push(tokio::spawn(async move {
             let mut failures = Vec::new();
+            let mut made = 0;
             while left
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
                 .is_ok()
             {
+                made += 1;
                 if let Err(error) = timeout(USE_LIMIT, use_once(&target))
                     .await
                     .context("too slow")
@@ -60,19 +77,23 @@ pub async fn storm(storm: &Storm) -> Result<Value> {
                 {
                     failures.push(format!("{error:#}"));
                 }
+                tokio::time::sleep(pause).await;
             }
-            failures
+            (made, failures)
         }));
     }
     let mut failures: BTreeMap<String, u64> = BTreeMap::new();
+    let mut made: u64 = 0;
     for task in tasks {
-        for failure in task.await? {
+        let (count, failed) = task.await?;
+        made += count;
+        for failure in failed {
             *failures.entry(failure).or_default() += 1;
         }
     }
     let failed: u64 = failures.values().sum();
     Ok(json!({
-        "ok": failed == 0, "count": storm.count, "failed": failed, "failures": failures,
+        "ok": failed == 0, "count": made, "failed": failed, "failures": failures,
         "seconds": started.elapsed().as_secs_f64(),
     }))
 }

@@ -24,6 +24,12 @@ type Body = BoxBody<Bytes, Infallible>;
 /// How often the streaming method repeats a message.
 const REPEATS: usize = 3;
 
+/// The method that gRPC probes call (gRPC health checking protocol).
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// `HealthCheckResponse{status: SERVING}`: field 1, a varint, 1.
+const SERVING: [u8; 2] = [0x08, 0x01];
+
 /// Serves connections until the process is killed.
 pub async fn serve(listener: TcpListener) {
     loop {
@@ -96,17 +102,19 @@ fn full(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).boxed()
 }
 
-/// `karst.test.Echo`: `Unary` gives the message back, `Stream` gives it three times. The
+/// `karst.test.Echo`: `Unary` gives the message back, `Stream` gives it three times; and the health of
+/// every service, which is good. The
 /// messages' content does not matter to it, so it needs no generated code: a gRPC message is
 /// a flag byte, a length and the bytes.
 async fn grpc(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
     let path = request.uri().path().to_owned();
     let message = request.into_body().collect().await?.to_bytes();
-    let (repeats, status) = match path.as_str() {
-        "/karst.test.Echo/Unary" => (1, "0"),
-        "/karst.test.Echo/Stream" => (REPEATS, "0"),
+    let (message, repeats, status) = match path.as_str() {
+        "/karst.test.Echo/Unary" => (message, 1, "0"),
+        "/karst.test.Echo/Stream" => (message, REPEATS, "0"),
+        HEALTH_CHECK => (grpc_frame(&SERVING), 1, "0"),
         // UNIMPLEMENTED
-        _ => (0, "12"),
+        _ => (message, 0, "12"),
     };
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static(status));
