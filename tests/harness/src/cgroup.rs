@@ -1,5 +1,5 @@
-//! Control groups: where the lab's processes live, and how it ends them. The lab kills only
-//! by cgroup, so it can never hit a process that is not its own.
+//! Control groups: where processes live, and how they are ended. Who kills only by its own cgroup
+//! can never hit a process that is not its own.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill as signal};
 use nix::unistd::Pid;
 
-use crate::host;
+use crate::mounts::mounts;
 use crate::paths::LABS_DIR;
 use crate::wait::until;
 
@@ -19,9 +19,8 @@ use crate::wait::until;
 const KILL_LIMIT: Duration = Duration::from_secs(60);
 
 /// The root of the machine's cgroup2 hierarchy; where there is none, one of the lab's own.
-pub fn root() -> Result<PathBuf> {
-    let mounts = host::mounts()?;
-    if let Some(found) = mounts.into_iter().find(|m| m.kind == "cgroup2") {
+pub(crate) fn root() -> Result<PathBuf> {
+    if let Some(found) = mounts()?.into_iter().find(|m| m.kind == "cgroup2") {
         return Ok(found.target);
     }
     let target = Path::new(LABS_DIR).join("cgroup2");
@@ -38,12 +37,12 @@ pub fn root() -> Result<PathBuf> {
 }
 
 /// Makes a cgroup and those above it.
-pub fn create(path: &Path) -> Result<()> {
+pub(crate) fn create(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("making cgroup {}", path.display()))
 }
 
 /// The processes in a cgroup and below; none if it does not exist.
-pub fn pids(path: &Path) -> Result<Vec<u32>> {
+pub(crate) fn pids(path: &Path) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     let own = match fs::read_to_string(path.join("cgroup.procs")) {
         Ok(own) => own,
@@ -66,7 +65,9 @@ pub fn pids(path: &Path) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Kills (SIGKILL) every process in a cgroup and below, and waits for their end.
+/// Kills (SIGKILL) every process in a cgroup of the cgroup2 hierarchy (`path` is its directory) and
+/// below, and waits for their end; fine if there is no such cgroup. Fails when one still runs after
+/// a minute.
 pub fn kill(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
@@ -91,7 +92,7 @@ pub fn kill(path: &Path) -> Result<()> {
     })
 }
 
-/// Kills what is in a cgroup and below, and removes it with those below.
+/// Kills what is in a cgroup and below, and removes it with those below; fine if there is none.
 pub fn remove(path: &Path) -> Result<()> {
     kill(path)?;
     until("a cgroup to be removable", KILL_LIMIT, || remove_tree(path))

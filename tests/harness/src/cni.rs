@@ -7,14 +7,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::host;
-use crate::paths::{Paths, netns_file};
+use crate::inside::HELPER;
+use crate::netns;
+use crate::paths::Paths;
 use crate::state::PodRecord;
 
 /// Runs one command of the specification for a pod; `container` is the runtime's name of the
 /// sandbox. Gives what the plugin printed.
 pub fn call(paths: &Paths, pod: &PodRecord, command: &str, container: &str) -> Result<Value> {
-    let netns = netns_file(&pod.netns);
+    let netns = netns::file(&pod.netns);
     let ips: Vec<Value> = pod
         .addresses
         .iter()
@@ -33,7 +34,7 @@ pub fn call(paths: &Paths, pod: &PodRecord, command: &str, container: &str) -> R
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={container};K8S_POD_UID={}",
         pod.namespace, pod.name, pod.uid
     );
-    let mut child = Command::new(host::binary("karst-cni")?)
+    let mut child = Command::new(HELPER.binary("karst-cni")?)
         .env_clear()
         .env("CNI_COMMAND", command)
         .env("CNI_CONTAINERID", container)

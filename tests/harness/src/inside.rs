@@ -1,7 +1,7 @@
 //! What the helper binary `karst-lab-run` does: steps that need a process of their own.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -11,11 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::setsid;
 
+use crate::helper::{Helper, guard, raise_file_limit};
 use crate::lab::Lab;
+use crate::netns;
+
+/// The lab's helper program.
+pub const HELPER: Helper = Helper::new("karst-lab-run");
 
 /// A kubelet's default probe time limit.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -84,17 +88,14 @@ pub fn run(command: Command) -> Result<ExitCode> {
             join(&probe.place)?;
             Ok(probe_tcp(&probe).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
         }
-        Command::Guard { lab } => guard(&lab),
+        Command::Guard { lab } => guard(|| Lab::tear_down(&lab)),
     }
 }
 
 fn join(place: &Place) -> Result<()> {
     let procs = place.cgroup.join("cgroup.procs");
     fs::write(&procs, "0").with_context(|| format!("joining {}", procs.display()))?;
-    let netns = File::open(&place.netns)
-        .with_context(|| format!("opening netns {}", place.netns.display()))?;
-    setns(&netns, CloneFlags::CLONE_NEWNET)
-        .with_context(|| format!("entering netns {}", place.netns.display()))
+    netns::enter(&place.netns)
 }
 
 fn become_program(enter: &Enter) -> Result<ExitCode> {
@@ -102,8 +103,7 @@ fn become_program(enter: &Enter) -> Result<ExitCode> {
     if let Some(files) = &enter.name_files {
         show_name_files(files)?;
     }
-    let (_, most_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most_files, most_files)?;
+    raise_file_limit()?;
     if enter.session {
         setsid().context("starting a session")?;
     }
@@ -157,11 +157,4 @@ fn probe_tcp(probe: &Probe) -> Result<()> {
     let status = std::str::from_utf8(&answer[9..])?.parse::<u16>()?;
     ensure!((200..400).contains(&status), "status {status}");
     Ok(())
-}
-
-fn guard(lab: &str) -> Result<ExitCode> {
-    // Input ends when the process that holds the pipe's other end does, however it ends.
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    Lab::tear_down(lab)?;
-    Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,14 +14,16 @@ use serde_json::{Value, json};
 use crate::addresses;
 use crate::cgroup;
 use crate::cni;
-use crate::host;
+use crate::inside::HELPER;
 use crate::launch::Launch;
 use crate::manifests::Key;
 use crate::name_files;
+use crate::netns;
 use crate::network;
 use crate::options::Mesh;
-use crate::paths::{Paths, netns_file};
-use crate::state::{PodRecord, ProcessRecord, State, new_uid};
+use crate::paths::Paths;
+use crate::process::ProcessRecord;
+use crate::state::{PodRecord, State, new_uid};
 use crate::store;
 use crate::wait::until;
 use crate::workloads;
@@ -361,11 +363,11 @@ fn port_number(container: &Value, port: &Value) -> Result<u16> {
 }
 
 fn ask(paths: &Paths, pod: &PodRecord, address: SocketAddr, path: Option<&str>) -> Result<bool> {
-    let mut command = Command::new(host::binary("karst-lab-run")?);
+    let mut command = HELPER.command()?;
     command
         .arg("probe")
         .arg("--netns")
-        .arg(netns_file(&paths.host_netns(&pod.node)));
+        .arg(netns::file(&paths.host_netns(&pod.node)));
     command
         .arg("--cgroup")
         .arg(node_cgroups(paths, &pod.node)?.host);

@@ -15,9 +15,12 @@ use serde_json::Value;
 use crate::addresses;
 use crate::admin;
 use crate::cgroup;
+use crate::files::tail;
 use crate::host;
+use crate::inside::HELPER;
 use crate::kubelet::{self, node_cgroups};
 use crate::launch::Launch;
+use crate::lock::Lock;
 use crate::manifests::{self, Key};
 use crate::mesh;
 use crate::name_files;
@@ -26,7 +29,7 @@ use crate::network::{self, EXTERNAL, WIRE};
 use crate::options::{LabName, LabOptions, Lifetime, MAX_NODES, Mesh};
 use crate::paths::Paths;
 use crate::running::Running;
-use crate::state::{Lock, State, new_uid};
+use crate::state::{State, new_uid};
 use crate::status::{self, LabStatus};
 use crate::store;
 use crate::tokens::{Claims, TokenKey};
@@ -74,7 +77,7 @@ impl Lab {
             lab.guard = Some(start_guard(&name)?);
         }
         {
-            let _lock = Lock::take(&lab.paths)?;
+            let _lock = Lock::take(lab.paths.lock())?;
             for dir in [
                 lab.paths.manifests(),
                 lab.paths.logs(),
@@ -138,7 +141,7 @@ impl Lab {
     pub fn tear_down(name: &str) -> Result<()> {
         host::require_root()?;
         let paths = Paths::new(name.parse()?);
-        let lock = Lock::take(&paths)?;
+        let lock = Lock::take(paths.lock())?;
         let cgroup = cgroup::root()?.join(paths.cgroup());
         cgroup::remove(&cgroup)?;
         for netns in netns::with_prefix(&paths.netns_prefix())? {
@@ -225,7 +228,7 @@ impl Lab {
     /// Runs `change` on the record under the lab's lock and saves it, also when the change
     /// failed half way.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
-        let _lock = Lock::take(&self.paths)?;
+        let _lock = Lock::take(self.paths.lock())?;
         let mut state = State::load(&self.paths)?.context("the lab is down")?;
         self.reap();
         let result = change(&mut state);
@@ -424,7 +427,7 @@ impl Lab {
         bail!(
             "{} has ended; the end of its output:\n{}",
             pod.id(),
-            host::tail(&log)
+            tail(&log)
         )
     }
 
@@ -688,7 +691,7 @@ impl Lab {
     /// Whether that agent says that it serves: the probe of its pod (`karst-node-agent ready`).
     pub fn successor_ready(&self, node: &str, tag: &str) -> Result<()> {
         let socket = self.paths.ready_socket(node, tag);
-        let output = Command::new(host::binary("karst-node-agent")?)
+        let output = Command::new(HELPER.binary("karst-node-agent")?)
             .args([
                 OsStr::new("ready"),
                 OsStr::new("--socket"),
@@ -776,7 +779,8 @@ fn read_log(path: &Path) -> Result<String> {
 }
 
 fn start_guard(lab: &str) -> Result<Child> {
-    Command::new(host::binary("karst-lab-run")?)
+    HELPER
+        .command()?
         .args(["guard", lab])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -3,14 +3,15 @@
 //! from a fresh process needs no `unsafe` and leaves no thread of the caller in there.
 
 use std::ffi::OsStr;
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::host;
-use crate::paths::netns_file;
+use crate::files::append_to;
+use crate::host::SEARCH_PATH;
+use crate::inside::HELPER;
+use crate::netns;
 
 /// The variables of the caller's environment that programs in the lab may see.
 const PASSED_ON: &[&str] = &[
@@ -47,11 +48,7 @@ impl Launch {
     /// Starts `argv` there in a session of its own, writing to the end of `log`: it outlives
     /// the caller.
     pub fn start<S: AsRef<OsStr>>(&self, argv: &[S], log: &Path) -> Result<Child> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("opening {}", log.display()))?;
+        let log = append_to(log)?;
         self.build(argv, &["--session"])?
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -61,11 +58,11 @@ impl Launch {
     }
 
     fn build<S: AsRef<OsStr>>(&self, argv: &[S], more: &[&str]) -> Result<Command> {
-        let mut command = Command::new(host::binary("karst-lab-run")?);
+        let mut command = HELPER.command()?;
         command
             .arg("enter")
             .arg("--netns")
-            .arg(netns_file(&self.netns));
+            .arg(netns::file(&self.netns));
         command
             .arg("--cgroup")
             .arg(&self.cgroup)
@@ -88,8 +85,5 @@ impl Launch {
 
 /// Karst's own binaries first, then where Debian keeps daemons and programs.
 fn search_path() -> Result<String> {
-    Ok(format!(
-        "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        host::bin_dir()?.display()
-    ))
+    Ok(format!("{}:{SEARCH_PATH}", HELPER.bin_dir()?.display()))
 }

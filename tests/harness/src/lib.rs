@@ -12,23 +12,31 @@
 //! the controller and the agents. Everything a lab leaves on the machine is named after it:
 //! namespaces `karst-<lab>-*`, cgroups `karst-lab/<lab>`, pins `karst-lab/<lab>`, files
 //! `/run/karst-lab/<lab>`; so [`Lab::tear_down`] needs no record to remove it.
+//!
+//! The public modules are what the test cluster of `karst_cluster` does in the same way: programs,
+//! processes, locks, cgroups and network namespaces of the machine.
 
 mod addresses;
 mod admin;
-mod cgroup;
+pub mod cgroup;
 mod cni;
-mod host;
+pub mod files;
+pub mod helper;
+pub mod host;
 pub mod inside;
 mod kubelet;
 mod lab;
 mod launch;
+pub mod lock;
 mod manifests;
 mod mesh;
+pub mod mounts;
 mod name_files;
-mod netns;
+pub mod netns;
 mod network;
 mod options;
 mod paths;
+pub mod process;
 mod running;
 mod state;
 mod status;

@@ -13,12 +13,14 @@ use nix::unistd::Pid;
 use crate::addresses::{self, CONTROL_HOST};
 use crate::admin;
 use crate::cgroup;
-use crate::host;
+use crate::files::{tail, write_atomic};
+use crate::inside::HELPER;
 use crate::kubelet::node_cgroups;
 use crate::launch::Launch;
-use crate::netns;
+use crate::mounts::ensure_bpffs;
+use crate::netns::{self, NETNS_DIR};
 use crate::network::CONTROL;
-use crate::paths::{NETNS_DIR, Paths};
+use crate::paths::Paths;
 use crate::state::State;
 use crate::tokens::{self, TokenKey};
 use crate::wait::until;
@@ -69,13 +71,13 @@ fn spawn_controller(paths: &Paths, state: &State) -> Result<Child> {
     let dir = paths.control_dir();
     let key_set = dir.join("jwks.json");
     fs::create_dir_all(&dir)?;
-    host::write_atomic(
+    write_atomic(
         &key_set,
         &serde_json::to_vec(&TokenKey::load(paths)?.key_set())?,
     )?;
     let wire = addresses::wire(CONTROL_HOST);
     let mut argv = vec![
-        host::binary("karst-controller")?.display().to_string(),
+        HELPER.binary("karst-controller")?.display().to_string(),
         format!("--source=dir:{}", paths.manifests().display()),
         format!("--listen=0.0.0.0:{CONTROLLER_PORT}"),
         "--metrics-listen=0.0.0.0:15014".to_owned(),
@@ -153,7 +155,7 @@ fn launch_agent(
     for path in [&own, &cgroups.pods, &cgroups.host] {
         cgroup::create(path)?;
     }
-    host::ensure_bpffs()?;
+    ensure_bpffs()?;
     let dir = paths.node_dir(node);
     fs::create_dir_all(&dir)?;
     let uid = state
@@ -163,7 +165,7 @@ fn launch_agent(
     let token = tokens::write_agent_token(paths, node, uid)?;
     let controller = addresses::wire(CONTROL_HOST).v4;
     let mut argv = vec![
-        host::binary("karst-node-agent")?.display().to_string(),
+        HELPER.binary("karst-node-agent")?.display().to_string(),
         format!("--node-name={node}"),
         format!("--controller={controller}:{CONTROLLER_PORT}"),
         format!("--controller-name={CONTROLLER_NAME}"),
@@ -249,7 +251,7 @@ pub fn agent_metrics(paths: &Paths, node: &str) -> Result<String> {
 
 /// The user's CLI against one node.
 pub fn inspect(paths: &Paths, node: &str, args: &[&str]) -> Result<Command> {
-    let mut command = Command::new(host::binary("karst")?);
+    let mut command = Command::new(HELPER.binary("karst")?);
     command
         .arg("inspect")
         .args(args)
@@ -272,6 +274,6 @@ fn alive(child: &mut Option<Child>, what: &str, log: impl Fn() -> PathBuf) -> Re
     bail!(
         "the {what} ended with {status}; the end of {}:\n{}",
         log.display(),
-        host::tail(&log)
+        tail(&log)
     )
 }

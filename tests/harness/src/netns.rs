@@ -1,21 +1,36 @@
 //! Named network namespaces.
 
 use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
 use crate::host;
-use crate::paths::{NETNS_DIR, netns_file};
+
+/// Where `ip netns` keeps named network namespaces.
+pub const NETNS_DIR: &str = "/run/netns";
+
+/// The file of a named network namespace.
+pub fn file(netns: &str) -> PathBuf {
+    Path::new(NETNS_DIR).join(netns)
+}
+
+/// Moves this thread into the network namespace of `file`, for good: for programs that go on to do
+/// nothing else.
+pub fn enter(file: &Path) -> Result<()> {
+    let netns = File::open(file).with_context(|| format!("opening netns {}", file.display()))?;
+    setns(&netns, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("entering netns {}", file.display()))
+}
 
 /// Runs `f` on a thread of its own inside a named network namespace. The thread ends with
 /// `f`, so no other code of this process ever runs in there.
 pub fn run_in<T: Send>(netns: &str, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let file = File::open(netns_file(netns)).with_context(|| format!("opening netns {netns}"))?;
     std::thread::scope(|scope| {
         let inside = scope.spawn(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET).context("entering a netns")?;
+            enter(&file(netns))?;
             f()
         });
         inside
@@ -26,7 +41,7 @@ pub fn run_in<T: Send>(netns: &str, f: impl FnOnce() -> Result<T> + Send) -> Res
 
 /// Whether a named network namespace exists.
 pub fn exists(netns: &str) -> bool {
-    netns_file(netns).exists()
+    file(netns).exists()
 }
 
 /// Removes a named network namespace; fine if there is none.
@@ -38,7 +53,7 @@ pub fn remove(netns: &str) -> Result<()> {
 }
 
 /// The named network namespaces whose names begin with `prefix`.
-pub fn with_prefix(prefix: &str) -> Result<Vec<String>> {
+pub(crate) fn with_prefix(prefix: &str) -> Result<Vec<String>> {
     let Ok(entries) = fs::read_dir(NETNS_DIR) else {
         return Ok(Vec::new());
     };

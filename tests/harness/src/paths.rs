@@ -7,9 +7,6 @@ use crate::options::LabName;
 /// Where all labs keep their files.
 pub const LABS_DIR: &str = "/run/karst-lab";
 
-/// Where `ip netns` keeps named network namespaces.
-pub const NETNS_DIR: &str = "/run/netns";
-
 /// The bridge in the wire's netns that joins the nodes.
 pub const WIRE_BRIDGE: &str = "wire0";
 
@@ -139,9 +136,4 @@ impl Paths {
     pub fn cgroup(&self) -> PathBuf {
         Path::new("karst-lab").join(self.name.as_ref())
     }
-}
-
-/// The file of a named network namespace.
-pub fn netns_file(netns: &str) -> PathBuf {
-    Path::new(NETNS_DIR).join(netns)
 }

@@ -1,19 +1,18 @@
 //! The lab's record: one JSON file, read and written under the lab's file lock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::host::write_atomic;
+use crate::files::write_atomic;
 use crate::manifests::Key;
 use crate::options::Mesh;
-use crate::paths::{LABS_DIR, Paths};
+use crate::paths::Paths;
+use crate::process::ProcessRecord;
 
 /// Everything the lab remembers between commands.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,73 +67,6 @@ impl PodRecord {
     /// `namespace/name`.
     pub fn id(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A process id that cannot be mistaken for another process's later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessRecord {
-    /// The process id.
-    pub pid: u32,
-    /// When it started, in clock ticks since boot (`/proc/PID/stat`, field 22).
-    pub start_time: u64,
-}
-
-impl ProcessRecord {
-    /// The record of a running process.
-    pub fn of(pid: u32) -> Result<Self> {
-        let (_, start_time) = stat(pid).with_context(|| format!("process {pid} is gone"))?;
-        Ok(Self { pid, start_time })
-    }
-
-    /// Whether it still runs; a zombie does not.
-    pub fn is_alive(self) -> bool {
-        stat(self.pid).is_some_and(|(state, start_time)| {
-            start_time == self.start_time && !matches!(state, 'Z' | 'X')
-        })
-    }
-}
-
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in brackets and may itself hold blanks.
-    let mut rest = text.get(text.rfind(')')? + 2..)?.split(' ');
-    let state = rest.next()?.chars().next()?;
-    Some((state, rest.nth(18)?.parse().ok()?))
-}
-
-/// Holding it keeps every other command out of the lab.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-    path: PathBuf,
-}
-
-impl Lock {
-    /// Waits for the lab's lock.
-    pub fn take(paths: &Paths) -> Result<Self> {
-        fs::create_dir_all(LABS_DIR).with_context(|| format!("making {LABS_DIR}"))?;
-        let path = paths.lock();
-        loop {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .context("opening the lab's lock")?;
-            file.lock().context("taking the lab's lock")?;
-            // Whoever held it may have removed the file with the lab: then this lock is on a
-            // file that nobody else will find.
-            let named = fs::metadata(&path).map(|named| named.ino()).ok();
-            if named == Some(file.metadata()?.ino()) {
-                return Ok(Self { _file: file, path });
-            }
-        }
-    }
-
-    /// Gives the lock back and removes its file: the end of a lab.
-    pub fn remove(self) -> Result<()> {
-        fs::remove_file(&self.path).context("removing the lab's lock")
     }
 }
 
@@ -242,17 +174,6 @@ pub fn new_uid() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn this_process_is_alive_and_a_reused_pid_is_not_it() {
-        let me = ProcessRecord::of(std::process::id()).unwrap();
-        assert!(me.is_alive());
-        let other = ProcessRecord {
-            start_time: me.start_time + 1,
-            ..me
-        };
-        assert!(!other.is_alive());
-    }
 
     #[test]
     fn uids_look_like_random_uuids() {

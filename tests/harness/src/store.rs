@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
 use crate::addresses;
-use crate::host::write_atomic;
+use crate::files::write_atomic;
 use crate::manifests::Key;
 use crate::paths::Paths;
 use crate::state::{State, new_uid};

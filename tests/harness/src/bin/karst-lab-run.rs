@@ -4,26 +4,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use karst_harness::inside::{Command, run};
-
-#[derive(Parser)]
-#[command(
-    name = "karst-lab-run",
-    about = "The lab's helper; use `cargo xtask lab`"
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+use karst_harness::inside::{HELPER, run};
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("karst-lab-run: {error:#}");
-            // What a shell answers when a program cannot be started.
-            ExitCode::from(126)
-        }
-    }
+    HELPER.main("The lab's helper; use `cargo xtask lab`", run)
 }
