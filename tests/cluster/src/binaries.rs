@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use karst_harness::host::run;
 use sha2::{Digest, Sha256};
 
 /// The version of Kubernetes that `binaries/go.mod` asks for, told to the programs.
@@ -171,7 +172,7 @@ pub fn check_go() -> Result<String> {
     let mut command = Command::new(find_go()?);
     // Never another compiler that it would have to fetch.
     command.arg("version").env("GOTOOLCHAIN", "local");
-    let said = crate::host::run(&mut command)?;
+    let said = run(&mut command)?;
     let version = said.split_whitespace().nth(2).unwrap_or("go of no version");
     Ok(version.to_owned())
 }

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use karst_harness::mounts::{Mount, mounts};
 use karst_harness::until;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::host::{self, Mount};
 use crate::paths::CLUSTER_CGROUP;
 
 /// The CPU weight of a cluster and of each node, where a process outside has 1024: that of ten.
@@ -29,7 +29,7 @@ const NEEDED: &[&str] = &["cpu", "memory", "cpuset", "cpuacct", "pids"];
 /// The cgroup hierarchies that are mounted here, each once.
 pub fn hierarchies() -> Result<Vec<Mount>> {
     let mut found: Vec<Mount> = Vec::new();
-    for mount in host::mounts()? {
+    for mount in mounts()? {
         let is_cgroup = matches!(mount.kind.as_str(), "cgroup" | "cgroup2");
         if is_cgroup && mount.target.starts_with("/sys/fs/cgroup") {
             found.push(mount);

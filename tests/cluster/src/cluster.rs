@@ -8,20 +8,24 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use karst_harness::files::tail;
+use karst_harness::host::run;
+use karst_harness::lock::Lock;
+use nix::unistd::Uid;
 use serde::Serialize;
 
 use crate::binaries::Binaries;
 use crate::cgroup;
 use crate::control_plane;
-use crate::host;
 use crate::image::Image;
+use crate::inside::HELPER;
 use crate::lifecycle;
 use crate::network;
 use crate::node::{self, PAUSE_IMAGE};
 use crate::options::{Audit, ClusterOptions, Lifetime};
 use crate::paths::{NODES, Paths, node_name};
 use crate::pki;
-use crate::state::{Lock, State};
+use crate::state::State;
 
 /// Nodes become ready within ten seconds on free cores, and DNS a few seconds later.
 const READY_LIMIT: Duration = Duration::from_secs(180);
@@ -67,7 +71,7 @@ impl Cluster {
     /// that is up is used as it is; one of which a part has ended is made anew. Needs root; builds
     /// the cluster's programs if need be. `say` is told what is done.
     pub fn up(options: &ClusterOptions, say: &dyn Fn(&str)) -> Result<Self> {
-        host::require_root()?;
+        require_root()?;
         ensure!(
             options.nodes <= NODES,
             "a cluster has at most {NODES} nodes"
@@ -87,7 +91,7 @@ impl Cluster {
         }
         let started = Instant::now();
         {
-            let _lock = Lock::take(&cluster.paths)?;
+            let _lock = Lock::take(cluster.paths.lock())?;
             cluster.start(options, &binaries, say)?;
         }
         cluster.wait_ready(options.nodes)?;
@@ -101,7 +105,7 @@ impl Cluster {
 
     /// The handle of a cluster that is up.
     pub fn attach(name: &str) -> Result<Self> {
-        host::require_root()?;
+        require_root()?;
         let paths = Paths::new(name.parse()?);
         ensure!(
             paths.state().is_file(),
@@ -123,7 +127,7 @@ impl Cluster {
     /// Removes the cluster called `name` and all it left on the machine, also one whose making
     /// failed halfway; fine if there is none.
     pub fn tear_down(name: &str) -> Result<()> {
-        host::require_root()?;
+        require_root()?;
         lifecycle::remove(&Paths::new(name.parse()?))
     }
 
@@ -179,7 +183,7 @@ impl Cluster {
 
     /// Runs a program on a node and gives what it printed.
     pub fn node_exec(&self, node: &str, argv: &[&str]) -> Result<String> {
-        host::run(&mut self.node_command(node, argv)?)
+        run(&mut self.node_command(node, argv)?)
     }
 
     /// Takes an image's archive (OCI or docker) into every node's containerd.
@@ -264,7 +268,7 @@ impl Cluster {
         for number in 1..=nodes {
             let name = node_name(number);
             self.wait_for(&["node", &name], "condition=Ready", READY_LIMIT)
-                .with_context(|| host::tail(&self.paths.log(&format!("{name}-kubelet"))))?;
+                .with_context(|| tail(&self.paths.log(&format!("{name}-kubelet"))))?;
         }
         let dns = ["deployment/coredns", "-n", "kube-system"];
         self.wait_for(&dns, "condition=Available", READY_LIMIT)
@@ -290,6 +294,15 @@ fn prepare(paths: &Paths, options: &ClusterOptions, binaries: &Binaries) -> Resu
     pki::create(paths, options.nodes)
 }
 
+/// Fails unless the process may make namespaces, cgroups and mounts.
+fn require_root() -> Result<()> {
+    ensure!(
+        Uid::effective().is_root(),
+        "the cluster makes namespaces, cgroups and mounts: run it as root"
+    );
+    Ok(())
+}
+
 fn import(paths: &Paths, node: &str, archive: &Path) -> Result<()> {
     let file = File::open(archive).with_context(|| format!("opening {}", archive.display()))?;
     let argv = ["ctr", "-n", "k8s.io", "images", "import", "-"];
@@ -307,7 +320,8 @@ fn import(paths: &Paths, node: &str, archive: &Path) -> Result<()> {
 }
 
 fn start_guard(cluster: &str) -> Result<Child> {
-    host::helper()?
+    HELPER
+        .command()?
         .args(["guard", cluster])
         // Standard output is kept: who reads the caller's output to its end also waits for the
         // end of the cluster.

@@ -4,9 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use karst_harness::until;
+use karst_harness::files::{tail, write};
+use karst_harness::{host, run_in, until};
 
-use crate::host;
 use crate::kubectl;
 use crate::lifecycle;
 use crate::network::CONTROL;
@@ -126,7 +126,7 @@ pub fn start_apiserver(paths: &Paths) -> Result<()> {
     let state = State::load(paths)?.context("the cluster has no record")?;
     if state.audit {
         let policy = paths.dir().join("audit.json");
-        host::write(
+        write(
             &policy,
             r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStages":["RequestReceived"],"rules":[{"level":"Metadata"}]}"#,
         )?;
@@ -146,7 +146,7 @@ pub fn wait_apiserver(paths: &Paths) -> Result<()> {
             return Ok(());
         }
         // A connection costs less than the kubectl that fails without one.
-        karst_harness::run_in(&paths.netns(CONTROL), || {
+        run_in(&paths.netns(CONTROL), || {
             std::net::TcpStream::connect((API_SERVER, 6443)).context("connecting")
         })?;
         let said = host::run(kubectl::command(paths)?.args(["get", "--raw", "/readyz"]))?;
@@ -165,7 +165,7 @@ pub fn wait_apiserver(paths: &Paths) -> Result<()> {
 
 fn log_of(paths: &Paths, program: &str) -> String {
     let log = paths.log(program);
-    format!("The end of {}:\n{}", log.display(), host::tail(&log))
+    format!("The end of {}:\n{}", log.display(), tail(&log))
 }
 
 fn conf(paths: &Paths, user: &str) -> String {

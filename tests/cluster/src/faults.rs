@@ -3,11 +3,11 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use karst_harness::{host, run_in};
 use nix::sys::signal::Signal;
 
 use crate::cluster::Cluster;
 use crate::control_plane::{self, APISERVER, ETCD};
-use crate::host;
 use crate::lifecycle;
 use crate::network::CONTROL;
 use crate::node;
@@ -69,7 +69,7 @@ fn forget_network(paths: &Paths, node: &str) -> Result<()> {
     let netns = paths.netns(node);
     // Both are absent on a node that has had no pod or no kube-proxy.
     let _ = host::run(Command::new("ip").args(["-n", &netns, "link", "delete", "cni0"]));
-    karst_harness::run_in(&netns, || {
+    run_in(&netns, || {
         host::run(Command::new("nft").args(["flush", "ruleset"]))
     })
     .map(drop)

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use karst_harness::files::write;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-
-use crate::host;
 
 /// The size of a tar archive's blocks, in bytes.
 const TAR_BLOCK: usize = 512;
@@ -106,7 +105,7 @@ impl Image {
 
 /// Writes an image's archive to a file.
 pub fn write_archive(image: &Image, path: &Path) -> Result<()> {
-    host::write(path, image.archive()?)
+    write(path, image.archive()?)
 }
 
 fn digest(content: &[u8]) -> String {
@@ -183,6 +182,8 @@ impl Tar {
 
 #[cfg(test)]
 mod tests {
+    use karst_harness::host::run;
+
     use super::*;
 
     #[test]
@@ -191,17 +192,15 @@ mod tests {
         let archive = dir.join("image.tar");
         let image = Image::new("karst.dev/test/x:1", &["/x"]).file("/x", 0o755, "content");
         write_archive(&image, &archive).unwrap();
-        let listed = host::run(Command::new("tar").arg("-tf").arg(&archive)).unwrap();
+        let listed = run(Command::new("tar").arg("-tf").arg(&archive)).unwrap();
         assert!(
             listed.starts_with("oci-layout\nindex.json\nblobs/sha256/"),
             "{listed}"
         );
-        let index = host::run(
-            Command::new("tar")
-                .arg("-xOf")
-                .arg(&archive)
-                .arg("index.json"),
-        );
+        let index = run(Command::new("tar")
+            .arg("-xOf")
+            .arg(&archive)
+            .arg("index.json"));
         assert!(index.unwrap().contains("karst.dev/test/x:1"));
         fs::remove_dir_all(dir).unwrap();
     }

@@ -3,21 +3,32 @@
 mod root;
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command as Process, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use karst_harness::files::append_to;
+use karst_harness::helper::{Helper, guard, raise_file_limit};
+use karst_harness::netns;
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::setsid;
 
 use crate::cgroup;
 use crate::cluster::Cluster;
+
+/// The cluster's helper program.
+pub const HELPER: Helper = Helper::new("karst-cluster-run");
+
+/// The path of one of Karst's binaries, for tests to run or to put into images; fails, saying what to
+/// do, if it is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    HELPER.binary(name)
+}
 
 /// The namespaces of a node, in the order in which they are entered: after the mount namespace the
 /// machine's files cannot be reached any more.
@@ -95,20 +106,14 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Node(node) => make_node(&node),
         Command::NodeInit(node) => be_node(&node),
         Command::Enter(enter) => start_inside(&enter),
-        Command::Guard { cluster } => guard(&cluster),
+        Command::Guard { cluster } => guard(|| Cluster::tear_down(&cluster)),
     }
-}
-
-fn enter_netns(file: &Path) -> Result<()> {
-    let netns = File::open(file).with_context(|| format!("opening netns {}", file.display()))?;
-    setns(&netns, CloneFlags::CLONE_NEWNET)
-        .with_context(|| format!("entering netns {}", file.display()))
 }
 
 fn make_node(node: &Node) -> Result<ExitCode> {
     // Before the cgroup namespace is made: its root is where the process is then.
     cgroup::join(&node.cgroup)?;
-    enter_netns(&node.netns)?;
+    netns::enter(&node.netns)?;
     setsid().context("starting a session")?;
     let mut namespaces = CloneFlags::empty();
     for (_, namespace) in NODE_NAMESPACES {
@@ -161,11 +166,7 @@ fn start_inside(enter: &Enter) -> Result<ExitCode> {
     command.args(arguments);
     if let Some(log) = &enter.detach {
         // Opened before the mount namespace is entered: it is a file of the machine's.
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("opening {}", log.display()))?;
+        let log = append_to(log)?;
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -175,13 +176,12 @@ fn start_inside(enter: &Enter) -> Result<ExitCode> {
     // Before the node's mount namespace, in which the machine's hierarchies cannot be reached.
     cgroup::join(&enter.cgroup)?;
     if let Some(netns) = &enter.netns {
-        enter_netns(netns)?;
+        netns::enter(netns)?;
     }
     if let Some(pid) = enter.node {
         enter_node(pid)?;
     }
-    let (_, most_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most_files, most_files)?;
+    raise_file_limit()?;
     let mut child = command
         .spawn()
         .with_context(|| format!("starting {}", program.to_string_lossy()))?;
@@ -207,11 +207,4 @@ fn enter_node(pid: u32) -> Result<()> {
         setns(file, *kind).with_context(|| format!("entering a namespace of node {pid}"))?;
     }
     std::env::set_current_dir("/").context("going to the node's root")
-}
-
-fn guard(cluster: &str) -> Result<ExitCode> {
-    // Input ends when the process that holds the pipe's other end does, however it ends.
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    Cluster::tear_down(cluster)?;
-    Ok(ExitCode::SUCCESS)
 }

@@ -4,10 +4,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use karst_harness::host::{self, SEARCH_PATH};
+use karst_harness::until;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::host;
 use crate::lifecycle;
 use crate::network::CONTROL;
 use crate::paths::Paths;
@@ -22,10 +23,7 @@ pub fn command(paths: &Paths) -> Result<Command> {
 pub fn user_command(paths: &Paths, argv: &[&str]) -> Result<Command> {
     let mut command = lifecycle::inside(paths, CONTROL, None, argv)?;
     command
-        .env(
-            "PATH",
-            format!("{}:{}", paths.bin().display(), host::SEARCH_PATH),
-        )
+        .env("PATH", format!("{}:{}", paths.bin().display(), SEARCH_PATH))
         .env("KUBECONFIG", paths.kubeconfig("admin"))
         .env("HOME", paths.dir())
         .env("KUBECACHEDIR", paths.dir().join("kubectl-cache"));
@@ -74,7 +72,7 @@ impl Cluster {
     pub fn wait_for(&self, what: &[&str], condition: &str, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         if condition != "delete" {
-            karst_harness::until(&format!("{what:?} to exist"), limit, || {
+            until(&format!("{what:?} to exist"), limit, || {
                 let mut command = command(self.paths())?;
                 let found = host::run(command.arg("get").args(what).args(["-o", "name"]))?;
                 ensure!(!found.trim().is_empty(), "there is none");

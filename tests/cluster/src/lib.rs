@@ -16,7 +16,6 @@ mod cgroup;
 mod cluster;
 mod control_plane;
 mod faults;
-mod host;
 mod image;
 pub mod inside;
 mod kubectl;
@@ -30,7 +29,7 @@ mod state;
 
 pub use binaries::{Binaries, check_go};
 pub use cluster::{Cluster, ClusterStatus, ProcessStatus};
-pub use host::binary;
 pub use image::{Image, write_archive};
+pub use inside::binary;
 pub use options::{Audit, ClusterName, ClusterOptions, Lifetime};
 pub use paths::{API_SERVER, CLUSTER_CGROUP, CLUSTER_DNS, NODES, node_address};

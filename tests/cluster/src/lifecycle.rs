@@ -1,15 +1,18 @@
 //! Starting and ending the cluster's programs, and the record of them.
 
-use std::fs::OpenOptions;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use karst_harness::files::{append_to, tail};
+use karst_harness::host::SEARCH_PATH;
+use karst_harness::lock::Lock;
+use karst_harness::process::ProcessRecord;
 use nix::sys::signal::Signal;
 
-use crate::host;
+use crate::inside::HELPER;
 use crate::network::CONTROL;
 use crate::paths::Paths;
-use crate::state::{Lock, ProcessRecord, State};
+use crate::state::State;
 
 /// What no program of the cluster may inherit from the machine.
 const PASSED_ON: &[&str] = &["TERM", "LANG"];
@@ -18,7 +21,7 @@ const PASSED_ON: &[&str] = &["TERM", "LANG"];
 /// `detach`: the program outlives the caller, its output goes to its log, and the command prints
 /// its process id.
 pub fn inside(paths: &Paths, place: &str, detach: Option<&str>, argv: &[&str]) -> Result<Command> {
-    let mut command = host::helper()?;
+    let mut command = HELPER.command()?;
     command.arg("enter");
     if place == CONTROL {
         command.arg("--netns").arg(paths.netns_file(CONTROL));
@@ -34,7 +37,7 @@ pub fn inside(paths: &Paths, place: &str, detach: Option<&str>, argv: &[&str]) -
         command.arg("--detach").arg(paths.log(name));
     }
     command.arg("--").args(argv);
-    command.env_clear().env("PATH", host::SEARCH_PATH);
+    command.env_clear().env("PATH", SEARCH_PATH);
     for key in PASSED_ON {
         command.envs(std::env::var_os(key).map(|value| (key, value)));
     }
@@ -51,19 +54,18 @@ pub fn start(paths: &Paths, place: &str, name: &str, argv: &[&str]) -> Result<()
 pub fn record(paths: &Paths, name: &str, command: &mut Command) -> Result<()> {
     // A file and not a pipe: what runs on would keep a pipe open, and the reader waiting.
     let log = paths.log(name);
-    let errors = OpenOptions::new().create(true).append(true).open(&log);
     let output = command
         .stdin(Stdio::null())
-        .stderr(errors.with_context(|| format!("opening {}", log.display()))?)
+        .stderr(append_to(&log)?)
         .output()
         .with_context(|| format!("starting {name}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let pid: u32 = text
         .trim()
         .parse()
-        .with_context(|| format!("starting {name}: {}", host::tail(&log)))?;
-    let process = ProcessRecord::of(pid)
-        .with_context(|| format!("{name} ended at once:\n{}", host::tail(&log)))?;
+        .with_context(|| format!("starting {name}: {}", tail(&log)))?;
+    let process =
+        ProcessRecord::of(pid).with_context(|| format!("{name} ended at once:\n{}", tail(&log)))?;
     let _lock = RECORD.lock();
     let mut state = State::load(paths)?.context("the cluster has no record")?;
     state.processes.insert(name.to_owned(), process);
@@ -92,7 +94,7 @@ pub fn stop(paths: &Paths, name: &str, signal: Signal) -> Result<()> {
 
 /// Removes everything that a cluster left on the machine, also one whose making failed halfway.
 pub fn remove(paths: &Paths) -> Result<()> {
-    let lock = Lock::take(paths)?;
+    let lock = Lock::take(paths.lock())?;
     if let Some(state) = State::load(paths)? {
         // A node's first process ends last and takes all of its node with it, so all may be killed
         // at once.

@@ -2,19 +2,21 @@
 //! static routes to the pods behind the nodes. No host has a default route.
 
 use std::fmt::Write as _;
-use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use karst_harness::host::ip_batch;
+use karst_harness::netns;
 
-use crate::host::{self, ip_batch};
-use crate::paths::{API_SERVER, NETNS_DIR, Paths, SERVICES, node_address, node_name, pod_range};
+use crate::paths::{API_SERVER, Paths, SERVICES, node_address, node_name, pod_range};
 
 /// The control plane's host.
 pub const CONTROL: &str = "cp";
 
 /// The namespace of the bridge.
 const WIRE: &str = "wire";
+
+/// Lets a node forward its pods' packets.
+const FORWARDING: &[(&str, &str)] = &[("net/ipv4/ip_forward", "1")];
 
 /// Makes the wire, the control plane's host and `nodes` nodes.
 pub fn build(paths: &Paths, nodes: u8) -> Result<()> {
@@ -41,7 +43,7 @@ pub fn build(paths: &Paths, nodes: u8) -> Result<()> {
     ip_batch(Some(&wire), &script)?;
     for (host, address) in &hosts {
         if host != CONTROL {
-            forward(&paths.netns(host))?;
+            netns::sysctl(&paths.netns(host), FORWARDING)?;
         }
         let mut script =
             format!("link set lo up\naddr add {address}/24 dev eth0\nlink set eth0 up\n");
@@ -61,22 +63,12 @@ pub fn build(paths: &Paths, nodes: u8) -> Result<()> {
     Ok(())
 }
 
-/// Lets a node forward its pods' packets.
-fn forward(netns: &str) -> Result<()> {
-    karst_harness::run_in(netns, || {
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("letting a node forward")
-    })
-}
-
 /// Removes every network namespace of the cluster; fine if there is none.
 pub fn remove(paths: &Paths) -> Result<()> {
     let mut hosts = vec![CONTROL.to_owned(), WIRE.to_owned()];
     hosts.extend((1..=crate::NODES).map(node_name));
     for host in hosts {
-        let netns = paths.netns(&host);
-        if Path::new(NETNS_DIR).join(&netns).exists() {
-            host::run(Command::new("ip").args(["netns", "delete", &netns]))?;
-        }
+        netns::remove(&paths.netns(&host))?;
     }
     Ok(())
 }

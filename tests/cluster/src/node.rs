@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use karst_harness::files::{tail, write};
+use karst_harness::host::{SEARCH_PATH, run};
 use karst_harness::until;
 use serde_json::{Value, json};
 
 use crate::cgroup;
-use crate::host::{self, find_program, write};
+use crate::inside::HELPER;
 use crate::lifecycle;
 use crate::paths::{CLUSTER_DNS, PODS, Paths, node_address, node_name, pod_range};
 use crate::state::State;
@@ -46,6 +48,17 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
+/// Fails unless the program called `name` is where nodes look for programs.
+fn find_program(name: &str) -> Result<()> {
+    SEARCH_PATH
+        .split(':')
+        .any(|dir| Path::new(dir).join(name).is_file())
+        .then_some(())
+        .with_context(|| {
+            format!("{name} is not on this machine; `cargo xtask setup` installs what is missing")
+        })
+}
+
 /// Makes a node and starts its containerd.
 pub fn boot(paths: &Paths, number: u8) -> Result<()> {
     let name = node_name(number);
@@ -53,7 +66,7 @@ pub fn boot(paths: &Paths, number: u8) -> Result<()> {
     let cgroup = paths.cgroup().join(&name);
     cgroup::create(&cgroup)?;
     let state = State::load(paths)?.context("the cluster has no record")?;
-    let mut command = host::helper()?;
+    let mut command = HELPER.command()?;
     command
         .args(["node", "--name", &name, "--netns"])
         .arg(paths.netns_file(&name))
@@ -64,20 +77,20 @@ pub fn boot(paths: &Paths, number: u8) -> Result<()> {
         .arg("--kubernetes")
         .arg(&state.kubernetes)
         .env_clear()
-        .env("PATH", host::SEARCH_PATH);
+        .env("PATH", SEARCH_PATH);
     lifecycle::record(paths, &name, &mut command)?;
     let config = format!("{ETC}/containerd.toml");
     let program = format!("{name}-containerd");
     lifecycle::start(paths, &name, &program, &["containerd", "--config", &config])?;
     until("containerd to answer", CONTAINERD_LIMIT, || {
-        host::run(&mut lifecycle::inside(
+        run(&mut lifecycle::inside(
             paths,
             &name,
             None,
             &["ctr", "version"],
         )?)
     })
-    .with_context(|| host::tail(&paths.log(&program)))
+    .with_context(|| tail(&paths.log(&program)))
     .map(drop)
 }
 

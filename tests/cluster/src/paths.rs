@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use karst_harness::netns;
+
 use crate::options::ClusterName;
 
 /// Where all clusters keep their files.
@@ -10,9 +12,6 @@ pub const CLUSTERS_DIR: &str = "/run/karst-cluster";
 
 /// The cgroup, in every hierarchy, below which every cluster has its own.
 pub const CLUSTER_CGROUP: &str = "karst-cluster";
-
-/// Where `ip netns` keeps named network namespaces.
-pub const NETNS_DIR: &str = "/run/netns";
 
 /// The most nodes that a cluster has.
 pub const NODES: u8 = 2;
@@ -123,7 +122,7 @@ impl Paths {
 
     /// The file of that network namespace.
     pub fn netns_file(&self, host: &str) -> PathBuf {
-        Path::new(NETNS_DIR).join(self.netns(host))
+        netns::file(&self.netns(host))
     }
 
     /// The cluster's cgroup, relative to a hierarchy's root.

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use karst_harness::files::write;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -16,7 +17,6 @@ use rcgen::{
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
-use crate::host::write;
 use crate::paths::{API_SERVER, FIRST_SERVICE, Paths, node_address, node_name};
 
 /// Clocks of one machine agree; a day covers a clock that is set back.

@@ -4,26 +4,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use karst_cluster::inside::{Command, run};
-
-#[derive(Parser)]
-#[command(
-    name = "karst-cluster-run",
-    about = "The test cluster's helper; use `cargo xtask cluster`"
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+use karst_cluster::inside::{HELPER, run};
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("karst-cluster-run: {error:#}");
-            // What a shell answers when a program cannot be started.
-            ExitCode::from(126)
-        }
-    }
+    HELPER.main("The test cluster's helper; use `cargo xtask cluster`", run)
 }

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use karst_harness::files::write;
+use karst_harness::host::run;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::pivot_root;
 
 use crate::cgroup::hierarchies;
-use crate::host;
 
 /// Directories of a node that are on the machine's disk: container layers cannot be on an overlay.
 const ON_DISK: &[(&str, &str)] = &[
@@ -52,14 +53,12 @@ pub fn build(dir: &Path, kubernetes: &Path) -> Result<()> {
         bind(&source, &root.join(target), MsFlags::empty())?;
     }
     let program = root.join("usr/local/bin/kubernetes");
-    host::write(&program, "")?;
+    write(&program, "")?;
     bind(kubernetes, &program, MsFlags::empty())?;
-    host::run(
-        Command::new("cp")
-            .args(["-a", "-T"])
-            .arg(dir.join("files"))
-            .arg(&root),
-    )
+    run(Command::new("cp")
+        .args(["-a", "-T"])
+        .arg(dir.join("files"))
+        .arg(&root))
     .context("laying the node's files over the machine's")?;
     become_root(&root)
 }
