@@ -8,18 +8,16 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::{Admin, listen};
-use crate::enrol::registry::Registry;
-use crate::enrol::task::{EnrolmentTask, Event, WorkerSet};
-use crate::enrol::{Enrolment, Mode, NodePod, PodTable};
+use crate::enrol::task::{Event, WorkerSet};
+use crate::enrol::{Mode, NodePod};
 use crate::http_server::serve_unix;
-use crate::testing::{FakeCertificates, FakeKernel, context};
+use crate::testing::{FakeEnrolment, context};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -28,48 +26,19 @@ struct Fixture {
 
 impl Fixture {
     fn start() -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let (kernel, certificates) = (
-            Arc::<FakeKernel>::default(),
-            Arc::<FakeCertificates>::default(),
-        );
-        let context = context(Arc::clone(&kernel), Arc::clone(&certificates));
-        let workers = WorkerSet(Vec::new());
-        let registry = Registry::open(dir.path()).expect("registry");
-        let enrolment = Enrolment::new(kernel, certificates, workers.clone(), registry);
-        let nowhere = ControllerConfig {
-            address: "127.0.0.1:1".to_owned(),
-            server_name: "none".to_owned(),
-            root_cert: dir.path().join("none"),
-            token: dir.path().join("none"),
-        };
-        let (ads, _task) = DeltaAds::new(AdsConfig {
-            controller: nowhere,
-            client_id: "test".to_owned(),
-            types: Vec::new(),
-        });
-        let (events, received) = mpsc::unbounded_channel();
-        let (table, pods) = watch::channel(Arc::new(PodTable::default()));
-        let (_, certificate_changes) = watch::channel(0);
+        let enrolment = FakeEnrolment::start(Duration::from_millis(200));
+        let FakeEnrolment { dir, events, .. } = enrolment;
         let admin = Arc::new(Admin {
             node: "n1".to_owned(),
             controller: "127.0.0.1:1".to_owned(),
             started: Instant::now(),
-            context,
-            ads: ads.status(),
-            pods,
+            context: context(enrolment.kernel, enrolment.certificates),
+            ads: enrolment.ads.status(),
+            pods: enrolment.pods,
             enrolment: events.clone(),
-            workers,
+            workers: WorkerSet(Vec::new()),
             install: None,
         });
-        let task = EnrolmentTask::new(
-            enrolment.expect("enrolment"),
-            received,
-            certificate_changes,
-            table,
-            ads,
-        );
-        spawn_local(task.waiting_for(Duration::from_millis(200)).run());
         let listener = listen(&dir.path().join("admin").join("agent.sock")).expect("listens");
         spawn_local(serve_unix(listener, move |request| {
             Arc::clone(&admin).handle(request)

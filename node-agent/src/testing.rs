@@ -4,13 +4,21 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
 use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment};
 use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_local;
 
 use crate::access_log::AccessLog;
 use crate::config::AccessLogFormat;
 use crate::context::{Certificates, Context, Kernel};
+use crate::enrol::registry::Registry;
+use crate::enrol::task::{EnrolmentTask, Event, WorkerSet};
+use crate::enrol::{Enrolment, PodTable};
 use crate::metrics::Metrics;
 use crate::state::MeshState;
 
@@ -145,4 +153,58 @@ pub fn context(kernel: Arc<FakeKernel>, certificates: Arc<FakeCertificates>) -> 
         metrics: Arc::new(Metrics::default()),
         access_log: AccessLog::start(AccessLogFormat::Off).expect("access log"),
     })
+}
+
+/// A running enrolment task over the stand-ins, without pods' workers and with a controller that
+/// is never called.
+pub struct FakeEnrolment {
+    /// Where its registry is; gone with this.
+    pub dir: TempDir,
+    pub events: mpsc::UnboundedSender<Event>,
+    pub pods: watch::Receiver<Arc<PodTable>>,
+    pub ads: DeltaAds,
+    pub kernel: Arc<FakeKernel>,
+    pub certificates: Arc<FakeCertificates>,
+}
+
+impl FakeEnrolment {
+    /// Starts it on the current `LocalSet`. No registration waits longer than `patience`.
+    pub fn start(patience: Duration) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let (kernel, certificates) = (
+            Arc::<FakeKernel>::default(),
+            Arc::<FakeCertificates>::default(),
+        );
+        let enrolment = Enrolment::new(
+            Arc::<FakeKernel>::clone(&kernel),
+            Arc::<FakeCertificates>::clone(&certificates),
+            WorkerSet(Vec::new()),
+            Registry::open(dir.path()).expect("registry"),
+        )
+        .expect("enrolment");
+        let nowhere = ControllerConfig {
+            address: "none".to_owned(),
+            server_name: "none".to_owned(),
+            root_cert: dir.path().join("none"),
+            token: dir.path().join("none"),
+        };
+        let (ads, _task) = DeltaAds::new(AdsConfig {
+            controller: nowhere,
+            client_id: "test".to_owned(),
+            types: Vec::new(),
+        });
+        let (events, received) = mpsc::unbounded_channel();
+        let (table, pods) = watch::channel(Arc::new(PodTable::default()));
+        let (_, issued) = watch::channel(0);
+        let task = EnrolmentTask::new(enrolment, received, issued, table, ads.clone());
+        spawn_local(task.waiting_for(patience).run());
+        Self {
+            dir,
+            events,
+            pods,
+            ads,
+            kernel,
+            certificates,
+        }
+    }
 }

@@ -1,35 +1,35 @@
 //! The plugin's own client against the server, with the enrolment behind it.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
 use karst_cni::client::{self, Answer, Limits};
 use karst_cni::wire::{self, Attachment, NetnsInode};
 use karst_identity::SpiffeId;
-use tokio::sync::{mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::{CniServer, HostPaths, MAX_CALLS, listen};
-use crate::enrol::registry::Registry;
-use crate::enrol::task::{EnrolmentTask, Event, WorkerSet};
-use crate::enrol::{Enrolment, Mode, NodePod, PodTable};
+use crate::enrol::task::Event;
+use crate::enrol::{Mode, NodePod};
 use crate::http_server::serve_root;
 use crate::metrics::cni::CniMetrics;
-use crate::testing::{FakeCertificates, FakeKernel};
+use crate::testing::FakeEnrolment;
 
 /// In place of the seconds a real node is given.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-struct Fixture {
-    dir: tempfile::TempDir,
-    events: mpsc::UnboundedSender<Event>,
-    certificates: Arc<FakeCertificates>,
-    kernel: Arc<FakeKernel>,
-    pods: watch::Receiver<Arc<PodTable>>,
+struct Fixture(FakeEnrolment);
+
+impl Deref for Fixture {
+    type Target = FakeEnrolment;
+
+    fn deref(&self) -> &FakeEnrolment {
+        &self.0
+    }
 }
 
 fn identity() -> SpiffeId {
@@ -38,51 +38,19 @@ fn identity() -> SpiffeId {
 
 impl Fixture {
     fn start() -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let (kernel, certificates) = (
-            Arc::<FakeKernel>::default(),
-            Arc::<FakeCertificates>::default(),
-        );
-        let enrolment = Enrolment::new(
-            Arc::<FakeKernel>::clone(&kernel),
-            Arc::<FakeCertificates>::clone(&certificates),
-            WorkerSet(Vec::new()),
-            Registry::open(dir.path()).expect("registry"),
-        );
-        let nowhere = ControllerConfig {
-            address: "127.0.0.1:1".to_owned(),
-            server_name: "none".to_owned(),
-            root_cert: dir.path().join("none"),
-            token: dir.path().join("none"),
-        };
-        let (ads, _task) = DeltaAds::new(AdsConfig {
-            controller: nowhere,
-            client_id: "test".to_owned(),
-            types: Vec::new(),
-        });
-        let (events, received) = mpsc::unbounded_channel();
-        let (table, pods) = watch::channel(Arc::new(PodTable::default()));
-        let (_, issued) = watch::channel(0);
-        let task = EnrolmentTask::new(enrolment.expect("enrolment"), received, issued, table, ads);
-        spawn_local(task.waiting_for(PATIENCE).run());
+        let fixture = Self(FakeEnrolment::start(PATIENCE));
         let server = Arc::new(CniServer {
-            enrolment: events.clone(),
+            enrolment: fixture.events.clone(),
             paths: HostPaths {
                 proc: PathBuf::from("/proc"),
                 netns_dir: None,
             },
             metrics: Arc::new(CniMetrics::default()),
         });
-        let listener = listen(&dir.path().join("karst").join("cni.sock")).expect("listens");
+        let listener = listen(&fixture.socket()).expect("listens");
         let handler = move |request| Arc::clone(&server).handle(request);
         spawn_local(serve_root(listener, handler, MAX_CALLS));
-        Self {
-            dir,
-            events,
-            certificates,
-            kernel,
-            pods,
-        }
+        fixture
     }
 
     fn socket(&self) -> PathBuf {
