@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use karst_core::{Kind, Object, ObjectKey};
+use karst_core::{Kind, Object, ObjectError, ObjectKey};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -148,14 +148,19 @@ fn commit(batch: &mut Batch, store: &Store, metrics: &Metrics) {
         return;
     }
     for (_, error) in store.update(updates) {
-        metrics.source_faults.inc();
-        warn!(
-            reason = error.reason(),
-            object = error.object,
-            field = error.field,
-            problem = error.problem,
-            hint = error.hint,
-            "object not taken"
-        );
+        report(metrics, &error, "object not taken");
     }
+}
+
+/// Counts and logs what is wrong with an object; `outcome` is what came of it.
+fn report(metrics: &Metrics, fault: &ObjectError, outcome: &str) {
+    metrics.source_faults.inc();
+    warn!(
+        reason = fault.reason(),
+        object = fault.object,
+        field = fault.field,
+        problem = fault.problem,
+        hint = fault.hint,
+        "{outcome}"
+    );
 }

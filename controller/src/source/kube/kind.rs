@@ -180,15 +180,7 @@ impl Follow {
             return;
         }
         for fault in &faults {
-            self.metrics.source_faults.inc();
-            warn!(
-                reason = fault.reason(),
-                object = fault.object,
-                field = fault.field,
-                problem = fault.problem,
-                hint = fault.hint,
-                "object faulty"
-            );
+            super::report(&self.metrics, fault, "object faulty");
         }
         if faults.is_empty() {
             info!(object = %key, "object corrected");
