@@ -6,22 +6,15 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use karst_harness::mounts::{Mount, mounts};
-use karst_harness::until;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 use crate::paths::CLUSTER_CGROUP;
 
 /// The CPU weight of a cluster and of each node, where a process outside has 1024: that of ten.
 const CPU_SHARES: &str = "10240";
-
-/// Processes that have just been killed leave their cgroup a moment later.
-const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Resource controllers that a kubelet cannot do without.
 const NEEDED: &[&str] = &["cpu", "memory", "cpuset", "cpuacct", "pids"];
@@ -118,66 +111,16 @@ pub fn kill(cgroup: &Path) -> Result<()> {
         .into_iter()
         .find(|mount| mount.kind == "cgroup2")
         .context("no cgroup2 hierarchy is mounted")?;
-    let path = unified.target.join(cgroup);
-    until("killed processes to end", REMOVE_LIMIT, || {
-        let left = pids(&path);
-        for pid in &left {
-            // One that has ended meanwhile needs no signal.
-            let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
-        ensure!(left.is_empty(), "still in {}: {left:?}", path.display());
-        Ok(())
-    })
+    karst_harness::cgroup::kill(&unified.target.join(cgroup))
 }
 
-/// The processes in a cgroup and below; none if it does not exist.
-fn pids(path: &Path) -> Vec<i32> {
-    let own = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    let mut found: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
-    // A process that no namespace of ours shows reads as 0, and 0 would be our own group.
-    found.retain(|pid| *pid > 0);
-    for child in children(path) {
-        found.extend(pids(&child));
-    }
-    found
-}
-
-/// Removes `cgroup` and those below, which must be without processes, and the folder of all
-/// clusters if this was the last.
+/// Removes `cgroup` and those below in every hierarchy, and the folder of all clusters if this was
+/// the last.
 pub fn remove(cgroup: &Path) -> Result<()> {
     for hierarchy in hierarchies()? {
-        let path = hierarchy.target.join(cgroup);
-        until("a cgroup to be removable", REMOVE_LIMIT, || {
-            remove_tree(&path)
-        })?;
+        karst_harness::cgroup::remove(&hierarchy.target.join(cgroup))?;
         // Fails while another cluster is there, as it should.
         let _ = fs::remove_dir(hierarchy.target.join(CLUSTER_CGROUP));
     }
     Ok(())
-}
-
-fn remove_tree(path: &Path) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    for child in children(path) {
-        remove_tree(&child)?;
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing cgroup {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn children(path: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(path) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok())
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
 }
