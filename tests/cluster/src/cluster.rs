@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use karst_harness::Lifetime;
 use karst_harness::files::tail;
 use karst_harness::host::run;
 use karst_harness::lock::Lock;
@@ -22,7 +23,7 @@ use crate::inside::HELPER;
 use crate::lifecycle;
 use crate::network;
 use crate::node::{self, PAUSE_IMAGE};
-use crate::options::{Audit, ClusterOptions, Lifetime};
+use crate::options::{Audit, ClusterOptions};
 use crate::paths::{NODES, Paths, node_name};
 use crate::pki;
 use crate::state::State;

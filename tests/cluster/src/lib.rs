@@ -31,5 +31,6 @@ pub use binaries::{Binaries, check_go};
 pub use cluster::{Cluster, ClusterStatus, ProcessStatus};
 pub use image::{Image, write_archive};
 pub use inside::binary;
-pub use options::{Audit, ClusterName, ClusterOptions, Lifetime};
+pub use karst_harness::Lifetime;
+pub use options::{Audit, ClusterName, ClusterOptions};
 pub use paths::{API_SERVER, CLUSTER_CGROUP, CLUSTER_DNS, NODES, node_address};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::ensure;
+use karst_harness::Lifetime;
 
 /// The longest name of a cluster, in bytes: it is part of paths of sockets, whose length the kernel
 /// limits to 108.
@@ -31,16 +32,6 @@ impl fmt::Display for ClusterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// How long the cluster lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
-    /// Until `down`: the command line's clusters.
-    UntilDown,
-    /// No longer than the calling process: a guard process takes the cluster down when the caller
-    /// ends, however it ends.
-    WithCaller,
 }
 
 /// Whether the API server writes an audit log (every request's metadata, as JSON lines).

@@ -66,13 +66,13 @@ pub enum Mesh {
     On,
 }
 
-/// How long the lab lives.
+/// How long a lab, or a test cluster, lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// Until `down`: the command line's labs.
+    /// Until `down`: the command line's.
     UntilDown,
-    /// No longer than the calling process: a guard process tears the lab down when the
-    /// caller ends, however it ends.
+    /// No longer than the calling process: a guard process tears it down when the caller ends,
+    /// however it ends.
     WithCaller,
 }
 
