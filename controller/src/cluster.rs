@@ -6,6 +6,8 @@
 
 pub mod annotations;
 pub mod facts;
+#[cfg(test)]
+pub mod fake;
 pub mod follow;
 pub mod leader;
 mod lease;
@@ -160,12 +162,25 @@ impl Cluster {
         config.connect_timeout = Some(CALL_LIMIT);
         // Who needs a retry does it with a limit of its own.
         config.default_retry = false;
-        Ok(Self {
-            client: Client::try_from(config).context("making the client of the API server")?,
+        let client = Client::try_from(config).context("making the client of the API server")?;
+        Ok(Self::new(client, system_namespace, metrics))
+    }
+
+    fn new(client: Client, system_namespace: &str, metrics: Metrics) -> Self {
+        Self {
+            client,
             metrics,
             places: Arc::new(Semaphore::new(MAX_CALLS)),
             system_namespace: system_namespace.into(),
-        })
+        }
+    }
+
+    /// The server at an address of a test.
+    #[cfg(test)]
+    pub fn at(url: &str, metrics: Metrics) -> Self {
+        let mut config = Config::new(url.parse().unwrap());
+        config.default_retry = false;
+        Self::new(Client::try_from(config).unwrap(), "karst-system", metrics)
     }
 
     /// The client, to make an `Api` of.

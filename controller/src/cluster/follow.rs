@@ -3,20 +3,26 @@
 //! The first state comes as a streaming list where the server can do that (it costs the server no
 //! second copy), else page by page. After it, changes come from where the list ended. A watch that
 //! ends is taken up where it was; one whose place is forgotten (410, etcd compacted) starts again
-//! with a list. Errors are waited out here: [`Follower::next`] only ever gives events.
+//! with a list. Errors are waited out here: a follower only ever gives events.
 
-use std::{fmt::Debug, pin::Pin, time::Duration};
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::{fmt::Debug, time::Duration};
 
 use kube::{
     Api, Resource, ResourceExt,
-    api::{ListParams, WatchEvent, WatchParams},
+    api::{ListParams, WatchParams},
 };
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
-use tokio_stream::{Stream, StreamExt};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tracing::{debug, info, warn};
 
-use super::{Cluster, describe, retry::Retry};
+use self::watch::{Found, Watch, refused};
+
+use super::{Cluster, retry::Retry};
 use crate::metrics::Watched;
 
 /// The server ends a watch after this many seconds, and it is taken up again.
@@ -36,6 +42,9 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// Objects in a page of a list.
 const PAGE: u32 = 500;
 
+/// Events that a follower in a task of its own has ready; it waits when nobody takes them.
+const QUEUE: usize = 64;
+
 /// What a follower says.
 #[derive(Debug)]
 pub enum Event<K> {
@@ -52,8 +61,6 @@ pub enum Event<K> {
     /// An object that could not even be read; the others go on.
     Unreadable(String),
 }
-
-type Watch<K> = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<K>>> + Send>>;
 
 enum State<K> {
     /// Nothing is known.
@@ -76,12 +83,48 @@ enum State<K> {
 enum Trouble {
     /// The place in the history is forgotten.
     Forgotten,
-    /// The server does not know streaming lists.
+    /// The server does not accept what it is asked, and never will.
+    Unacceptable(String),
+    /// The server refuses; another time it may not.
+    Refused(String),
+    /// The server did not complete a streaming list.
     NoStreaming(String),
     /// Anything else.
     Problem(String),
     /// The watch came to its normal end.
     Ended,
+}
+
+impl Trouble {
+    /// What it means for a list that was asked for as a stream. Servers refuse that in many ways:
+    /// 422 when they are told not to do it, 400 or an error in the stream when what is behind them
+    /// cannot. Whatever it is, a list page by page does without; only a server that has too much to
+    /// do is left alone first.
+    fn of_streaming(self) -> Self {
+        match self {
+            Self::Unacceptable(text) | Self::Refused(text) => Self::NoStreaming(text),
+            Self::Ended => Self::NoStreaming("the list ended early".to_owned()),
+            other => other,
+        }
+    }
+}
+
+/// A follower that runs in a task of its own, so that whoever waits for more than its events does
+/// not interrupt what it asks the server. Dropping it stops it.
+pub struct Followed<K> {
+    events: mpsc::Receiver<Event<K>>,
+    _task: JoinSet<()>,
+}
+
+impl<K> Followed<K> {
+    /// The next event. May be dropped while it waits; nothing is lost then.
+    pub async fn next(&mut self) -> Event<K> {
+        match self.events.recv().await {
+            Some(event) => event,
+            // Only when the runtime ends; there is nothing to say any more.
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Follows one kind of object.
@@ -92,6 +135,7 @@ pub struct Follower<K> {
     cluster: Cluster,
     labels: Option<String>,
     fields: Option<String>,
+    /// Whether the next list is asked for as a stream.
     streaming: bool,
     state: State<K>,
     retry: Retry,
@@ -136,7 +180,19 @@ where
         self
     }
 
-    /// The next event. May be dropped while it waits; nothing is lost then.
+    /// Goes on in a task of its own.
+    pub fn spawn(mut self) -> Followed<K> {
+        let (sender, events) = mpsc::channel(QUEUE);
+        let mut task = JoinSet::new();
+        task.spawn(async move { while sender.send(self.next().await).await.is_ok() {} });
+        Followed {
+            events,
+            _task: task,
+        }
+    }
+
+    /// The next event. Nothing is lost when it is dropped while it waits, but a request under way
+    /// is: who waits for other things as well uses [`Follower::spawn`].
     pub async fn next(&mut self) -> Event<K> {
         loop {
             if let Some(until) = self.wait_until {
@@ -161,15 +217,8 @@ where
             State::Empty if self.streaming => {
                 let params = self.watch_params(true);
                 // No version: the list is as new as the request, not what a cache happens to have.
-                let watch = start(&self.api, &params, "").await.map_err(|trouble| {
-                    match trouble {
-                        // What a server says that has never heard of `sendInitialEvents`, or is
-                        // told not to do it.
-                        Refused::Unacceptable(text) => Trouble::NoStreaming(text),
-                        other => other.into(),
-                    }
-                })?;
-                self.state = State::Streaming(watch);
+                let watch = start(&self.api, &params, "").await;
+                self.state = State::Streaming(watch.map_err(Trouble::of_streaming)?);
                 Ok(Some(Event::Started))
             }
             State::Empty => {
@@ -180,17 +229,20 @@ where
                 };
                 Ok(Some(Event::Started))
             }
-            State::Streaming(watch) => match next(watch, LIST_LIMIT).await? {
-                Found::Object(object) => Ok(Some(Event::Listed(object))),
-                Found::Bookmark { version, end: true } => {
-                    self.known(version);
-                    Ok(Some(Event::Synced))
+            State::Streaming(watch) => {
+                let found = watch.next(LIST_LIMIT).await;
+                match found.map_err(Trouble::of_streaming)? {
+                    Found::Object(object) => Ok(Some(Event::Listed(object))),
+                    Found::Bookmark { version, end: true } => {
+                        self.known(version);
+                        Ok(Some(Event::Synced))
+                    }
+                    Found::Bookmark { .. } => Ok(None),
+                    // Not in a list; were it sent, the object is not there.
+                    Found::Deleted(_) => Ok(None),
+                    Found::Unreadable(problem) => Ok(Some(Event::Unreadable(problem))),
                 }
-                Found::Bookmark { .. } => Ok(None),
-                // Not in a list; were it sent, the object is not there.
-                Found::Deleted(_) => Ok(None),
-                Found::Unreadable(problem) => Ok(Some(Event::Unreadable(problem))),
-            },
+            }
             State::Paging { page, version, .. } if page.len() > 0 || version.is_some() => {
                 if let Some(object) = page.next() {
                     return Ok(Some(Event::Listed(object)));
@@ -217,7 +269,7 @@ where
                 self.state = State::Watching(watch, version);
                 Ok(None)
             }
-            State::Watching(watch, version) => match next(watch, SILENCE_LIMIT).await? {
+            State::Watching(watch, version) => match watch.next(SILENCE_LIMIT).await? {
                 Found::Object(object) => {
                     *version = object.resource_version().unwrap_or_default();
                     self.progress();
@@ -259,6 +311,8 @@ where
     fn synced(&mut self) {
         let kind = self.name;
         info!(kind, streaming = self.streaming, "list complete");
+        // What kept this list from being streamed need not be there when the next one is due.
+        self.streaming = true;
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let metrics = self.cluster.metrics();
         metrics
@@ -303,16 +357,22 @@ where
             Trouble::Ended => {
                 debug!(kind, "watch ended");
                 match former {
-                    State::Watching(_, version) => {
+                    State::Watching(watch, version) => {
+                        let pause = match watch.has_spoken() {
+                            true => RESUME_PAUSE,
+                            false => self.retry.next(),
+                        };
                         self.state = State::Known(version);
-                        self.wait_until = Some(Instant::now() + RESUME_PAUSE);
+                        self.wait_until = Some(Instant::now() + pause);
                         return;
                     }
                     // A list that ends before it is complete is a failure.
                     _ => self.fail("the list ended early"),
                 }
             }
-            Trouble::Problem(problem) => {
+            // The same question would be answered in the same way: it starts anew, with a list.
+            Trouble::Unacceptable(problem) => self.fail(&problem),
+            Trouble::Refused(problem) | Trouble::Problem(problem) => {
                 self.fail(&problem);
                 if let State::Watching(_, version) | State::Known(version) = former {
                     self.state = State::Known(version);
@@ -339,41 +399,19 @@ where
     }
 }
 
-enum Refused {
-    Gone,
-    Unacceptable(String),
-    Other(String),
-}
-
-impl From<Refused> for Trouble {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Gone => Self::Forgotten,
-            Refused::Unacceptable(text) | Refused::Other(text) => Self::Problem(text),
-        }
-    }
-}
-
-fn refused(error: &kube::Error) -> Refused {
-    match error {
-        kube::Error::Api(status) if status.code == 410 => Refused::Gone,
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
-            Refused::Unacceptable(status.message.clone())
-        }
-        kube::Error::Api(status) => Refused::Other(status.message.clone()),
-        other => Refused::Other(describe(other)),
-    }
-}
-
-async fn start<K>(api: &Api<K>, params: &WatchParams, version: &str) -> Result<Watch<K>, Refused>
+async fn start<K>(api: &Api<K>, params: &WatchParams, version: &str) -> Result<Watch<K>, Trouble>
 where
     K: Clone + DeserializeOwned + Debug + Send + 'static,
 {
     match tokio::time::timeout(LIST_LIMIT, api.watch(params, version)).await {
-        Ok(Ok(watch)) => Ok(Box::pin(watch)),
+        Ok(Ok(watch)) => Ok(Watch::new(watch)),
         Ok(Err(error)) => Err(refused(&error)),
-        Err(_) => Err(Refused::Other(format!("no answer within {LIST_LIMIT:?}"))),
+        Err(_) => Err(no_answer()),
     }
+}
+
+fn no_answer() -> Trouble {
+    Trouble::Problem(format!("no answer within {LIST_LIMIT:?}"))
 }
 
 async fn list<K>(api: &Api<K>, params: &ListParams) -> Result<State<K>, Trouble>
@@ -382,7 +420,7 @@ where
 {
     let listed = match tokio::time::timeout(LIST_LIMIT, api.list(params)).await {
         Ok(listed) => listed.map_err(|error| refused(&error))?,
-        Err(_) => return Err(Trouble::Problem(format!("no answer within {LIST_LIMIT:?}"))),
+        Err(_) => return Err(no_answer()),
     };
     let continue_token = listed.metadata.continue_.filter(|token| !token.is_empty());
     // The version is taken with the last page, when there is no more to come.
@@ -395,37 +433,4 @@ where
         continue_token,
         version,
     })
-}
-
-enum Found<K> {
-    Object(K),
-    Deleted(K),
-    Bookmark { version: String, end: bool },
-    Unreadable(String),
-}
-
-async fn next<K>(watch: &mut Watch<K>, limit: Duration) -> Result<Found<K>, Trouble> {
-    let Ok(event) = tokio::time::timeout(limit, watch.next()).await else {
-        // If the server is gone, taking it up again says so.
-        return Err(Trouble::Ended);
-    };
-    match event {
-        None => Err(Trouble::Ended),
-        Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
-            Ok(Found::Object(object))
-        }
-        Some(Ok(WatchEvent::Deleted(object))) => Ok(Found::Deleted(object)),
-        Some(Ok(WatchEvent::Bookmark(bookmark))) => Ok(Found::Bookmark {
-            version: bookmark.metadata.resource_version,
-            end: bookmark
-                .metadata
-                .annotations
-                .contains_key("k8s.io/initial-events-end"),
-        }),
-        Some(Ok(WatchEvent::Error(status))) if status.code == 410 => Err(Trouble::Forgotten),
-        Some(Ok(WatchEvent::Error(status))) => Err(Trouble::Problem(status.message)),
-        // One line that is no object; the stream itself goes on.
-        Some(Err(kube::Error::SerdeError(error))) => Ok(Found::Unreadable(error.to_string())),
-        Some(Err(error)) => Err(Trouble::Problem(describe(&error))),
-    }
 }
