@@ -176,7 +176,8 @@ pub async fn watch(cluster: Cluster, origin: Origin) {
     let follow = |name: &'static str| {
         let api: Api<Secret> = Api::namespaced(cluster.client(), &cluster.system_namespace);
         let selector = format!("metadata.name={name}");
-        Follower::new(&cluster, api, "authority").fields(&selector)
+        let follower = Follower::new(&cluster, api, "authority").fields(&selector);
+        follower.spawn()
     };
     let mut plugged_in = follow(PLUGGED_IN);
     let mut self_made = follow(SELF_MADE);

@@ -133,7 +133,9 @@ fn is_right(map: &ConfigMap, roots: &str) -> bool {
 pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
     let api: Api<ConfigMap> = Api::all(cluster.client());
     let selector = format!("metadata.name={NAME}");
-    let mut follower = Follower::new(&cluster, api, "root_bundle").fields(&selector);
+    // In a task of its own: revisions of a busy cluster come faster than the server answers.
+    let follower = Follower::new(&cluster, api, "root_bundle").fields(&selector);
+    let mut bundles = follower.spawn();
     let mut revisions = store.revisions();
     let mut state = State::default();
     let mut writes: JoinSet<(String, Result<(), CallError>)> = JoinSet::new();
@@ -158,7 +160,7 @@ pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
             }
         };
         tokio::select! {
-            event = follower.next() => {
+            event = bundles.next() => {
                 state.take(event, &roots);
                 look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
             }
@@ -203,7 +205,10 @@ async fn apply(cluster: &Cluster, namespace: &str, roots: &str) -> Result<(), Ca
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Update;
+    use crate::{
+        cluster::fake::{Answer, Fake},
+        store::Update,
+    };
     use karst_core::{Index, MeshConfig, Object};
     use std::collections::BTreeMap;
 
@@ -269,5 +274,39 @@ mod tests {
         )]);
         assert_eq!(state.missing(&store, at), ["b"]);
         assert!(state.failed.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_busy_cluster_does_not_keep_bundles_from_being_written() {
+        // The server takes longer to answer than the cluster takes to change.
+        let fake = Fake::start(|asked| {
+            if asked.method == "PATCH" {
+                return Answer::text(200, &asked.body);
+            }
+            let annotations = json!({"k8s.io/initial-events-end": "true"});
+            let end = json!({"resourceVersion": "5", "annotations": annotations});
+            let bookmark = json!({"type": "BOOKMARK", "object": {
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": end,
+            }});
+            Answer::events(&[bookmark]).after(Duration::from_millis(400))
+        })
+        .await;
+        let store = Arc::new(store(&["a"]));
+        let writing = write(fake.cluster.clone(), store.clone(), "R".into());
+        let changing = async {
+            let written = |asked: &crate::cluster::fake::Asked| {
+                asked.method == "PATCH"
+                    && asked.path == format!("/api/v1/namespaces/a/configmaps/{NAME}")
+            };
+            while fake.count(written) == 0 {
+                store.update(Vec::new());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = writing => panic!("it goes on for ever"),
+            () = changing => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("nothing was written"),
+        }
     }
 }
