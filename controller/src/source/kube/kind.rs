@@ -102,6 +102,8 @@ impl Follow {
             Event::Listed(raw) => {
                 let key = key(self.kind, &raw);
                 self.objects.listed.insert(key.clone());
+                // Known from now on, as the list may break off before it is complete.
+                self.objects.known.insert(key.clone());
                 match self.reduce(key, raw) {
                     Some(object) if !self.objects.started => {
                         self.objects.first.push(object);
@@ -139,15 +141,15 @@ impl Follow {
     fn synced(&mut self) -> Vec<Message> {
         let listed = std::mem::take(&mut self.objects.listed);
         let known = std::mem::replace(&mut self.objects.known, listed);
-        if !self.objects.started {
-            self.objects.started = true;
-            let first = std::mem::take(&mut self.objects.first);
-            return vec![Message::Initial(self.kind, first)];
-        }
         let gone = known.difference(&self.objects.known).cloned();
         let gone: Vec<ObjectKey> = gone.collect();
         for key in &gone {
             self.forget(key);
+        }
+        if !self.objects.started {
+            self.objects.started = true;
+            let first = std::mem::take(&mut self.objects.first);
+            return vec![Message::Initial(self.kind, first)];
         }
         gone.into_iter().map(Message::Delete).collect()
     }
@@ -223,4 +225,70 @@ fn value(kind: Kind, raw: DynamicObject) -> Value {
     let metadata = serde_json::to_value(metadata).unwrap_or_default();
     document.insert("metadata".to_owned(), metadata);
     Value::Object(document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::annotations::ENROLLED;
+    use serde_json::json;
+
+    /// Follows pods of a server that is not there: events are handed over by hand.
+    fn follow() -> Follow {
+        let cluster = Cluster::at("http://127.0.0.1:1", Metrics::default());
+        let (messages, _) = mpsc::channel(1);
+        Follow::new(Kind::Pod, &cluster, messages, Arc::new(Facts::default()))
+    }
+
+    fn pod(name: &str) -> DynamicObject {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": name, "namespace": "a", "uid": format!("uid-{name}"),
+                "annotations": {ENROLLED: "true"},
+            },
+            "spec": {"containers": []},
+        }))
+        .unwrap()
+    }
+
+    fn taken(follow: &mut Follow, event: Event<DynamicObject>) -> Vec<String> {
+        let said = |message: Message| match message {
+            Message::Initial(_, objects) => {
+                let names = objects.into_iter().map(|object| object.key.name);
+                format!("initial {}", names.collect::<Vec<_>>().join(" "))
+            }
+            Message::Apply(object) => format!("apply {}", object.key.name),
+            Message::Delete(key) => format!("delete {}", key.name),
+        };
+        follow.take(event).into_iter().map(said).collect()
+    }
+
+    #[tokio::test]
+    async fn what_only_a_broken_list_had_is_deleted_by_the_next() {
+        let mut follow = follow();
+        for event in [Event::Started, Event::Listed(pod("a"))] {
+            assert!(taken(&mut follow, event).is_empty());
+        }
+        assert_eq!(taken(&mut follow, Event::Synced), ["initial a"]);
+        assert!(taken(&mut follow, Event::Started).is_empty());
+        assert_eq!(taken(&mut follow, Event::Listed(pod("x"))), ["apply x"]);
+        // It breaks off here, and the pod is gone before the next one.
+        assert!(taken(&mut follow, Event::Started).is_empty());
+        assert_eq!(taken(&mut follow, Event::Listed(pod("a"))), ["apply a"]);
+        assert_eq!(taken(&mut follow, Event::Synced), ["delete x"]);
+        assert_eq!(follow.facts.annotated().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_only_a_broken_first_list_had_is_forgotten() {
+        let mut follow = follow();
+        taken(&mut follow, Event::Started);
+        taken(&mut follow, Event::Listed(pod("x")));
+        taken(&mut follow, Event::Started);
+        taken(&mut follow, Event::Listed(pod("a")));
+        assert_eq!(taken(&mut follow, Event::Synced), ["initial a"]);
+        let annotated = follow.facts.annotated();
+        let names: Vec<&str> = annotated.keys().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["a"]);
+    }
 }
