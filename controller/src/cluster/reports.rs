@@ -2,7 +2,9 @@
 //!
 //! A node's agent reports to the one replica it is connected to. That replica writes the report
 //! to the ConfigMap `karst-node-<NODE>`, and every replica follows those ConfigMaps. Requests never
-//! wait for it: a report is answered from memory and written later, the last one only.
+//! wait for it: a report is answered from memory and written later, the last one only. What the
+//! agent of a stream here has said last is written again when the ConfigMap says otherwise: another
+//! replica's write may have been under way when the agent came here.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -73,6 +75,16 @@ struct State {
     shared: BTreeMap<String, Vec<String>>,
     /// By node: what is to be written.
     pending: HashMap<String, Pending>,
+    /// By node: what the agent that is connected here has said last.
+    said: HashMap<String, Said>,
+}
+
+#[derive(Default)]
+struct Said {
+    uids: Vec<String>,
+    /// Waits before it is written once more. They grow, because in an upgrade a node has two agents
+    /// for a while, which may be connected to two replicas and differ.
+    repairs: Retry,
 }
 
 struct Pending {
@@ -102,6 +114,13 @@ impl Reports {
         uids.dedup();
         let now = Instant::now();
         let mut state = self.state();
+        let said = state.said.entry(node.to_owned()).or_default();
+        if said.uids != uids {
+            *said = Said {
+                uids: uids.clone(),
+                repairs: Retry::default(),
+            };
+        }
         if state.shared.get(node) == Some(&uids) && !state.pending.contains_key(node) {
             return;
         }
@@ -144,36 +163,83 @@ impl Reports {
         let selector = format!("{LABEL}=true");
         let mut follower =
             Follower::new(&self.cluster, self.api(), "node_enrolment").labels(&selector);
-        let mut listed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut listed = BTreeMap::new();
         loop {
-            match follower.next().await {
-                Event::Started => listed.clear(),
-                Event::Listed(map) => listed.extend(report(map)),
-                Event::Synced => {
-                    let shared = std::mem::take(&mut listed);
-                    for (node, uids) in &shared {
-                        self.store.report_enrolled(node, uids);
-                    }
-                    self.state().shared = shared;
+            self.take(follower.next().await, &mut listed);
+        }
+    }
+
+    fn take(&self, event: Event<ConfigMap>, listed: &mut BTreeMap<String, Vec<String>>) {
+        match event {
+            Event::Started => listed.clear(),
+            Event::Listed(map) => listed.extend(report(map)),
+            Event::Synced => {
+                let shared = std::mem::take(listed);
+                for (node, uids) in &shared {
+                    self.store.report_enrolled(node, uids);
+                }
+                let mut state = self.state();
+                state.shared = shared;
+                let said: Vec<String> = state.said.keys().cloned().collect();
+                for node in said {
+                    self.compare(&mut state, &node);
+                }
+                drop(state);
+                self.changed();
+            }
+            Event::Applied(map) => {
+                if let Some((node, uids)) = report(map) {
+                    self.store.report_enrolled(&node, &uids);
+                    let mut state = self.state();
+                    state.shared.insert(node.clone(), uids);
+                    self.compare(&mut state, &node);
+                    drop(state);
                     self.changed();
                 }
-                Event::Applied(map) => {
-                    if let Some((node, uids)) = report(map) {
-                        self.store.report_enrolled(&node, &uids);
-                        self.state().shared.insert(node, uids);
-                        self.changed();
-                    }
-                }
-                Event::Deleted(map) => {
-                    if let Some((node, _)) = report(map) {
-                        self.state().shared.remove(&node);
-                        self.changed();
-                    }
-                }
-                Event::Unreadable(problem) => {
-                    warn!(reason = "object_invalid", problem, "node report unreadable");
+            }
+            Event::Deleted(map) => {
+                if let Some((node, _)) = report(map) {
+                    let mut state = self.state();
+                    state.shared.remove(&node);
+                    self.compare(&mut state, &node);
+                    drop(state);
+                    self.changed();
                 }
             }
+            Event::Unreadable(problem) => {
+                warn!(reason = "object_invalid", problem, "node report unreadable");
+            }
+        }
+    }
+
+    /// Has the last report of an agent that is connected here written again, if its ConfigMap says
+    /// otherwise.
+    fn compare(&self, state: &mut State, node: &str) {
+        let read = state.shared.get(node);
+        // A ConfigMap that went with its node is not to come back.
+        let gone = read.is_none() && self.facts.node_uid(node).is_none();
+        if gone || !self.store.has_stream(node) {
+            state.said.remove(node);
+            return;
+        }
+        let Some(said) = state.said.get_mut(node) else {
+            return;
+        };
+        let pending = state.pending.get(node);
+        if read == Some(&said.uids) {
+            if pending.is_some_and(|pending| pending.uids == said.uids) {
+                state.pending.remove(node);
+            }
+        } else if pending.is_none() {
+            let now = Instant::now();
+            let pending = Pending {
+                uids: said.uids.clone(),
+                since: now,
+                not_before: now + said.repairs.next(),
+                retry: Retry::default(),
+            };
+            state.pending.insert(node.to_owned(), pending);
+            self.wake.notify_one();
         }
     }
 
@@ -248,6 +314,10 @@ impl Reports {
 
     fn ended(&self, node: &str, uids: &[String], result: Result<(), CallError>) {
         let mut state = self.state();
+        if result.is_ok() {
+            // Not only when the watch says so: a report that takes this one back may come before.
+            state.shared.insert(node.to_owned(), uids.to_vec());
+        }
         let Some(pending) = state.pending.get_mut(node) else {
             return;
         };
@@ -321,6 +391,109 @@ async fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
+    use karst_core::{Index, Kind, MeshConfig, ObjectKey};
+    use kube::api::ObjectMeta;
+
+    /// Reports of a server that is not there; the node `n` is.
+    fn reports() -> Arc<Reports> {
+        let cluster = Cluster::at("http://127.0.0.1:1", Metrics::default());
+        let facts = Arc::new(Facts::default());
+        facts.note(
+            &node(),
+            &ObjectMeta {
+                uid: Some("uid-n".to_owned()),
+                ..ObjectMeta::default()
+            },
+        );
+        let store = Arc::new(Store::new(Index::new(MeshConfig::default())));
+        Reports::new(cluster, store, facts)
+    }
+
+    fn node() -> ObjectKey {
+        ObjectKey {
+            kind: Kind::Node,
+            namespace: String::new(),
+            name: "n".to_owned(),
+        }
+    }
+
+    fn uids(uid: &str) -> Vec<String> {
+        vec![uid.to_owned()]
+    }
+
+    /// What is to be written for the node.
+    fn pending(reports: &Reports) -> Option<Vec<String>> {
+        let state = reports.state();
+        state.pending.get("n").map(|pending| pending.uids.clone())
+    }
+
+    fn take(reports: &Reports, event: Event<ConfigMap>) {
+        reports.take(event, &mut BTreeMap::new());
+    }
+
+    fn applied(uid: &str) -> Event<ConfigMap> {
+        Event::Applied(map("karst-node-n", Some(&format!("[{uid:?}]"))))
+    }
+
+    #[tokio::test]
+    async fn a_report_that_takes_back_what_was_just_written_is_written() {
+        let reports = reports();
+        take(&reports, applied("w"));
+        reports.reported("n", &uids("x"));
+        reports.ended("n", &uids("x"), Ok(()));
+        assert_eq!(pending(&reports), None);
+        // The watch has not said anything of the write yet.
+        reports.reported("n", &uids("w"));
+        assert_eq!(pending(&reports), Some(uids("w")));
+    }
+
+    #[tokio::test]
+    async fn what_another_wrote_over_a_connected_agents_report_is_repaired() {
+        let reports = reports();
+        let stream = reports.store.register("n");
+        reports.reported("n", &uids("x"));
+        reports.ended("n", &uids("x"), Ok(()));
+        take(&reports, applied("x"));
+        assert_eq!(pending(&reports), None);
+        take(&reports, applied("w"));
+        assert_eq!(pending(&reports), Some(uids("x")));
+        take(&reports, applied("x"));
+        assert_eq!(pending(&reports), None, "it was only late");
+        take(&reports, Event::Deleted(map("karst-node-n", None)));
+        assert_eq!(pending(&reports), Some(uids("x")));
+        reports.ended("n", &uids("x"), Ok(()));
+        take(&reports, Event::Synced);
+        assert_eq!(pending(&reports), Some(uids("x")), "missing in a list");
+
+        // Another agent of the node does the same elsewhere.
+        let wait = |reports: &Reports| {
+            take(reports, applied("w"));
+            let at = reports.state().pending["n"].not_before;
+            reports.ended("n", &uids("x"), Ok(()));
+            at - Instant::now()
+        };
+        for _ in 0..8 {
+            reports.ended("n", &uids("x"), Ok(()));
+            wait(&reports);
+        }
+        assert!(wait(&reports) > Duration::from_secs(4), "they grow");
+
+        drop(stream);
+        take(&reports, applied("w"));
+        assert_eq!(pending(&reports), None, "nobody here speaks for it");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_gone_gets_no_report_any_more() {
+        let reports = reports();
+        let _stream = reports.store.register("n");
+        reports.reported("n", &uids("x"));
+        reports.ended("n", &uids("x"), Ok(()));
+        reports.facts.forget(&node());
+        take(&reports, Event::Deleted(map("karst-node-n", None)));
+        assert_eq!(pending(&reports), None);
+    }
 
     fn map(name: &str, pods: Option<&str>) -> ConfigMap {
         let mut map = ConfigMap::default();
