@@ -98,6 +98,9 @@ pub enum AuthError {
     /// The API server cannot be asked. Nobody's fault; a retry helps once it is back.
     #[error("the API server cannot be asked about the token now; retry")]
     ReviewUnavailable,
+    /// The token says itself that it is somebody else's.
+    #[error("the token is of a service account that is not that of a node agent")]
+    NotNodeAgent,
     /// The pod that the token is bound to is not there. A retry helps if it is new.
     #[error("the pod that the token is bound to is not known, or has ended; retry if it is new")]
     PodUnknown,
@@ -123,6 +126,7 @@ impl AuthError {
             Self::KeysUnavailable => "auth_keys_unavailable",
             Self::Rejected(_) => "auth_token_rejected",
             Self::ReviewUnavailable => "auth_review_unavailable",
+            Self::NotNodeAgent => "auth_not_node_agent",
             Self::PodUnknown => "auth_pod_unknown",
             Self::PodMismatch(_) => "auth_pod_mismatch",
         }
@@ -132,6 +136,7 @@ impl AuthError {
         let message = format!("{}: {self}", self.reason());
         match self {
             Self::KeysUnavailable | Self::ReviewUnavailable => Status::unavailable(message),
+            Self::NotNodeAgent => Status::permission_denied(message),
             _ => Status::unauthenticated(message),
         }
     }

@@ -130,7 +130,12 @@ impl Parts {
                 )
             })
         });
-        let tokens = ReviewedTokens::new(&cluster, config.token_audience.clone(), store.clone());
+        let tokens = ReviewedTokens::new(
+            &cluster,
+            config.token_audience.clone(),
+            config.node_agents.clone(),
+            store.clone(),
+        );
         Ok(Self {
             authority: Arc::new(authority),
             authenticator: Arc::new(Authenticator::reviewed(tokens, metrics)),

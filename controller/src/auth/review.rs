@@ -3,7 +3,12 @@
 //! The server knows what a signature alone does not: whether the pod, node and account that a
 //! token is bound to still exist. Its answers are kept for a little while, so that a node that
 //! wants a hundred certificates asks once, and so that a short outage of the API server is not one
-//! of the mesh. What our own view of the cluster says about the pod is checked for every request.
+//! of the mesh. What our own view of the cluster says about the pod is checked for every request,
+//! and before the server is asked: whoever reaches our port can make up a token, and must not be
+//! able to keep the reviews busy with it.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,7 +25,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::{
-    AuthError, Caller, MAX_TOKEN_BYTES, ServiceAccount,
+    AuthError, Caller, MAX_TOKEN_BYTES, NodeAgents, ServiceAccount,
     cache::{Cache, TokenHash},
 };
 use crate::{
@@ -47,6 +52,11 @@ const MAX_REVIEWS: usize = 16;
 /// A request waits this long for a review, its turn included.
 const REVIEW_LIMIT: Duration = Duration::from_secs(8);
 
+/// Requests that may wait for their turn; with more, a request is told at once to come back. An
+/// agent asks for a certificate for each of its pods at the same time, and a server that is well
+/// answers so many in a fraction of a second.
+const MAX_WAITING: usize = 256;
+
 /// Clocks may differ by this much, in seconds.
 const LEEWAY: u64 = 10;
 
@@ -62,7 +72,11 @@ pub struct ReviewedTokens {
     cluster: Cluster,
     api: Api<TokenReview>,
     audience: String,
+    node_agents: NodeAgents,
     store: Arc<Store>,
+    /// Reviews under way or waited for.
+    queue: Semaphore,
+    /// Reviews under way.
     places: Semaphore,
     answers: Mutex<Answers>,
 }
@@ -88,6 +102,24 @@ struct Unverified {
     exp: u64,
     #[serde(default)]
     aud: Audience,
+    #[serde(rename = "kubernetes.io", default)]
+    kubernetes: Claimed,
+}
+
+/// What a token says that it is bound to; empty where it says nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Claimed {
+    namespace: String,
+    serviceaccount: Named,
+    pod: Named,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    name: String,
+    uid: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -104,13 +136,21 @@ impl Default for Audience {
 }
 
 impl ReviewedTokens {
-    /// Asks about tokens for that audience; the pods that they are bound to must be in the store.
-    pub fn new(cluster: &Cluster, audience: String, store: Arc<Store>) -> Self {
+    /// Asks about tokens for that audience that say they are a node agent's; the pods that they
+    /// are bound to must be in the store.
+    pub fn new(
+        cluster: &Cluster,
+        audience: String,
+        node_agents: NodeAgents,
+        store: Arc<Store>,
+    ) -> Self {
         Self {
             cluster: cluster.clone(),
             api: Api::all(cluster.client()),
             audience,
+            node_agents,
             store,
+            queue: Semaphore::new(MAX_REVIEWS + MAX_WAITING),
             places: Semaphore::new(MAX_REVIEWS),
             answers: Mutex::new(Answers {
                 accepted: Cache::new(MAX_ACCEPTED),
@@ -124,6 +164,7 @@ impl ReviewedTokens {
         let claims = unverified(token)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         plausible(&claims, &self.audience, now.unwrap_or_default().as_secs())?;
+        self.expected(&claims.kubernetes)?;
         let hash = TokenHash::of(token);
         let bound = match self.answered(hash) {
             Some(answer) => {
@@ -133,6 +174,35 @@ impl ReviewedTokens {
             None => self.review(token, hash, claims.exp).await?,
         };
         self.live(bound)
+    }
+
+    /// Refuses a token whose own words are not those of a node agent's live pod.
+    fn expected(&self, claimed: &Claimed) -> Result<(), AuthError> {
+        let account = ServiceAccount {
+            namespace: claimed.namespace.clone(),
+            name: claimed.serviceaccount.name.clone(),
+        };
+        for (claim, value) in [
+            ("kubernetes.io.namespace", &account.namespace),
+            ("kubernetes.io.serviceaccount.name", &account.name),
+            ("kubernetes.io.pod.uid", &claimed.pod.uid),
+        ] {
+            if value.is_empty() {
+                return Err(AuthError::MissingClaim(claim.to_owned()));
+            }
+        }
+        if !self.node_agents.0.contains(&account) {
+            return Err(AuthError::NotNodeAgent);
+        }
+        let index = self.store.index();
+        let pod = index
+            .live_pod(&claimed.pod.uid)
+            .ok_or(AuthError::PodUnknown)?;
+        if pod.namespace == account.namespace && pod.service_account == account.name {
+            Ok(())
+        } else {
+            Err(AuthError::PodMismatch("service account"))
+        }
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {
@@ -152,6 +222,10 @@ impl ReviewedTokens {
         hash: TokenHash,
         expires_at: u64,
     ) -> Result<Bound, AuthError> {
+        let Ok(_turn) = self.queue.try_acquire() else {
+            self.count("unavailable");
+            return Err(AuthError::ReviewUnavailable);
+        };
         let asked = async {
             // The semaphore is never closed.
             let _place = self.places.acquire().await;
@@ -311,107 +385,4 @@ fn bound(status: TokenReviewStatus, audience: &str, expires_at: u64) -> Result<B
         pod_uid: one(POD_UID)?,
         expires_at,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn token(claims: &Value) -> String {
-        format!("e30.{}.c2ln", BASE64URL.encode(claims.to_string()))
-    }
-
-    fn status(value: Value) -> TokenReviewStatus {
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn accepted() -> Value {
-        json!({
-            "authenticated": true, "audiences": ["karst-ca"],
-            "user": {
-                "username": "system:serviceaccount:karst-system:karst-node-agent",
-                "extra": {NODE_NAME: ["n1"], POD_NAME: ["agent-x"], POD_UID: ["uid-x"]},
-            },
-        })
-    }
-
-    #[test]
-    fn what_cannot_be_accepted_is_not_asked_about() {
-        for (aud, exp, expected) in [
-            (json!(["karst-ca"]), 1000, Ok(())),
-            (json!("karst-ca"), 1000, Ok(())),
-            (json!(["other", "karst-ca"]), 1000, Ok(())),
-            (json!(["karst-ca"]), 995, Ok(())),
-            (json!(["karst-ca"]), 990, Err(AuthError::Expired)),
-            (json!(["other"]), 2000, Err(AuthError::WrongAudience)),
-            (json!("karst"), 2000, Err(AuthError::WrongAudience)),
-        ] {
-            let claims = unverified(&token(&json!({"aud": aud, "exp": exp}))).unwrap();
-            assert_eq!(
-                plausible(&claims, "karst-ca", 1000),
-                expected,
-                "{aud} {exp}"
-            );
-        }
-        let claims = unverified(&token(&json!({"exp": 2000}))).unwrap();
-        let refused = plausible(&claims, "karst-ca", 1000);
-        assert_eq!(refused, Err(AuthError::WrongAudience));
-    }
-
-    #[test]
-    fn garbage_is_malformed() {
-        let long = "a".repeat(MAX_TOKEN_BYTES + 1);
-        let no_exp = token(&json!({"aud": "karst-ca"}));
-        for text in [
-            "",
-            "a",
-            "a.b",
-            "a.b.c",
-            "a.e30.c.d",
-            "a.!.c",
-            &long,
-            &no_exp,
-        ] {
-            let error = unverified(text).unwrap_err();
-            assert_eq!(error, AuthError::MalformedToken, "{text:.20}");
-        }
-    }
-
-    #[test]
-    fn an_accepted_token_says_whose_it_is() {
-        let bound = bound(status(accepted()), "karst-ca", 7).unwrap();
-        assert_eq!(bound.account.to_string(), "karst-system/karst-node-agent");
-        assert_eq!(
-            (bound.node.as_str(), bound.pod_name.as_str()),
-            ("n1", "agent-x")
-        );
-        assert_eq!((bound.pod_uid.as_str(), bound.expires_at), ("uid-x", 7));
-    }
-
-    #[test]
-    fn answers_that_do_not_prove_enough_are_refusals() {
-        let refused = |change: &dyn Fn(&mut Value)| {
-            let mut value = accepted();
-            change(&mut value);
-            bound(status(value), "karst-ca", 7).unwrap_err()
-        };
-        let rejected = refused(&|v| {
-            v["authenticated"] = json!(false);
-            v["error"] = json!("expired");
-        });
-        assert_eq!(rejected, AuthError::Rejected("expired".to_owned()));
-        let audience = refused(&|v| v["audiences"] = json!([]));
-        assert_eq!(audience, AuthError::WrongAudience);
-        let audience = refused(&|v| v["audiences"] = json!(["https://api"]));
-        assert_eq!(audience, AuthError::WrongAudience);
-        let user = refused(&|v| v["user"]["username"] = json!("system:node:n1"));
-        assert_eq!(user.reason(), "auth_missing_claim");
-        for key in [NODE_NAME, POD_NAME, POD_UID] {
-            for bad in [json!([]), json!([""]), json!(["a", "b"])] {
-                let error = refused(&|v| v["user"]["extra"][key] = bad.clone());
-                assert_eq!(error, AuthError::MissingClaim(key.to_owned()));
-            }
-        }
-    }
 }
