@@ -16,5 +16,5 @@ pub use config::MeshConfig;
 pub use error::ObjectError;
 pub use index::{Changes, Index, NodeIdentity, PodRef};
 pub use labels::DataplaneMode;
-pub use object::{Kind, Object, ObjectKey};
+pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};
 pub use resource::Rendered;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use karst_core::has_sidecar;
 use kube::api::ListParams;
 use kube::{Api, Client};
 
@@ -15,9 +16,6 @@ const MODES: [&str; 2] = ["karst.dev/dataplane-mode", "istio.io/dataplane-mode"]
 
 /// The annotation that the controller writes on enrolled pods.
 const ENROLLED: &str = "karst.dev/enrolled";
-
-/// Container of Istio's sidecar: such a pod is in another mesh already.
-const SIDECAR: &str = "istio-proxy";
 
 /// Most pods that are named.
 const SHOWN: usize = 5;
@@ -59,16 +57,10 @@ fn wanted(pod: &Pod, namespaces: &BTreeMap<&str, Option<&str>>) -> bool {
     let inherited = namespaces.get(namespace).copied().flatten();
     let spec = pod.spec.as_ref();
     let host = spec.and_then(|spec| spec.host_network).unwrap_or(false);
-    let sidecar = spec.is_some_and(|spec| {
-        let init = spec.init_containers.iter().flatten();
-        spec.containers
-            .iter()
-            .chain(init)
-            .any(|container| container.name == SIDECAR)
-    });
     own.or(inherited) == Some("ambient")
         && !host
-        && !sidecar
+        // Such a pod is in another mesh already.
+        && !has_sidecar(pod)
         && pod.metadata.deletion_timestamp.is_none()
 }
 
@@ -156,6 +148,13 @@ mod tests {
             pod("sidecar", json!({}), json!({}), false, "istio-proxy"),
         ];
         assert_eq!(finding(&namespaces, &pods).level, Level::Ok);
+        for (restart, level) in [("Always", Level::Ok), ("Never", Level::Warning)] {
+            let mut beside = pod("init", json!({}), json!({}), false, "c");
+            let init = json!([{"name": "istio-proxy", "restartPolicy": restart}]);
+            let spec = beside.spec.as_mut().expect("spec");
+            spec.init_containers = serde_json::from_value(init).expect("containers");
+            assert_eq!(finding(&namespaces, &[beside]).level, level, "{restart}");
+        }
         pods.push(pod("late", json!({}), json!({}), false, "c"));
         let found = finding(&namespaces, &pods);
         assert_eq!(found.level, Level::Warning);

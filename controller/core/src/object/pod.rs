@@ -106,7 +106,7 @@ impl Pod {
             ips: ips(object, faults)?,
             named_ports: named_ports(spec, faults)?,
             mode,
-            has_sidecar: has_sidecar(metadata, spec),
+            has_sidecar: has_sidecar(object),
             canonical_name: labels::first(&labels, &CANONICAL_NAME)
                 .unwrap_or(&workload_name)
                 .to_owned(),
@@ -122,15 +122,23 @@ impl Pod {
 
 /// Whether Istio's sidecar is in the pod: put there by its injector, which notes it, or written into
 /// the manifest by hand; also as an init container that goes on running.
-fn has_sidecar(metadata: &ObjectMeta, spec: &v1::PodSpec) -> bool {
-    let annotations = metadata.annotations.as_ref();
-    let init = spec.init_containers.iter().flatten();
-    annotations.is_some_and(|annotations| annotations.contains_key(SIDECAR_STATUS))
-        || spec
-            .containers
-            .iter()
-            .chain(init)
-            .any(|container| container.name == SIDECAR_CONTAINER)
+#[must_use]
+pub fn has_sidecar(pod: &v1::Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let noted = annotations.is_some_and(|annotations| annotations.contains_key(SIDECAR_STATUS));
+    noted
+        || pod.spec.as_ref().is_some_and(|spec| {
+            let init = spec.init_containers.iter().flatten();
+            spec.containers
+                .iter()
+                .chain(init.filter(|container| goes_on_running(container)))
+                .any(|container| container.name == SIDECAR_CONTAINER)
+        })
+}
+
+/// Whether an init container runs beside the application: of them only the restartable ones do.
+fn goes_on_running(container: &v1::Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
 }
 
 /// The Kubernetes uid. A manifest that nobody has run through an API server has none; its
@@ -239,8 +247,7 @@ fn named_ports(spec: &v1::PodSpec, faults: &Faults) -> Result<Vec<(String, u16)>
     ];
     for (list, containers) in lists {
         for (at, container) in containers.into_iter().flatten().enumerate() {
-            // Of the init containers only the restartable ones run beside the application.
-            if list == "initContainers" && container.restart_policy.as_deref() != Some("Always") {
+            if list == "initContainers" && !goes_on_running(container) {
                 continue;
             }
             for (index, port) in container.ports.iter().flatten().enumerate() {

@@ -140,6 +140,14 @@ fn a_pod_with_a_sidecar_is_left_alone() {
             DataplaneMode::None,
         );
     }
+    // What has ended before the application starts carries nothing.
+    let ended = json!({"spec": {"initContainers": [{"name": "istio-proxy"}]}});
+    check(
+        "an init container that ends",
+        namespace(Some("ambient")),
+        merged(ended, labelled("ambient")),
+        DataplaneMode::Ambient,
+    );
 }
 
 #[test]
