@@ -103,7 +103,8 @@ pub struct Authority {
 
 /// A certificate with its chain.
 pub struct Issued {
-    /// Leaf first, root last; PEM, one certificate a string.
+    /// Leaf first; PEM, one certificate a string. The last string is different: it has all roots,
+    /// as whoever reads this takes the last for what is to be trusted, and the others for the chain.
     pub chain: Vec<String>,
     /// When the leaf ends.
     pub not_after: OffsetDateTime,
@@ -276,7 +277,7 @@ impl Authority {
     fn chain(&self, leaf: String) -> Vec<String> {
         let mut chain = vec![leaf];
         chain.extend(self.intermediates.iter().cloned());
-        chain.extend(self.roots.iter().cloned());
+        chain.push(self.roots_pem());
         chain
     }
 }
@@ -370,7 +371,8 @@ fn pem_blocks(text: &str) -> Vec<Pem> {
     Pem::iter_from_buffer(text.as_bytes()).flatten().collect()
 }
 
-fn pem_certificates(text: &str) -> Vec<Pem> {
+/// The certificates in a text.
+pub(super) fn pem_certificates(text: &str) -> Vec<Pem> {
     let mut blocks = pem_blocks(text);
     blocks.retain(|block| block.label == "CERTIFICATE");
     blocks
@@ -390,4 +392,32 @@ fn encode(block: &Pem) -> String {
     }
     text.push_str(&format!("-----END {label}-----\n"));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::identity::Identity;
+
+    #[test]
+    fn all_roots_are_the_last_part_of_a_chain() {
+        let (used, other) = (make_root("t").unwrap(), make_root("t").unwrap());
+        let material = Material {
+            key: used.key,
+            certificates: used.certificate.clone(),
+            roots: used.certificate + &other.certificate,
+        };
+        let authority = Authority::new(&material, Duration::HOUR, Duration::HOUR).unwrap();
+        let identity = Identity::parse("spiffe://t/ns/a/sa/b").unwrap();
+        let key = KeyPair::generate().unwrap();
+        let request = CertificateParams::default().serialize_request(&key);
+        let request = request.unwrap().pem().unwrap();
+        let chain = authority.sign(&identity, &request, 0).unwrap().chain;
+        assert_eq!(chain.len(), 2);
+        assert_eq!(pem_certificates(&chain[0]).len(), 1);
+        assert_eq!(
+            pem_certificates(&chain[1]),
+            pem_certificates(&material.roots)
+        );
+    }
 }
