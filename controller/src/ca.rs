@@ -1,11 +1,12 @@
 //! The certificate authority of the mesh.
 //!
 //! `authority` holds the signing key and signs; `state` keeps the key on disk, `secret` in the
-//! cluster; `service` decides who gets what, over gRPC; `identity` is the strict reading of SPIFFE
-//! IDs.
+//! cluster; `rotation` says whether it may follow the one that the mesh trusts; `service` decides
+//! who gets what, over gRPC; `identity` is the strict reading of SPIFFE IDs.
 
 pub mod authority;
 mod identity;
+pub mod rotation;
 pub mod secret;
 pub mod service;
 mod state;

@@ -7,14 +7,14 @@ use crate::{
     auth::{Authenticator, ReviewedTokens, TokenRules},
     ca::{
         authority::{Authority, AuthoritySource},
-        secret,
+        rotation, secret,
     },
     cluster::{
         Cluster, annotations,
         facts::Facts,
         leader::{Candidate, while_leading},
         reports::Reports,
-        roots,
+        roots::{self, Bundle},
     },
     metrics::Metrics,
     source,
@@ -105,17 +105,21 @@ impl Parts {
         let reports = Reports::new(cluster.clone(), store.clone(), facts.clone());
         let (material, origin) = secret::load(&cluster, &config.mesh.trust_domain).await?;
         let authority = Authority::new(&material, config.default_lifetime, config.max_lifetime)?;
+        let signed_under = rotation::signing_root(&material).ok();
         drop(material);
         source.synced().await;
         tokio::spawn(reports.clone().run());
         tokio::spawn(secret::watch(cluster.clone(), origin));
 
         let candidate = Candidate::start(&cluster, pod_name);
-        let roots: Arc<str> = authority.roots_pem().into();
+        let bundle = Arc::new(Bundle {
+            roots: authority.roots_pem(),
+            signed_under,
+        });
         tokio::spawn({
             let (cluster, store) = (cluster.clone(), store.clone());
             while_leading(candidate.leads(), move || {
-                roots::write(cluster.clone(), store.clone(), roots.clone())
+                roots::write(cluster.clone(), store.clone(), bundle.clone())
             })
         });
         tokio::spawn({

@@ -2,6 +2,7 @@
 //!
 //! The operator's own, `cacerts`, is used if it is there. Otherwise `karst-ca` is made once: of
 //! replicas that start together each makes a root, one creates the Secret, and the others read it.
+//! What is read is used only if the mesh can trust it: see `rotation`.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +15,16 @@ use kube::{
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
-use super::authority::{Material, make_root};
+use super::{
+    authority::{Material, make_root},
+    rotation,
+};
 use crate::cluster::{
     CallError, Cluster, FIELD_MANAGER,
     follow::{Event, Follower},
     labels,
     retry::Retry,
+    roots::{self, Bundle},
 };
 
 /// Brought by the operator, in Istio's form.
@@ -45,16 +50,19 @@ pub struct Origin {
 /// Reads the authority's Secret, or makes it. Waits for an API server that cannot be reached.
 ///
 /// # Errors
-/// When the Secret is there and lacks something: waiting would not mend it.
+/// When the Secret is there and lacks something, or does not go with the roots that are published:
+/// waiting would not mend it.
 pub async fn load(cluster: &Cluster, trust_domain: &str) -> anyhow::Result<(Material, Origin)> {
     let api: Api<Secret> = Api::namespaced(cluster.client(), &cluster.system_namespace);
     let mut retry = Retry::default();
     loop {
         match attempt(cluster, &api, trust_domain).await {
-            Ok((name, data)) => {
-                let material = material(&data).with_context(|| {
-                    format!("reading the Secret {}/{name}", cluster.system_namespace)
-                })?;
+            Ok((name, data, published)) => {
+                let context = || format!("reading the Secret {}/{name}", cluster.system_namespace);
+                let material = material(&data).with_context(context)?;
+                if let Some(published) = published {
+                    rotation::check(&published, &material).with_context(context)?;
+                }
                 info!(secret = name, "authority read");
                 let digest = digest(&data);
                 return Ok((material, Origin { name, digest }));
@@ -84,13 +92,18 @@ async fn attempt(
     cluster: &Cluster,
     api: &Api<Secret>,
     trust_domain: &str,
-) -> Result<(&'static str, Data), Problem> {
+) -> Result<(&'static str, Data, Option<Bundle>), Problem> {
+    // Before the Secret: where roots are published already, there is one.
+    let published = roots::published(cluster).await?;
     for name in [PLUGGED_IN, SELF_MADE] {
         match cluster.call("get", api.get(name)).await {
-            Ok(secret) => return Ok((name, secret.data.unwrap_or_default())),
+            Ok(secret) => return Ok((name, secret.data.unwrap_or_default(), published)),
             Err(CallError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+    if published.is_some_and(|bundle| rotation::has_roots(&bundle)) {
+        return Err(Problem::Ours(lost(&cluster.system_namespace)));
     }
     let root = make_root(trust_domain).map_err(Problem::Ours)?;
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
@@ -118,15 +131,25 @@ async fn attempt(
     match cluster.call("create", created).await {
         Ok(secret) => {
             info!(secret = SELF_MADE, "authority's Secret made");
-            Ok((SELF_MADE, secret.data.unwrap_or_default()))
+            Ok((SELF_MADE, secret.data.unwrap_or_default(), None))
         }
         // Another replica was first: what it made is the mesh's authority.
         Err(CallError::Conflict(_)) => {
             let secret = cluster.call("get", api.get(SELF_MADE)).await?;
-            Ok((SELF_MADE, secret.data.unwrap_or_default()))
+            Ok((SELF_MADE, secret.data.unwrap_or_default(), None))
         }
         Err(error) => Err(error.into()),
     }
+}
+
+fn lost(namespace: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "there is neither a Secret {PLUGGED_IN} nor a Secret {SELF_MADE} in {namespace}, but the \
+         mesh trusts the roots in the ConfigMap {namespace}/{}, and nobody would trust a new one: \
+         put the Secret back; or, if it is lost, begin anew as controller/deploy/README.md says \
+         under 'Certificates', which interrupts the mesh",
+        roots::NAME
+    )
 }
 
 fn material(data: &Data) -> anyhow::Result<Material> {
@@ -260,6 +283,101 @@ impl Now {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::fake::{Answer, Asked, Fake};
+    use serde_json::json;
+
+    /// A server with these Secrets, which has published this root.
+    async fn server(secrets: &[(&'static str, &str)], published: Option<&str>) -> Fake {
+        let secrets = secrets
+            .iter()
+            .map(|(name, material)| (*name, (*material).to_owned()));
+        let secrets: BTreeMap<&str, String> = secrets.collect();
+        let published = published.map(str::to_owned);
+        Fake::start(move |asked| {
+            if asked.path.ends_with("/configmaps") {
+                assert!(asked.query.contains("karst-ca-root-cert"), "{asked:?}");
+                let map = |roots: &String| {
+                    json!({
+                        "metadata": {"name": "karst-ca-root-cert", "namespace": "karst-system"},
+                        "data": {"root-cert.pem": roots},
+                    })
+                };
+                let items: Vec<_> = published.iter().map(map).collect();
+                return Answer::json(&json!({
+                    "apiVersion": "v1", "kind": "ConfigMapList", "metadata": {}, "items": items,
+                }));
+            }
+            if asked.method == "POST" {
+                return Answer::text(201, &asked.body);
+            }
+            let name = asked.path.rsplit('/').next().unwrap();
+            match secrets.get(name) {
+                Some(secret) => Answer::text(200, secret),
+                None => Answer::refusal(404, "not found"),
+            }
+        })
+        .await
+    }
+
+    /// A Secret and its root.
+    fn made() -> (String, String) {
+        let root = make_root("t").unwrap();
+        let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+        let secret = Secret {
+            data: Some(Data::from([
+                (CERTIFICATE.to_owned(), bytes(&root.certificate)),
+                (KEY.to_owned(), bytes(&root.key)),
+                (ROOTS.to_owned(), bytes(&root.certificate)),
+            ])),
+            ..Secret::default()
+        };
+        (serde_json::to_string(&secret).unwrap(), root.certificate)
+    }
+
+    fn creations(fake: &Fake) -> usize {
+        fake.count(|asked: &Asked| asked.method == "POST")
+    }
+
+    #[tokio::test]
+    async fn the_first_controller_makes_a_root() {
+        let fake = server(&[], None).await;
+        let (_, origin) = load(&fake.cluster, "t").await.unwrap();
+        assert_eq!((origin.name, creations(&fake)), (SELF_MADE, 1));
+    }
+
+    #[tokio::test]
+    async fn what_is_published_is_used_on() {
+        let (secret, root) = made();
+        let fake = server(&[(SELF_MADE, &secret)], Some(&root)).await;
+        let (material, _) = load(&fake.cluster, "t").await.unwrap();
+        assert_eq!((material.roots, creations(&fake)), (root, 0));
+    }
+
+    #[tokio::test]
+    async fn a_secret_with_another_root_is_refused_while_one_is_published() {
+        let ((own, root), (other, _)) = (made(), made());
+        let secrets = [(SELF_MADE, own.as_str()), (PLUGGED_IN, other.as_str())];
+        let fake = server(&secrets, Some(&root)).await;
+        let error = load(&fake.cluster, "t").await.err().unwrap();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("karst-system/cacerts") && text.contains("README"),
+            "{text}"
+        );
+        // Without anything published it is what the operator brought before the first start.
+        let fake = server(&secrets, None).await;
+        let (_, origin) = load(&fake.cluster, "t").await.unwrap();
+        assert_eq!(origin.name, PLUGGED_IN);
+    }
+
+    #[tokio::test]
+    async fn a_lost_secret_is_not_made_anew() {
+        let (_, root) = made();
+        let fake = server(&[], Some(&root)).await;
+        let error = load(&fake.cluster, "t").await.err().unwrap();
+        assert!(error.to_string().contains("put the Secret back"), "{error}");
+        assert_eq!(creations(&fake), 0);
+    }
 
     fn secret(key: &str) -> Secret {
         let text = |text: &str| ByteString(text.as_bytes().to_vec());

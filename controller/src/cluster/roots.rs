@@ -1,5 +1,6 @@
 //! The mesh's roots in a ConfigMap of each namespace, for whatever runs there to trust. Written by
-//! the leader only: made where it is missing, and repaired where somebody changed it.
+//! the leader only: made where it is missing, and repaired where somebody changed it. That of our own
+//! namespace also says under which of the roots certificates are signed, for controllers that start.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +11,7 @@ use std::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -24,10 +25,22 @@ use super::{
 use crate::store::Store;
 
 /// Name of the ConfigMap.
-const NAME: &str = "karst-ca-root-cert";
+pub const NAME: &str = "karst-ca-root-cert";
 
 /// The key that has the roots.
 const KEY: &str = "root-cert.pem";
+
+/// The annotation that says under which root certificates are signed.
+const SIGNED_UNDER: &str = "karst.dev/signed-under";
+
+/// What is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// The roots to be trusted, PEM.
+    pub roots: String,
+    /// What stands for the root that certificates are signed under.
+    pub signed_under: Option<String>,
+}
 
 /// Changes that come closer together than this are looked at together.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -48,11 +61,11 @@ struct State {
 }
 
 impl State {
-    fn take(&mut self, event: Event<ConfigMap>, roots: &str) {
+    fn take(&mut self, event: Event<ConfigMap>, is_right: impl Fn(&ConfigMap) -> bool) {
         match event {
             Event::Started => self.listed.clear(),
             Event::Listed(map) => {
-                if is_right(&map, roots) {
+                if is_right(&map) {
                     self.listed.extend(map.metadata.namespace);
                 }
             }
@@ -61,7 +74,7 @@ impl State {
                 self.complete = true;
             }
             Event::Applied(map) => {
-                let right = is_right(&map, roots);
+                let right = is_right(&map);
                 let Some(namespace) = map.metadata.namespace else {
                     return;
                 };
@@ -124,13 +137,34 @@ impl State {
     }
 }
 
-fn is_right(map: &ConfigMap, roots: &str) -> bool {
-    let data = map.data.as_ref().and_then(|data| data.get(KEY));
-    data.is_some_and(|text| text == roots)
+impl Bundle {
+    fn read(map: &ConfigMap) -> Self {
+        let data = map.data.as_ref().and_then(|data| data.get(KEY));
+        let annotations = map.metadata.annotations.as_ref();
+        Self {
+            roots: data.cloned().unwrap_or_default(),
+            signed_under: annotations.and_then(|all| all.get(SIGNED_UNDER)).cloned(),
+        }
+    }
+
+    /// Whether a ConfigMap is as it must be.
+    fn is_in(&self, map: &ConfigMap, system_namespace: &str) -> bool {
+        let found = Self::read(map);
+        let of_system = map.metadata.namespace.as_deref() == Some(system_namespace);
+        found.roots == self.roots && (!of_system || found.signed_under == self.signed_under)
+    }
+}
+
+/// What is published in our own namespace. Listed, because that is what the controller may do.
+pub async fn published(cluster: &Cluster) -> Result<Option<Bundle>, CallError> {
+    let api: Api<ConfigMap> = Api::namespaced(cluster.client(), &cluster.system_namespace);
+    let params = ListParams::default().fields(&format!("metadata.name={NAME}"));
+    let maps = cluster.call("list", api.list(&params)).await?;
+    Ok(maps.items.first().map(Bundle::read))
 }
 
 /// Keeps the ConfigMaps right, for ever. Dropped when this replica leads no more.
-pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
+pub async fn write(cluster: Cluster, store: Arc<Store>, bundle: Arc<Bundle>) {
     let api: Api<ConfigMap> = Api::all(cluster.client());
     let selector = format!("metadata.name={NAME}");
     // In a task of its own: revisions of a busy cluster come faster than the server answers.
@@ -145,9 +179,9 @@ pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
         while writes.len() < MAX_WRITES
             && let Some(namespace) = due.pop()
         {
-            let (cluster, roots) = (cluster.clone(), roots.clone());
+            let (cluster, bundle) = (cluster.clone(), bundle.clone());
             writes.spawn(async move {
-                let result = apply(&cluster, &namespace, &roots).await;
+                let result = apply(&cluster, &namespace, &bundle).await;
                 (namespace, result)
             });
         }
@@ -161,7 +195,7 @@ pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
         };
         tokio::select! {
             event = bundles.next() => {
-                state.take(event, &roots);
+                state.take(event, |map| bundle.is_in(map, &cluster.system_namespace));
                 look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
             }
             changed = revisions.changed() => {
@@ -187,12 +221,17 @@ pub async fn write(cluster: Cluster, store: Arc<Store>, roots: Arc<str>) {
     }
 }
 
-async fn apply(cluster: &Cluster, namespace: &str, roots: &str) -> Result<(), CallError> {
+async fn apply(cluster: &Cluster, namespace: &str, bundle: &Bundle) -> Result<(), CallError> {
     let api: Api<ConfigMap> = Api::namespaced(cluster.client(), namespace);
+    let mut metadata = json!({"name": NAME, "labels": super::labels()});
+    if *namespace == *cluster.system_namespace
+        && let Some(root) = &bundle.signed_under
+    {
+        metadata["annotations"] = json!({SIGNED_UNDER: root});
+    }
     let map = json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": NAME, "labels": super::labels()},
-        "data": {KEY: roots},
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
+        "data": {KEY: bundle.roots},
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(&map);
@@ -206,7 +245,7 @@ async fn apply(cluster: &Cluster, namespace: &str, roots: &str) -> Result<(), Ca
 mod tests {
     use super::*;
     use crate::{
-        cluster::fake::{Answer, Fake},
+        cluster::fake::{Answer, Asked, Fake},
         store::Update,
     };
     use karst_core::{Index, MeshConfig, Object};
@@ -230,6 +269,10 @@ mod tests {
         store
     }
 
+    fn is_right(map: &ConfigMap) -> bool {
+        Bundle::read(map).roots == "R"
+    }
+
     fn missing(state: &mut State, store: &Store) -> Vec<String> {
         let mut missing = state.missing(store, Instant::now());
         missing.sort();
@@ -240,25 +283,40 @@ mod tests {
     fn missing_changed_and_deleted_bundles_are_written() {
         let store = store(&["a", "b", "c"]);
         let mut state = State::default();
-        state.take(Event::Started, "R");
-        state.take(Event::Listed(map("a", "R")), "R");
-        state.take(Event::Listed(map("b", "old")), "R");
+        state.take(Event::Started, is_right);
+        state.take(Event::Listed(map("a", "R")), is_right);
+        state.take(Event::Listed(map("b", "old")), is_right);
         assert!(missing(&mut state, &store).is_empty(), "not complete yet");
-        state.take(Event::Synced, "R");
+        state.take(Event::Synced, is_right);
         assert_eq!(missing(&mut state, &store), ["b", "c"]);
         state.written("b".to_owned(), Ok(()));
-        state.take(Event::Applied(map("c", "R")), "R");
+        state.take(Event::Applied(map("c", "R")), is_right);
         assert!(missing(&mut state, &store).is_empty());
-        state.take(Event::Applied(map("a", "mine")), "R");
-        state.take(Event::Deleted(map("c", "R")), "R");
+        state.take(Event::Applied(map("a", "mine")), is_right);
+        state.take(Event::Deleted(map("c", "R")), is_right);
         assert_eq!(missing(&mut state, &store), ["a", "c"]);
+    }
+
+    #[test]
+    fn our_own_namespaces_bundle_says_what_is_signed_under() {
+        let bundle = Bundle {
+            roots: "R".to_owned(),
+            signed_under: Some("1".to_owned()),
+        };
+        let mut own = map("karst-system", "R");
+        assert!(!bundle.is_in(&own, "karst-system"));
+        assert!(bundle.is_in(&own, "elsewhere"));
+        let said = (SIGNED_UNDER.to_owned(), "1".to_owned());
+        own.metadata.annotations = Some(BTreeMap::from([said]));
+        assert!(bundle.is_in(&own, "karst-system"));
+        assert_eq!(Bundle::read(&own), bundle);
     }
 
     #[test]
     fn a_failed_namespace_waits_and_does_not_stop_others() {
         let store = store(&["a", "b"]);
         let mut state = State::default();
-        state.take(Event::Synced, "R");
+        state.take(Event::Synced, is_right);
         let forbidden = CallError::Forbidden("ending".to_owned());
         state.written("a".to_owned(), Err(forbidden));
         assert_eq!(missing(&mut state, &store), ["b"]);
@@ -291,14 +349,15 @@ mod tests {
             Answer::events(&[bookmark]).after(Duration::from_millis(400))
         })
         .await;
-        let store = Arc::new(store(&["a"]));
-        let writing = write(fake.cluster.clone(), store.clone(), "R".into());
+        let store = Arc::new(store(&["a", "karst-system"]));
+        let bundle = Arc::new(Bundle {
+            roots: "R".to_owned(),
+            signed_under: Some("1".to_owned()),
+        });
+        let writing = write(fake.cluster.clone(), store.clone(), bundle);
         let changing = async {
-            let written = |asked: &crate::cluster::fake::Asked| {
-                asked.method == "PATCH"
-                    && asked.path == format!("/api/v1/namespaces/a/configmaps/{NAME}")
-            };
-            while fake.count(written) == 0 {
+            let written = |asked: &Asked| asked.method == "PATCH";
+            while fake.count(written) < 2 {
                 store.update(Vec::new());
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -307,6 +366,11 @@ mod tests {
             () = writing => panic!("it goes on for ever"),
             () = changing => {}
             () = tokio::time::sleep(Duration::from_secs(10)) => panic!("nothing was written"),
+        }
+        for asked in fake.asked().iter().filter(|asked| asked.method == "PATCH") {
+            let own = asked.path == format!("/api/v1/namespaces/karst-system/configmaps/{NAME}");
+            assert!(asked.body.contains(r#""root-cert.pem":"R""#), "{asked:?}");
+            assert_eq!(asked.body.contains(SIGNED_UNDER), own, "{asked:?}");
         }
     }
 }
