@@ -1,11 +1,14 @@
 //! The way to a Kubernetes cluster: client, kinds of objects, and errors that name the object.
 
 pub mod kinds;
+pub mod nodes;
+pub mod removal;
 
 use std::future::Future;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -107,6 +110,14 @@ pub fn failure(doing: &str, error: &kube::Error) -> Failure {
 /// Whether the API says that there is no such object, or no such kind of object.
 pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether an object has the label of Karst's objects.
+pub fn is_part_of_karst(metadata: &ObjectMeta) -> bool {
+    PART_OF.split_once('=').is_some_and(|(key, value)| {
+        let labels = metadata.labels.as_ref();
+        labels.is_some_and(|labels| labels.get(key).is_some_and(|there| there == value))
+    })
 }
 
 /// Whether the caller may not do it.

@@ -21,6 +21,8 @@ mod install;
 mod kernel;
 mod style;
 mod table;
+#[cfg(test)]
+mod testing;
 mod uninstall;
 mod words;
 

@@ -5,20 +5,22 @@
 //! Then the objects go, those that write others before those that were written. Start with [`run`].
 
 mod leftovers;
-mod nodes;
+mod namespace;
+pub mod nodes;
 
 use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
 
 use crate::args::Uninstall;
 use crate::cluster::kinds::{self, Kind};
+use crate::cluster::removal::stuck;
 use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found};
 use crate::failure::Failure;
-use crate::style::{self, GOOD, WARN, progress};
+use crate::style::{self, GOOD, WARN};
 
 /// The authority's Secret.
 const CA_SECRET: &str = "karst-ca";
@@ -56,10 +58,13 @@ async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure>
     }
     nodes::wait_until_pods_are_gone(client, limit).await?;
     removed += leftovers::remove(client).await?;
-    for kind in kinds.iter().rev().filter(|kind| !is_workload(kind)) {
-        if kind.resource.kind != "Namespace" {
-            removed += delete_all(client, kind, limit).await?;
-        }
+    let (namespaces, others): (Vec<&Kind>, Vec<&Kind>) = kinds
+        .iter()
+        .rev()
+        .filter(|kind| !is_workload(kind))
+        .partition(|kind| kind.resource.kind == "Namespace");
+    for kind in others {
+        removed += delete_all(client, kind, limit).await?;
     }
     if args.keep_ca {
         style::result(
@@ -69,7 +74,9 @@ async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure>
         );
     } else {
         removed += delete_secret(client).await?;
-        removed += delete_namespace(client, &kinds, limit).await?;
+        for kind in namespaces {
+            removed += namespace::delete(client, kind, limit).await?;
+        }
     }
     if let Some(warning) = warning {
         anstream::eprintln!("{} {warning}", style::paint(WARN, "Not cleaned:"));
@@ -158,14 +165,6 @@ async fn delete_all(client: &Client, kind: &Kind, limit: Duration) -> Result<usi
     }
 }
 
-fn stuck(shown: &str, finalizers: Option<&[String]>) -> Failure {
-    let finalizers = finalizers.unwrap_or_default().join(", ");
-    Failure::failed(
-        "deletion_timeout",
-        format!("{shown} is being deleted and does not go (metadata.finalizers: {finalizers})"),
-    )
-}
-
 async fn delete_secret(client: &Client) -> Result<usize, Failure> {
     let api: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     let shown = format!("Secret {SYSTEM_NAMESPACE}/{CA_SECRET}");
@@ -177,48 +176,4 @@ async fn delete_secret(client: &Client) -> Result<usize, Failure> {
             Ok(1)
         }
     }
-}
-
-/// Deletes the namespace if it is Karst's own making and nothing of others is in it.
-async fn delete_namespace(
-    client: &Client,
-    kinds: &[Kind],
-    limit: Duration,
-) -> Result<usize, Failure> {
-    let Some(kind) = kinds.iter().find(|kind| kind.resource.kind == "Namespace") else {
-        return Ok(0);
-    };
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    let doing = format!("looking at what is left in {SYSTEM_NAMESPACE}");
-    let mut left = Vec::new();
-    for secret in secrets
-        .list_metadata(&ListParams::default())
-        .await
-        .map_err(|e| failure(&doing, &e))?
-    {
-        left.push(format!(
-            "Secret {}",
-            secret.metadata.name.unwrap_or_default()
-        ));
-    }
-    for map in maps
-        .list_metadata(&ListParams::default())
-        .await
-        .map_err(|e| failure(&doing, &e))?
-    {
-        let name = map.metadata.name.unwrap_or_default();
-        // Kubernetes puts this one into every namespace.
-        if name != "kube-root-ca.crt" {
-            left.push(format!("ConfigMap {name}"));
-        }
-    }
-    if !left.is_empty() {
-        progress(&format!(
-            "Namespace {SYSTEM_NAMESPACE} stays, it holds what is not Karst's: {}",
-            left.join(", ")
-        ));
-        return Ok(0);
-    }
-    delete_all(client, kind, limit).await
 }
