@@ -8,6 +8,7 @@ mod apply;
 mod plan;
 mod prune;
 mod record;
+mod repair;
 pub mod rollout;
 
 use std::time::Duration;
@@ -18,11 +19,13 @@ use crate::args::{DryRun, Install};
 use crate::cluster::kinds::Item;
 use crate::cluster::{self, SYSTEM_NAMESPACE};
 use crate::failure::Failure;
-use crate::style::{self, GOOD, paint};
+use crate::style::{self, GOOD, WARN, paint};
 
 pub use apply::{Mode, Outcome, apply};
 pub use plan::{Plan, overrides};
 pub use record::Record;
+
+use rollout::Nodes;
 
 /// Which of the two commands runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +103,21 @@ async fn install(args: &Install, intent: Intent, client: &Client) -> Result<Stri
     }
     let record = Record::new(plan.overrides.clone()).item()?;
     tally.count(apply_and_say(client, &record).await?);
-    rollout::wait(client, rollout::CONTROLLER, limit).await?;
+    rollout::wait(client, rollout::CONTROLLER, Nodes::All, limit).await?;
     for item in agents {
+        repair::remove_cleaning(client, item, limit).await?;
         tally.count(apply_and_say(client, item).await?);
     }
-    rollout::wait(client, rollout::AGENT, limit).await?;
+    // Before the wait: one agent that does not come is no reason to keep what is not wanted any more.
     tally.removed = prune::prune(client, &plan.items, &record).await?;
+    let away = rollout::wait(client, rollout::AGENT, Nodes::Ready, limit).await?;
+    if !away.is_empty() {
+        anstream::eprintln!(
+            "{} these nodes are not ready, and get their agents when they are: {}",
+            paint(WARN, "Without an agent of this version:"),
+            away.join(", ")
+        );
+    }
     Ok(format!(
         "Karst {} runs in {SYSTEM_NAMESPACE}: {}.\n\
          Take a namespace into the mesh with `kubectl label namespace NAME karst.dev/dataplane-mode=ambient`.\n",
@@ -157,6 +169,14 @@ async fn try_all(client: &Client, plan: &Plan) -> Result<String, Failure> {
             style::result(GOOD, "would be created", &item.shown());
             continue;
         }
+        if item.kind.resource.kind == "DaemonSet" && repair::cleaning(client, item).await?.is_some()
+        {
+            // It would be made anew, and only a new one can show whether the server takes it.
+            apply(client, &apply::as_new(item), Mode::Try).await?;
+            tally.count(Outcome::Changed);
+            style::result(WARN, "would be made anew", &item.shown());
+            continue;
+        }
         let outcome = apply(client, item, Mode::Try).await?;
         tally.count(outcome);
         let words = match outcome {
@@ -173,32 +193,4 @@ async fn try_all(client: &Client, plan: &Plan) -> Result<String, Failure> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Intent, Record, check_intent};
-
-    #[test]
-    fn versions_decide_between_install_and_upgrade() {
-        let record = |version: &str| Record {
-            version: version.to_owned(),
-            values: serde_json::Value::Null,
-        };
-        let ours = env!("CARGO_PKG_VERSION");
-        assert!(check_intent(Intent::Install, None).is_ok());
-        assert!(check_intent(Intent::Install, Some(&record(ours))).is_ok());
-        assert!(check_intent(Intent::Upgrade, Some(&record("0.0.9"))).is_ok());
-        let reason = |intent, version: &str| {
-            check_intent(intent, Some(&record(version)))
-                .expect_err("refused")
-                .reason
-        };
-        assert_eq!(reason(Intent::Install, "0.0.9"), "version_differs");
-        assert_eq!(reason(Intent::Install, "99.0.0"), "version_older");
-        assert_eq!(reason(Intent::Upgrade, "99.0.0"), "version_older");
-        assert_eq!(
-            check_intent(Intent::Upgrade, None)
-                .expect_err("refused")
-                .reason,
-            "not_found"
-        );
-    }
-}
+mod tests;

@@ -191,15 +191,25 @@ pub async fn wait_until_not_ending(client: &Client, limit: Duration) -> Result<(
 
 /// The object as it would be in another namespace, for a trial.
 pub fn in_namespace(item: &Item, namespace: &str) -> Item {
-    let mut item = item.clone();
-    if let Some(metadata) = item
-        .object
-        .get_mut("metadata")
-        .and_then(Value::as_object_mut)
-    {
-        metadata.insert("namespace".to_owned(), json!(namespace));
-    }
+    let mut item = with_metadata(item, "namespace", namespace);
     item.namespace = Some(namespace.to_owned());
+    item
+}
+
+/// The object under a name that nothing has, for a trial of one that is to be made anew.
+pub fn as_new(item: &Item) -> Item {
+    let name = format!("{}-trial", item.name);
+    let mut item = with_metadata(item, "name", &name);
+    item.name = name;
+    item
+}
+
+fn with_metadata(item: &Item, field: &str, value: &str) -> Item {
+    let mut item = item.clone();
+    let metadata = item.object.get_mut("metadata");
+    if let Some(metadata) = metadata.and_then(Value::as_object_mut) {
+        metadata.insert(field.to_owned(), json!(value));
+    }
     item
 }
 

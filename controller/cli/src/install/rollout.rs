@@ -2,17 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client};
 
-use crate::cluster::{SYSTEM_NAMESPACE, failure};
+use crate::cluster::{SYSTEM_NAMESPACE, failure, nodes};
 use crate::failure::Failure;
 use crate::style::progress;
 
 /// Between two looks.
 const POLL: Duration = Duration::from_secs(1);
+
+/// Label of a DaemonSet's pods and revisions that says which go together.
+const REVISION: &str = "controller-revision-hash";
 
 /// Most pods named in a message.
 const MAX_NAMED: usize = 5;
@@ -49,6 +52,15 @@ impl Workload {
             Self::DaemonSet(name) => format!("DaemonSet {SYSTEM_NAMESPACE}/{name}"),
         }
     }
+}
+
+/// Which nodes must have their pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    /// Each.
+    All,
+    /// Of a DaemonSet, those that are ready: the others get theirs when they are.
+    Ready,
 }
 
 /// How far a rollout is.
@@ -111,17 +123,89 @@ fn daemon_set_state(object: &DaemonSet) -> State {
     }
 }
 
-/// Waits until every pod of `workload` is new and ready.
+/// The nodes that are not ready, if there are any and every other node has its new pod, ready.
+///
+/// The counts of the DaemonSet's own status do not tell the two apart.
+async fn done_but_for(client: &Client, workload: Workload) -> Result<Option<Vec<String>>, Failure> {
+    let all = nodes::list(client).await?;
+    if all.iter().all(nodes::is_ready) {
+        return Ok(None);
+    }
+    let failed = |what: &str, error: &kube::Error| failure(&format!("reading {what}"), error);
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let object = api.get(workload.name()).await;
+    let object = object.map_err(|e| failed(&workload.shown(), &e))?;
+    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let revisions = api.list(&ListParams::default()).await;
+    let revisions = revisions.map_err(|e| failed("controllerrevisions", &e))?;
+    let pods = pods(client, workload).await?;
+    Ok(nodes_without(&object, &revisions.items, &all, &pods))
+}
+
+fn nodes_without(
+    object: &DaemonSet,
+    revisions: &[ControllerRevision],
+    all: &[Node],
+    pods: &[Pod],
+) -> Option<Vec<String>> {
+    let observed = object.status.as_ref()?.observed_generation;
+    if observed < object.metadata.generation {
+        return None;
+    }
+    let spec = object.spec.as_ref()?.template.spec.as_ref()?;
+    let selector = spec.node_selector.clone().unwrap_or_default();
+    let selected = all
+        .iter()
+        .filter(|node| nodes::is_selected(node, &selector));
+    let (ready, away): (Vec<&Node>, Vec<&Node>) = selected.partition(|node| nodes::is_ready(node));
+    let own = revisions.iter().filter(|revision| {
+        let owners = revision.metadata.owner_references.iter().flatten();
+        owners
+            .into_iter()
+            .any(|it| Some(&it.uid) == object.metadata.uid.as_ref())
+    });
+    let newest = own.max_by_key(|revision| revision.revision)?;
+    let newest = newest.metadata.labels.as_ref()?.get(REVISION)?;
+    let served = |node: &&Node| {
+        pods.iter().any(|pod| {
+            let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+            let labels = pod.metadata.labels.as_ref();
+            on == Some(nodes::name(node))
+                && labels.and_then(|labels| labels.get(REVISION)) == Some(newest)
+                && pod.metadata.deletion_timestamp.is_none()
+                && is_ready(pod)
+        })
+    };
+    // Where no node at all is ready, nothing has been rolled out.
+    let done = !ready.is_empty() && !away.is_empty() && ready.iter().all(served);
+    done.then(|| {
+        away.into_iter()
+            .map(|node| nodes::name(node).to_owned())
+            .collect()
+    })
+}
+
+/// Waits until every pod of `workload` is new and ready; gives the nodes that are passed over.
 ///
 /// # Errors
 /// It takes longer than `limit`; the message says what its pods wait for.
-pub async fn wait(client: &Client, workload: Workload, limit: Duration) -> Result<(), Failure> {
+pub async fn wait(
+    client: &Client,
+    workload: Workload,
+    nodes: Nodes,
+    limit: Duration,
+) -> Result<Vec<String>, Failure> {
     let deadline = Instant::now() + limit;
     let mut said = String::new();
     loop {
         let state = state(client, workload).await?;
         if state.done {
-            return Ok(());
+            return Ok(Vec::new());
+        }
+        if nodes == Nodes::Ready
+            && let Some(away) = done_but_for(client, workload).await?
+        {
+            return Ok(away);
         }
         let troubles = troubles(client, workload).await?;
         let mut text = format!("waiting for {}: {}", workload.shown(), state.text);
@@ -229,11 +313,11 @@ fn container_trouble(status: &ContainerStatus) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment};
+    use k8s_openapi::api::core::v1::{Node, Pod};
     use serde_json::{Value, json};
 
-    use super::{daemon_set_state, deployment_state, trouble};
+    use super::{daemon_set_state, deployment_state, nodes_without, trouble};
 
     fn pod(status: Value) -> Pod {
         let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "nodeName": "n1"}, "status": status});
@@ -278,6 +362,68 @@ mod tests {
         let unseen: DaemonSet =
             serde_json::from_value(json!({"metadata": {"generation": 1}})).expect("daemon set");
         assert!(!daemon_set_state(&unseen).done);
+    }
+
+    #[test]
+    fn only_nodes_that_are_ready_must_have_their_agent() {
+        let set = |observed: i64| -> DaemonSet {
+            serde_json::from_value(json!({
+                "metadata": {"generation": 2, "uid": "d"},
+                "spec": {"selector": {}, "template": {"spec": {"containers": [], "nodeSelector": {"os": "linux"}}}},
+                "status": {"observedGeneration": observed, "desiredNumberScheduled": 2,
+                           "currentNumberScheduled": 2, "numberMisscheduled": 0, "numberReady": 1},
+            }))
+            .expect("daemon set")
+        };
+        let revision = |owner: &str, number: i64, hash: &str| -> ControllerRevision {
+            let owner =
+                json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "a", "uid": owner});
+            serde_json::from_value(json!({"revision": number, "metadata": {
+                "ownerReferences": [owner], "labels": {"controller-revision-hash": hash}}}))
+            .expect("revision")
+        };
+        let revisions = [
+            revision("d", 3, "new"),
+            revision("d", 1, "old"),
+            revision("other", 9, "x"),
+        ];
+        let node = |name: &str, os: &str, ready: &str| -> Node {
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"os": os}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
+            .expect("node")
+        };
+        let agent = |node: &str, hash: &str, ready: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": "p", "labels": {"controller-revision-hash": hash}},
+                "spec": {"containers": [], "nodeName": node},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
+            .expect("pod")
+        };
+        let one_away = [
+            node("n1", "linux", "True"),
+            node("n2", "linux", "Unknown"),
+            node("n3", "other", "False"),
+        ];
+        let check = |observed: i64, nodes: &[Node], pods: &[Pod]| {
+            nodes_without(&set(observed), &revisions, nodes, pods)
+        };
+        let good = [agent("n1", "new", "True"), agent("n2", "old", "False")];
+        assert_eq!(check(2, &one_away, &good), Some(vec!["n2".to_owned()]));
+        // What is not seen, not new, not ready or not there is waited for.
+        assert_eq!(check(1, &one_away, &good), None);
+        assert_eq!(check(2, &one_away, &[agent("n1", "old", "True")]), None);
+        assert_eq!(check(2, &one_away, &[agent("n1", "new", "False")]), None);
+        assert_eq!(check(2, &one_away, &[]), None);
+        let ending = {
+            let mut pod = agent("n1", "new", "True");
+            pod.metadata.deletion_timestamp =
+                serde_json::from_value(json!("2026-11-22T01:00:00Z")).ok();
+            pod
+        };
+        assert_eq!(check(2, &one_away, &[ending]), None);
+        // Nothing runs where no node is ready, and where all are, the counts say it.
+        assert_eq!(check(2, &[node("n2", "linux", "False")], &good), None);
+        assert_eq!(check(2, &[node("n1", "linux", "True")], &good), None);
     }
 
     #[test]

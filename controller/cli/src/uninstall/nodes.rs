@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{FIELD_MANAGER, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found};
 use crate::failure::Failure;
-use crate::install::rollout;
+use crate::install::rollout::{self, Nodes};
 use crate::style::progress;
 
 /// First argument of an agent that only cleans.
@@ -45,8 +45,9 @@ pub async fn clean(client: &Client, limit: Duration) -> Result<(), Failure> {
             .await
             .map_err(|e| failure(&format!("turning {shown} to cleaning"), &e))?;
     }
-    rollout::wait(client, rollout::AGENT, limit)
+    rollout::wait(client, rollout::AGENT, Nodes::All, limit)
         .await
+        .map(drop)
         .map_err(|failure| {
             Failure::failed(
                 "nodes_not_cleaned",
@@ -58,18 +59,27 @@ pub async fn clean(client: &Client, limit: Duration) -> Result<(), Failure> {
         })
 }
 
+/// Whether the agents were turned into ones that clean.
+pub fn is_cleaning(object: &DaemonSet) -> bool {
+    let spec = object.spec.as_ref();
+    let spec = spec.and_then(|spec| spec.template.spec.as_ref());
+    let agent = spec.and_then(|spec| spec.containers.first());
+    let args = agent.and_then(|agent| agent.args.as_ref());
+    args.is_some_and(|args| args.first().is_some_and(|first| first == CLEANUP))
+}
+
 /// What turns the agents into ones that clean; nothing when they are already.
 ///
 /// The old agent must be gone before the new one cleans, so no surge. And every node at once: from
 /// here on none has an agent that serves.
 fn cleanup_patch(object: &DaemonSet) -> Option<Value> {
+    if is_cleaning(object) {
+        return None;
+    }
     let spec = object.spec.as_ref()?.template.spec.as_ref()?;
     let mut containers = spec.containers.clone();
     let agent = containers.first_mut()?;
     let args = agent.args.get_or_insert_default();
-    if args.first().is_some_and(|first| first == CLEANUP) {
-        return None;
-    }
     args.insert(0, CLEANUP.to_owned());
     let mut containers = serde_json::to_value(&containers).ok()?;
     let probe = json!({
