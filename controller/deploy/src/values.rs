@@ -48,8 +48,8 @@ pub fn parse_set(text: &str) -> Result<Value, String> {
     Ok(tree)
 }
 
-/// As [`merge`], but a `null` stays to be merged later.
-fn merge_keeping_null(base: &mut Value, over: Value) {
+/// As [`merge`], but a `null` stays, to be laid upon other values later.
+pub fn merge_keeping_null(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {

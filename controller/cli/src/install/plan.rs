@@ -28,7 +28,8 @@ impl Plan {
     pub fn new(overrides: Vec<Value>) -> Result<Self, Failure> {
         let mut all = json!({});
         for over in overrides {
-            values::merge(&mut all, over);
+            // A null that takes a default away is kept, to be recorded and to do so again.
+            values::merge_keeping_null(&mut all, over);
         }
         // `karst install` makes the namespace, as there is no one else to do it.
         let own = json!({"namespace": {"create": true}});
@@ -130,6 +131,35 @@ mod tests {
             json!({"image": {"tag": "c", "registry": "r"}, "agent": {"workers": 4}})
         );
         assert!(plan.manifest.contains("image: \"r/node-agent:c\""));
+    }
+
+    #[test]
+    fn a_default_that_was_taken_away_stays_away() {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        write!(file, "agent: {{resources: {{limits: null}}}}\n").expect("write");
+        let by_flag = ValueArgs {
+            set: vec!["agent.resources.limits=null".to_owned()],
+            ..ValueArgs::default()
+        };
+        let by_file = ValueArgs {
+            files: vec![file.path().to_owned()],
+            ..ValueArgs::default()
+        };
+        let with_default = Plan::new(Vec::new()).expect("plan").manifest;
+        for args in [by_flag, by_file] {
+            let given = || overrides(&args).expect("overrides");
+            let first = Plan::new(given()).expect("plan");
+            assert_ne!(first.manifest, with_default);
+            // The same again, and then without saying it again.
+            let mut values = given();
+            values.insert(0, first.overrides.clone());
+            let second = Plan::new(values).expect("plan");
+            let third = Plan::new(vec![second.overrides.clone()]).expect("plan");
+            for later in [second, third] {
+                assert_eq!(later.manifest, first.manifest);
+                assert_eq!(later.overrides, first.overrides);
+            }
+        }
     }
 
     #[test]
