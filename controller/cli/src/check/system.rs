@@ -8,7 +8,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::Finding;
-use crate::cluster::{self, PART_OF, SYSTEM_NAMESPACE, failure};
+use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure};
 use crate::failure::Failure;
 use crate::install::rollout::{self, Workload, is_ready};
 use crate::install::{Plan, Record};
@@ -19,8 +19,44 @@ const MANY_RESTARTS: i32 = 3;
 /// Seconds after which a lease that is not renewed is nobody's, if it does not say itself.
 const LEASE_SECONDS: i32 = 15;
 
-/// What is told when Karst is not there.
-const INSTALL: &str = "`karst install` installs it, and repairs an installation";
+/// Kinds of which a value decides whether there are any.
+const OPTIONAL: [&str; 4] = [
+    "Namespace",
+    "NetworkPolicy",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
+/// Who installed, which decides what can be known of it and what mends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Installer {
+    /// This command, which records its values, or kubectl, which has none.
+    Karst,
+    /// Helm, whose values are its own.
+    Helm,
+}
+
+impl Installer {
+    fn judges(self, kind: &str) -> bool {
+        self == Self::Karst || !OPTIONAL.contains(&kind)
+    }
+
+    /// What to do when something is missing.
+    fn repair(self) -> &'static str {
+        match self {
+            Self::Karst => "`karst install` installs it, and repairs an installation",
+            Self::Helm => "`helm upgrade` with the same chart and values brings it back",
+        }
+    }
+
+    /// What to do when something is of another version.
+    fn upgrade(self) -> &'static str {
+        match self {
+            Self::Karst => "`karst upgrade` brings all to the version of the command",
+            Self::Helm => "`helm upgrade` with the chart of this version brings all to it",
+        }
+    }
+}
 
 /// Every object of the chart is there, and of this version.
 pub async fn objects(client: &Client) -> Vec<Finding> {
@@ -34,60 +70,83 @@ async fn look(client: &Client) -> Result<Vec<Finding>, Failure> {
     let record = Record::read(client).await?;
     let values = record.map_or_else(Vec::new, |record| vec![record.values]);
     let plan = Plan::new(values)?;
-    let (mut missing, mut versions) = (Vec::new(), Vec::new());
+    let mut looked = Vec::new();
+    let mut installer = Installer::Karst;
     for item in &plan.items {
         let there = item.api(client).get_metadata_opt(&item.name).await;
         let there = there.map_err(|e| failure(&format!("reading {}", item.shown()), &e))?;
-        match there {
-            None => missing.push(item.shown()),
-            Some(object) => {
-                let labels = object.metadata.labels.unwrap_or_default();
-                let version = labels.get("app.kubernetes.io/version").cloned();
-                versions.push((item.shown(), version.unwrap_or_default()));
-            }
+        let labels = there.map(|object| object.metadata.labels.unwrap_or_default());
+        let label = |name: &str| labels.as_ref().and_then(|labels| labels.get(name)).cloned();
+        let kind = item.kind.resource.kind.clone();
+        if kind == "Deployment" && label(MANAGED_BY).as_deref() == Some("Helm") {
+            installer = Installer::Helm;
         }
-    }
-    Ok(object_findings(plan.items.len(), &missing, &versions))
-}
-
-fn object_findings(
-    wanted: usize,
-    missing: &[String],
-    versions: &[(String, String)],
-) -> Vec<Finding> {
-    const ID: &str = "install.objects";
-    // The namespace alone may be somebody else's making.
-    let nothing = versions
-        .iter()
-        .all(|(name, _)| name.starts_with("Namespace "));
-    if nothing {
-        return vec![Finding::failed(ID, "Karst is not installed", INSTALL)];
-    }
-    let mut findings = Vec::new();
-    if missing.is_empty() {
-        findings.push(Finding::ok(ID, format!("all {wanted} objects are there")));
-    } else {
-        let essential = missing
-            .iter()
-            .any(|name| !name.starts_with("NetworkPolicy "));
-        let message = format!("missing: {}", missing.join(", "));
-        findings.push(if essential {
-            Finding::failed(ID, message, INSTALL)
-        } else {
-            Finding::warning(ID, message, INSTALL)
+        looked.push(Looked {
+            shown: item.shown(),
+            version: labels.is_some().then(|| label(VERSION).unwrap_or_default()),
+            kind,
         });
     }
+    Ok(object_findings(installer, &looked))
+}
+
+/// Label with the version that an object was installed with.
+const VERSION: &str = "app.kubernetes.io/version";
+
+/// An object that was looked for.
+#[derive(Debug)]
+struct Looked {
+    kind: String,
+    shown: String,
+    /// Its version, if the object is there.
+    version: Option<String>,
+}
+
+fn object_findings(installer: Installer, looked: &[Looked]) -> Vec<Finding> {
+    const ID: &str = "install.objects";
+    // The namespace may be somebody else's making, whoever installed the rest: it tells nothing.
+    let versions = || {
+        let versioned = looked.iter().filter(|object| object.kind != "Namespace");
+        versioned.filter_map(|object| Some((object, object.version.as_deref()?)))
+    };
+    if versions().next().is_none() {
+        let advice = installer.repair();
+        return vec![Finding::failed(ID, "Karst is not installed", advice)];
+    }
+    let mut findings = Vec::new();
+    let judged = looked
+        .iter()
+        .filter(|object| installer.judges(&object.kind));
+    let (there, missing): (Vec<&Looked>, Vec<&Looked>) =
+        judged.partition(|object| object.version.is_some());
+    if missing.is_empty() {
+        let count = there.len();
+        findings.push(Finding::ok(ID, format!("all {count} objects are there")));
+    } else {
+        let names: Vec<&str> = missing.iter().map(|object| object.shown.as_str()).collect();
+        let message = format!("missing: {}", names.join(", "));
+        findings.push(
+            if missing.iter().any(|object| object.kind != "NetworkPolicy") {
+                Finding::failed(ID, message, installer.repair())
+            } else {
+                Finding::warning(ID, message, installer.repair())
+            },
+        );
+    }
     let ours = env!("CARGO_PKG_VERSION");
-    let other = versions.iter().find(|(_, version)| version != ours);
+    let other = versions().find(|(_, version)| *version != ours);
     findings.push(match other {
         None => Finding::ok(
             "install.version",
             format!("installed is {ours}, as is this command"),
         ),
-        Some((name, version)) => Finding::warning(
+        Some((object, version)) => Finding::warning(
             "install.version",
-            format!("{name} is of version {version:?}, this command is {ours}"),
-            "`karst upgrade` brings all to the version of the command",
+            format!(
+                "{} is of version {version:?}, this command is {ours}",
+                object.shown
+            ),
+            installer.upgrade(),
         ),
     });
     findings
@@ -246,39 +305,93 @@ mod tests {
     use k8s_openapi::api::coordination::v1::Lease;
     use serde_json::json;
 
-    use super::{leader_finding, object_findings};
+    use super::{Installer, Looked, OPTIONAL, leader_finding, object_findings, objects};
     use crate::check::Level;
+    use crate::cluster::MANAGED_BY;
+    use crate::install::Plan;
+    use crate::testing::ApiServer;
+
+    fn looked(kind: &str, version: Option<&str>) -> Looked {
+        Looked {
+            kind: kind.to_owned(),
+            shown: format!("{kind} n/x"),
+            version: version.map(str::to_owned),
+        }
+    }
+
+    fn levels(installer: Installer, looked: &[Looked]) -> Vec<Level> {
+        let findings = object_findings(installer, looked);
+        findings.iter().map(|finding| finding.level).collect()
+    }
 
     #[test]
     fn missing_objects_and_other_versions_are_told() {
-        let own = |name: &str, version: &str| (name.to_owned(), version.to_owned());
-        let ours = env!("CARGO_PKG_VERSION");
-        let levels = |missing: &[&str], versions: &[(String, String)]| {
-            let missing: Vec<_> = missing.iter().map(|m| (*m).to_owned()).collect();
-            let findings = object_findings(3, &missing, versions);
-            findings
-                .iter()
-                .map(|finding| finding.level)
-                .collect::<Vec<_>>()
+        let ours = Some(env!("CARGO_PKG_VERSION"));
+        let check = |more: &[(&str, Option<&str>)], expected: &[Level]| {
+            let own = [("Namespace", ours), ("Service", ours)];
+            let all = own.iter().chain(more);
+            let all: Vec<_> = all.map(|(kind, version)| looked(kind, *version)).collect();
+            assert_eq!(levels(Installer::Karst, &all), expected, "{more:?}");
         };
-        let good = [own("Namespace n", ours), own("Service n/s", ours)];
-        assert_eq!(levels(&[], &good), [Level::Ok, Level::Ok]);
-        assert_eq!(
-            levels(&["Deployment n/d"], &good),
-            [Level::Failed, Level::Ok]
+        check(&[], &[Level::Ok, Level::Ok]);
+        check(&[("Deployment", None)], &[Level::Failed, Level::Ok]);
+        check(&[("NetworkPolicy", None)], &[Level::Warning, Level::Ok]);
+        check(
+            &[("ValidatingAdmissionPolicy", None)],
+            &[Level::Failed, Level::Ok],
         );
+        check(&[("Role", Some("0.0.1"))], &[Level::Ok, Level::Warning]);
+        check(&[("Role", Some(""))], &[Level::Ok, Level::Warning]);
+        let nothing = [looked("Namespace", Some("")), looked("Service", None)];
+        assert_eq!(levels(Installer::Karst, &nothing), [Level::Failed]);
+    }
+
+    #[test]
+    fn what_helm_installed_is_judged_without_its_values() {
+        let ours = Some(env!("CARGO_PKG_VERSION"));
+        let mut all = vec![
+            // Made by `helm install --create-namespace`, without a label.
+            looked("Namespace", Some("")),
+            looked("Deployment", ours),
+            looked("ValidatingAdmissionPolicy", None),
+            looked("ValidatingAdmissionPolicyBinding", None),
+            looked("NetworkPolicy", None),
+        ];
+        assert_eq!(levels(Installer::Helm, &all), [Level::Ok, Level::Ok]);
+        all.push(looked("Service", None));
+        all.push(looked("Role", Some("0.0.1")));
+        let findings = object_findings(Installer::Helm, &all);
         assert_eq!(
-            levels(&["NetworkPolicy n/p"], &good),
-            [Level::Warning, Level::Ok]
+            levels(Installer::Helm, &all),
+            [Level::Failed, Level::Warning]
         );
-        assert_eq!(
-            levels(&[], &[own("Service n/s", "0.0.1")]),
-            [Level::Ok, Level::Warning]
-        );
-        assert_eq!(
-            levels(&["Service n/s"], &[own("Namespace n", "")]),
-            [Level::Failed]
-        );
+        assert_eq!(findings[0].message, "missing: Service n/x");
+        for finding in findings {
+            let advice = finding.advice.unwrap_or_default();
+            assert!(
+                advice.contains("helm upgrade") && !advice.contains("karst"),
+                "{advice}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_deployment_tells_who_installed() {
+        let (server, client) = ApiServer::start().await;
+        for item in Plan::new(Vec::new()).expect("plan").items {
+            let kind = item.kind.resource.kind.as_str();
+            if OPTIONAL.contains(&kind) {
+                continue;
+            }
+            let mut object = item.object.clone();
+            object["metadata"]["labels"][MANAGED_BY] = json!("Helm");
+            let api = item.api(&client);
+            let path = format!("{}/{}", api.resource_url(), item.name);
+            server.put(&path, object);
+        }
+        server.put("/api/v1/namespaces/karst-system", json!({}));
+        let found: Vec<_> = objects(&client).await.iter().map(|f| f.level).collect();
+        assert_eq!(found, [Level::Ok, Level::Ok]);
     }
 
     #[test]
