@@ -1,16 +1,19 @@
 //! What must hold before Karst is installed: API server, nodes, what the caller may do.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{ListParams, PostParams};
+use kube::api::PostParams;
 use kube::{Api, Client};
 
 use super::Finding;
-use crate::cluster::kinds;
-use crate::cluster::{SYSTEM_NAMESPACE, failure};
+use crate::cluster::{SYSTEM_NAMESPACE, failure, kinds, nodes};
 use crate::failure::Failure;
+use crate::install::{Plan, Record, rollout};
 
 /// Oldest Kubernetes minor version (of 1) that Karst's objects are written for.
 const OLDEST_KUBERNETES: u32 = 33;
@@ -50,20 +53,53 @@ fn version_finding(git_version: &str, minor: &str) -> Finding {
     }
 }
 
-/// Kernel, architecture and state of every Linux node.
+/// Kernel, architecture and state of every Linux node that agents run on.
 pub async fn nodes(client: &Client) -> Vec<Finding> {
-    let api: Api<Node> = Api::all(client.clone());
-    match api.list(&ListParams::default()).await {
-        Ok(nodes) => node_findings(&nodes.items),
-        Err(error) => vec![Finding::unknown("nodes", &failure("listing nodes", &error))],
+    let nodes = match nodes::list(client).await {
+        Ok(nodes) => nodes,
+        Err(failure) => return vec![Finding::unknown("nodes", &failure)],
+    };
+    match agent_selector(client).await {
+        Ok(selector) => node_findings(&nodes, &selector),
+        Err(failure) => {
+            // Without it, every node is one that an agent may run on.
+            let mut findings = vec![Finding::unknown("nodes.selector", &failure)];
+            findings.extend(node_findings(&nodes, &BTreeMap::new()));
+            findings
+        }
     }
 }
 
-fn node_findings(nodes: &[Node]) -> Vec<Finding> {
+/// The `nodeSelector` of the agents: as they are, or else as they would be installed again.
+async fn agent_selector(client: &Client) -> Result<BTreeMap<String, String>, Failure> {
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let there = api.get_opt(rollout::AGENT.name()).await;
+    let there = there.map_err(|e| failure("reading the agents' DaemonSet", &e))?;
+    if let Some(there) = there {
+        let spec = there.spec.and_then(|spec| spec.template.spec);
+        return Ok(spec.and_then(|spec| spec.node_selector).unwrap_or_default());
+    }
+    let Some(record) = Record::read(client).await? else {
+        return Ok(BTreeMap::new());
+    };
+    let plan = Plan::new(vec![record.values])?;
+    let mut items = plan.items.iter();
+    let selector = items
+        .find(|item| item.kind.resource.kind == "DaemonSet")
+        .and_then(|item| item.object.pointer("/spec/template/spec/nodeSelector"));
+    let selector = selector.cloned().unwrap_or_default();
+    Ok(serde_json::from_value(selector).unwrap_or_default())
+}
+
+fn node_findings(nodes: &[Node], selector: &BTreeMap<String, String>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut good = Vec::new();
+    let (mut good, mut excluded) = (Vec::new(), Vec::new());
     for node in nodes {
-        let name = node.metadata.name.as_deref().unwrap_or("?");
+        let name = nodes::name(node);
+        if !nodes::is_selected(node, selector) {
+            excluded.push(name.to_owned());
+            continue;
+        }
         let status = node.status.as_ref();
         let Some(info) = status.and_then(|status| status.node_info.as_ref()) else {
             findings.push(Finding::warning(
@@ -94,13 +130,7 @@ fn node_findings(nodes: &[Node]) -> Vec<Finding> {
                 "Karst is tested on amd64 only, and needs images for this architecture",
             ));
         }
-        let conditions = status
-            .iter()
-            .filter_map(|status| status.conditions.as_ref());
-        let ready = conditions
-            .flatten()
-            .any(|c| c.type_ == "Ready" && c.status == "True");
-        if !ready {
+        if !nodes::is_ready(node) {
             findings.push(Finding::warning(
                 "nodes.ready",
                 format!("node {name} is not ready"),
@@ -118,6 +148,12 @@ fn node_findings(nodes: &[Node]) -> Vec<Finding> {
     }
     if !good.is_empty() {
         findings.push(Finding::ok("nodes.linux", summary(&good)));
+    }
+    if !excluded.is_empty() {
+        findings.push(Finding::ok(
+            "nodes.excluded",
+            format!("agent.nodeSelector keeps agents off {}", summary(&excluded)),
+        ));
     }
     if nodes.is_empty() {
         findings.push(Finding::warning(
@@ -217,11 +253,14 @@ pub async fn namespace(client: &Client) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use k8s_openapi::api::core::v1::Node;
     use serde_json::json;
 
-    use super::{kernel, node_findings, version_finding};
+    use super::{agent_selector, kernel, node_findings, version_finding};
     use crate::check::Level;
+    use crate::testing::ApiServer;
 
     #[test]
     fn old_clusters_fail() {
@@ -253,13 +292,14 @@ mod tests {
 
     #[test]
     fn each_node_is_looked_at() {
-        let findings = node_findings(&[
+        let nodes = [
             node("good", "6.18.0", "amd64", "linux", "True"),
             node("old", "5.4.0", "amd64", "linux", "True"),
             node("arm", "6.1.0", "arm64", "linux", "True"),
             node("down", "6.1.0", "amd64", "linux", "False"),
             node("win", "10.0", "amd64", "windows", "True"),
-        ]);
+        ];
+        let findings = node_findings(&nodes, &BTreeMap::new());
         let found = |id: &str| {
             findings
                 .iter()
@@ -272,5 +312,49 @@ mod tests {
         let good = found("nodes.linux").expect("good").1;
         assert!(good.contains("good") && !good.contains("win"), "{good}");
         assert_eq!(findings.len(), 4);
+    }
+
+    #[test]
+    fn nodes_that_agents_are_kept_off_are_named_and_not_judged() {
+        let mut nodes = [
+            node("good", "6.18.0", "amd64", "linux", "True"),
+            node("old", "5.4.0", "arm64", "linux", "False"),
+        ];
+        nodes[0].metadata.labels = Some(selector());
+        let findings = node_findings(&nodes, &selector());
+        assert!(
+            findings.iter().all(|f| f.level == Level::Ok),
+            "{findings:?}"
+        );
+        assert!(
+            findings
+                .iter()
+                .any(|f| f.id == "nodes.excluded" && f.message.ends_with("old"))
+        );
+    }
+
+    fn selector() -> BTreeMap<String, String> {
+        BTreeMap::from([("mesh".to_owned(), "yes".to_owned())])
+    }
+
+    #[tokio::test]
+    async fn the_selector_is_the_agents_own_or_the_recorded_one() {
+        const SYSTEM: &str = "namespaces/karst-system";
+        let (server, client) = ApiServer::start().await;
+        assert!(agent_selector(&client).await.expect("none").is_empty());
+        let recorded =
+            json!({"agent": {"nodeSelector": {"mesh": "yes", "kubernetes.io/os": null}}});
+        server.put(
+            &format!("/api/v1/{SYSTEM}/configmaps/karst-install"),
+            json!({"data": {"version": "0.1.0", "values.json": recorded.to_string()}}),
+        );
+        assert_eq!(agent_selector(&client).await.expect("recorded"), selector());
+        let spec = json!({"containers": [], "nodeSelector": {"own": "1"}});
+        server.put(
+            &format!("/apis/apps/v1/{SYSTEM}/daemonsets/karst-node-agent"),
+            json!({"spec": {"selector": {}, "template": {"spec": spec}}}),
+        );
+        let own = BTreeMap::from([("own".to_owned(), "1".to_owned())]);
+        assert_eq!(agent_selector(&client).await.expect("own"), own);
     }
 }
