@@ -32,7 +32,11 @@ pub async fn all(client: &Client) -> Vec<Finding> {
     }
 }
 
-/// The sum of each metric over all controllers, and the number of ready agents.
+/// Metrics that tell of something all controllers see alike, so that adding them up would count it
+/// several times.
+const SHARED: [&str; 1] = [FAULTY];
+
+/// The total of each metric over all controllers, and the number of ready agents.
 async fn sums(client: &Client) -> Result<(BTreeMap<String, f64>, usize), Failure> {
     let mut sums = BTreeMap::new();
     for pod in rollout::pods(client, rollout::CONTROLLER).await? {
@@ -63,16 +67,25 @@ async fn sums(client: &Client) -> Result<(BTreeMap<String, f64>, usize), Failure
     ))
 }
 
-/// Adds the samples of a scrape to their metrics' sums, whatever their labels.
+/// Adds one controller's samples to their metrics' totals, whatever their labels.
 fn add(scrape: &str, sums: &mut BTreeMap<String, f64>) {
+    let mut own: BTreeMap<&str, f64> = BTreeMap::new();
     for line in scrape.lines().filter(|line| !line.starts_with('#')) {
         let Some((series, value)) = line.rsplit_once(' ') else {
             continue;
         };
         let name = series.split('{').next().unwrap_or(series).trim();
         if let Ok(value) = value.parse::<f64>() {
-            *sums.entry(name.to_owned()).or_default() += value;
+            *own.entry(name).or_default() += value;
         }
+    }
+    for (name, value) in own {
+        let total = sums.entry(name.to_owned()).or_default();
+        *total = if SHARED.contains(&name) {
+            total.max(value)
+        } else {
+            *total + value
+        };
     }
 }
 
@@ -144,5 +157,20 @@ mod tests {
         let levels: Vec<_> = findings(&sums, 2).iter().map(|f| f.level).collect();
         assert_eq!(levels, [Level::Ok, Level::Warning]);
         assert_eq!(findings(&sums, 3)[0].level, Level::Failed);
+    }
+
+    #[test]
+    fn a_fault_that_every_controller_sees_is_one() {
+        let mut sums = BTreeMap::new();
+        for faulty in [1, 2, 2] {
+            add(
+                &format!("karst_controller_source_faulty {faulty}\n"),
+                &mut sums,
+            );
+        }
+        let findings = findings(&sums, 0);
+        let fault = findings.iter().find(|f| f.id == "controller.faults");
+        let message = &fault.expect("told").message;
+        assert!(message.starts_with("2 objects"), "{message}");
     }
 }
