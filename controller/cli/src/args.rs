@@ -154,4 +154,17 @@ mod tests {
         };
         assert!(check.pre && check.output.is_json());
     }
+
+    #[test]
+    fn a_timeout_is_between_a_second_and_a_day() {
+        for command in ["install", "upgrade", "uninstall"] {
+            let parses = |seconds: &str| {
+                Cli::try_parse_from(["karst", command, "--timeout", seconds]).is_ok()
+            };
+            assert!(parses("1") && parses("86400"), "{command}");
+            for wrong in ["0", "86401", "18446744073709551615", "-1"] {
+                assert!(!parses(wrong), "{command} --timeout {wrong}");
+            }
+        }
+    }
 }

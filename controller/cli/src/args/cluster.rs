@@ -2,7 +2,16 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
+
+/// Longest `--timeout`, in seconds: a day is more than any roll-out takes, and far from what a clock
+/// cannot add.
+const MAX_TIMEOUT: u64 = 86_400;
+
+fn timeout() -> RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(1..=MAX_TIMEOUT)
+}
 
 /// How to reach the cluster.
 #[derive(Clone, Debug, Default, Args)]
@@ -67,7 +76,7 @@ pub struct Install {
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "client")]
     pub dry_run: Option<DryRun>,
     /// Longest wait for the controller, and then for the agents, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = timeout())]
     pub timeout: u64,
     /// Cluster.
     #[command(flatten)]
@@ -97,7 +106,7 @@ pub struct Uninstall {
     #[arg(short, long)]
     pub yes: bool,
     /// Longest wait for the nodes, and then for each group of objects, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = timeout())]
     pub timeout: u64,
     /// Cluster.
     #[command(flatten)]
