@@ -105,7 +105,7 @@ mod tests {
     fn every_object_of_the_chart_is_of_its_type() {
         // `ordered` reads each as its type and refuses fields that the type does not have.
         let plan = Plan::new(Vec::new()).expect("plan");
-        assert_eq!(plan.items.len(), 17);
+        assert_eq!(plan.items.len(), 19);
         assert_eq!(plan.items[0].shown(), "Namespace karst-system");
         let last = plan.items.last().expect("items").shown();
         assert_eq!(last, "DaemonSet karst-system/karst-node-agent");

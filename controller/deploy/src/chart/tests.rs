@@ -116,7 +116,7 @@ fn every_object_is_labelled_and_named_once() {
         let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
         assert!(seen.insert(name.clone()), "{name} twice");
     }
-    assert_eq!(objects.len(), 17, "{seen:?}");
+    assert_eq!(objects.len(), 19, "{seen:?}");
 }
 
 #[test]
