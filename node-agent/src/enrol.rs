@@ -240,19 +240,22 @@ impl<W: Workers> Enrolment<W> {
     /// Records a sandbox.
     ///
     /// # Errors
-    /// Its namespace cannot be opened or the record not be written.
+    /// The record cannot be written; then nothing has changed.
     pub fn register(&mut self, sandbox: Sandbox) -> Result<(), registry::RegistryError> {
-        let uid = &sandbox.pod_uid;
-        self.failing.remove(uid);
-        self.stale.remove(uid);
-        self.orphans.remove(uid);
-        let former = self.registry.get(uid);
-        if former.is_some_and(|f| f.netns_id != sandbox.netns_id) && !self.running.contains_key(uid)
-        {
+        let uid = Arc::clone(&sandbox.pod_uid);
+        let former = self.registry.get(&uid);
+        let moved = former.is_some_and(|f| f.netns_id != sandbox.netns_id);
+        // First of all: a captured pod without a record that is no orphan any more would be let
+        // go, out into the clear.
+        self.registry.put(sandbox)?;
+        self.failing.remove(&uid);
+        self.stale.remove(&uid);
+        self.orphans.remove(&uid);
+        if moved && !self.running.contains_key(&uid) {
             // Un-enrolled before: what still runs of the former sandbox ends now.
-            self.workers.kill(uid);
+            self.workers.kill(&uid);
         }
-        self.registry.put(sandbox)
+        Ok(())
     }
 
     /// Forgets a sandbox.

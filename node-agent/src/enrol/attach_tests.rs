@@ -183,6 +183,30 @@ fn a_captured_pod_whose_record_is_lost_stays_captured_until_it_is_found() {
     assert!(f.kernel.uids().is_empty(), "not wanted any more");
 }
 
+#[test]
+fn a_captured_pod_whose_record_cannot_be_written_stays_captured() {
+    let mut f = Fixture::new();
+    f.kernel.put("u");
+    f = f.restart();
+    f.certificates.issue(&super::super::tests::id("sa"));
+    f.want("u", "sa", Mode::Ambient);
+    f.enrolment.set_synced();
+    // A folder in the way is what a full disk is: nothing can be written.
+    let in_the_way = f.dir.path().join("sandboxes/u.new");
+    fs::create_dir(&in_the_way).expect("made");
+    let register = |f: &mut Fixture| {
+        let sandbox = Sandbox::new("u", registration(Path::new(OWN), Some("c-1"))).expect("valid");
+        f.enrolment.register(sandbox)
+    };
+    let error = register(&mut f).expect_err("not written");
+    assert_eq!(error.reason(), "state_dir_unusable");
+    assert!(f.settle().is_empty());
+    assert_eq!(f.kernel.uids(), ["u"], "captured, and refused");
+    fs::remove_dir(in_the_way).expect("room again");
+    register(&mut f).expect("written");
+    assert_eq!(f.settle(), ["start u sa"]);
+}
+
 impl Fixture {
     fn want_without_address(&mut self, uid: &str, account: &str) {
         let pod = super::super::NodePod {

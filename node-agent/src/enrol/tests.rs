@@ -65,7 +65,7 @@ pub(super) struct Fixture {
     pub(super) kernel: Arc<FakeKernel>,
     pub(super) certificates: Arc<FakeCertificates>,
     calls: Calls,
-    dir: tempfile::TempDir,
+    pub(super) dir: tempfile::TempDir,
     pub(super) enrolment: Enrolment<Calls>,
     now: Instant,
 }
