@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karst_datapath::PodAttachment;
-use karst_datapath::netns::Netns;
+use karst_datapath::netns::{self, Netns};
 use karst_identity::SpiffeId;
 use serde::Serialize;
 
@@ -43,6 +43,9 @@ const NO_CERTIFICATE: &str = "no_certificate";
 
 /// Label of a pod that the controller has not told of.
 pub const POD_UNKNOWN: &str = "pod_unknown";
+
+/// Label of a sandbox that has no record (any more).
+const SANDBOX_DELETED: &str = "sandbox_deleted";
 
 /// What the controller says of a pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -495,11 +498,12 @@ impl<W: Workers> Enrolment<W> {
             });
         }
         let netns = match open_netns(sandbox) {
-            Ok(netns) => netns,
-            Err(problem) => {
+            Namespace::There(netns) => netns,
+            Namespace::Gone(problem) => {
                 self.stale.insert(Arc::clone(uid));
                 return Err(problem);
             }
+            Namespace::Unseen(problem) => return Err(problem),
         };
         let spec = PodSpec {
             uid: Arc::clone(uid),
@@ -564,10 +568,11 @@ impl<W: Workers> Enrolment<W> {
         Some(enrolled.map(ToString::to_string).collect())
     }
 
-    /// How a registered pod stands: settled well, waiting, or failing.
+    /// How a pod stands: settled well, waiting, or failing. One without a record is never settled:
+    /// nobody knows whether it is as it should be.
     pub fn standing(&self, uid: &str) -> Standing {
         if self.registry.get(uid).is_none() {
-            return Standing::Settled;
+            return Standing::Unsettled(deleted());
         }
         let problem = self.failing.get(uid).map(|f| f.problem.clone());
         match (plan(&self.situation(uid)), self.wanted(uid), problem) {
@@ -633,20 +638,45 @@ pub enum Standing {
     Unsettled(Problem),
 }
 
+/// What became of a registered namespace.
+enum Namespace {
+    /// The very one.
+    There(Netns),
+    /// It is not there any more, or another one is in its place.
+    Gone(Problem),
+    /// It cannot be looked at now, which says nothing of it.
+    Unseen(Problem),
+}
+
 /// The namespace that was registered, and no other.
-fn open_netns(sandbox: &Sandbox) -> Result<Netns, Problem> {
+fn open_netns(sandbox: &Sandbox) -> Namespace {
     let path = sandbox.netns.display();
-    let netns = Netns::open(&sandbox.netns).map_err(|error| Problem {
-        reason: "netns_unusable",
-        message: format!("{path}: {error}"),
-    })?;
-    if netns.id() == sandbox.netns_id {
-        return Ok(netns);
+    match Netns::open(&sandbox.netns) {
+        Ok(netns) if netns.id() == sandbox.netns_id => Namespace::There(netns),
+        Ok(_) => Namespace::Gone(Problem {
+            reason: "netns_changed",
+            message: format!("{path} is another namespace now"),
+        }),
+        Err(error) => {
+            let problem = Problem {
+                reason: "netns_unusable",
+                message: format!("{path}: {error}"),
+            };
+            if netns::is_gone(&error) {
+                Namespace::Gone(problem)
+            } else {
+                Namespace::Unseen(problem)
+            }
+        }
     }
-    Err(Problem {
-        reason: "netns_changed",
-        message: format!("{path} is another namespace now"),
-    })
+}
+
+/// Said of a sandbox whose record went while somebody waited for its pod.
+fn deleted() -> Problem {
+    Problem {
+        reason: SANDBOX_DELETED,
+        message: "the sandbox was deleted meanwhile".to_owned(),
+    }
 }
 
 /// An error with its causes on one line.

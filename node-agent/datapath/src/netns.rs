@@ -131,6 +131,15 @@ impl Netns {
     }
 }
 
+/// Whether an error of [`Netns::open`] says that there is no such namespace, and not merely that it
+/// could not be looked at (no descriptors or memory left, no permission).
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+    )
+}
+
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -219,6 +219,28 @@ async fn a_pod_nobody_knows_is_waited_for_and_refused() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_goes_while_its_pod_is_waited_for_is_no_success() {
+    with_server(|f| async move {
+        let path = f.dir.path().join("netns");
+        std::os::unix::fs::symlink("/proc/self/ns/net", &path).expect("linked");
+        let pod = Attachment {
+            netns: Some(path.clone()),
+            ..attachment("c-1")
+        };
+        let gone = async {
+            tokio::time::sleep(PATIENCE / 3).await;
+            assert_eq!(f.registered(), ["u-1"]);
+            std::fs::remove_file(&path).expect("gone");
+            f.events.send(Event::Synced).expect("sent");
+        };
+        let (answer, ()) = tokio::join!(f.ask(wire::ADD, &pod), gone);
+        assert_eq!(answer, Err("sandbox_deleted".to_owned()));
+        assert!(f.registered().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_pod_known_by_name_only_is_found() {
     with_server(|f| async move {
         f.certificates.issue(&identity());

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use karst_datapath::netns::{Netns, NetnsId};
+use karst_datapath::netns::NetnsId;
 
 use super::registry::{Registration, Sandbox};
-use super::{Enrolment, Mode, Problem, Standing, Workers};
+use super::{Enrolment, Mode, Namespace, Problem, Standing, Workers, open_netns};
 
 /// A sandbox that ends or is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,14 +159,23 @@ impl<W: Workers> Enrolment<W> {
     /// Looks whether recorded namespaces are still those they were. What is not listed any more
     /// goes; of a listed pod, discovery has to say what became of it.
     pub(super) fn look_for_namespaces(&mut self) {
-        let changed: Vec<Arc<str>> = self
-            .registry
-            .iter()
-            .filter(|s| Netns::open(&s.netns).map_or(true, |netns| netns.id() != s.netns_id))
-            .map(|s| Arc::clone(&s.pod_uid))
-            .collect();
+        let mut gone = Vec::new();
         self.stale.clear();
-        for uid in changed {
+        for sandbox in self.registry.iter() {
+            match open_netns(sandbox) {
+                Namespace::There(_) => {}
+                Namespace::Gone(_) => gone.push(Arc::clone(&sandbox.pod_uid)),
+                Namespace::Unseen(problem) => {
+                    tracing::warn!(
+                        pod.uid = &*sandbox.pod_uid,
+                        reason = problem.reason,
+                        error = problem.message,
+                        "namespace of a pod cannot be looked at"
+                    );
+                }
+            }
+        }
+        for uid in gone {
             if !matches!(self.wanted(&uid), super::Wanted::Unlisted) {
                 self.stale.insert(uid);
                 continue;

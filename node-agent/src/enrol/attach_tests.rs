@@ -207,6 +207,35 @@ fn a_captured_pod_whose_record_cannot_be_written_stays_captured() {
     assert_eq!(f.settle(), ["start u sa"]);
 }
 
+#[test]
+fn a_namespace_that_cannot_be_looked_at_is_not_gone() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("netns");
+    let mut f = enrolled_by(&path);
+    // A link to itself: it is there, and cannot be opened.
+    fs::remove_file(&path).expect("gone");
+    std::os::unix::fs::symlink(&path, &path).expect("linked");
+    let nothing = || vec![(Arc::from("u"), Finding::Nothing)];
+    f.enrolment.refresh();
+    assert!(missing(&f).is_empty());
+    f.enrolment.discovered(nothing());
+    assert!(f.settle().is_empty());
+    // Nor when it is to be enrolled anew.
+    f.kernel.clear();
+    f.enrolment.refresh();
+    assert!(f.settle().is_empty());
+    assert!(missing(&f).is_empty());
+    f.enrolment.discovered(nothing());
+    assert!(f.enrolment.table().pods.contains_key("u"));
+    // Nor of a pod that is not listed any more.
+    f.enrolment.update_node_pods(vec![(Arc::from("u"), None)]);
+    f.enrolment.refresh();
+    assert!(f.enrolment.table().pods.contains_key("u"));
+    fs::remove_file(&path).expect("gone");
+    f.enrolment.refresh();
+    assert!(f.enrolment.table().pods.is_empty());
+}
+
 impl Fixture {
     fn want_without_address(&mut self, uid: &str, account: &str) {
         let pod = super::super::NodePod {

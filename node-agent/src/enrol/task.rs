@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attach::{Finding, Missing, SandboxName};
 use super::registry::{Registration, Sandbox};
-use super::{Enrolment, NodePod, POD_UNKNOWN, PodTable, Problem, Standing, Workers};
+use super::{
+    Enrolment, NodePod, POD_UNKNOWN, PodTable, Problem, SANDBOX_DELETED, Standing, Workers, deleted,
+};
 use crate::pod::Pod;
 use crate::sockets::Listeners;
 use crate::worker::Command;
@@ -287,12 +289,8 @@ impl<W: Workers> EnrolmentTask<W> {
     /// Torn down when it returns: the caller deletes the namespace next.
     fn unregister(&mut self, uid: &str) -> Result<(), Problem> {
         let done = self.enrolment.unregister(uid);
-        let gone = || Problem {
-            reason: "sandbox_deleted",
-            message: "the sandbox was deleted meanwhile".to_owned(),
-        };
         for waiting in self.waiting.remove(uid).unwrap_or_default() {
-            answer(waiting.reply, Err(gone()));
+            answer(waiting.reply, Err(deleted()));
         }
         self.enrolment.reconcile(Instant::now());
         done.map_err(|error| (&error).into())
@@ -348,10 +346,11 @@ impl<W: Workers> EnrolmentTask<W> {
                     }
                     Standing::Unsettled(problem) => problem,
                 };
-                waiting.wake = if problem.reason == POD_UNKNOWN {
-                    waiting.known_by
-                } else {
-                    waiting.until
+                waiting.wake = match problem.reason {
+                    // It does not come back by itself.
+                    SANDBOX_DELETED => now,
+                    POD_UNKNOWN => waiting.known_by,
+                    _ => waiting.until,
                 };
                 if waiting.wake <= now {
                     answer(waiting.reply, Err(problem.clone()));
