@@ -68,7 +68,7 @@ fn look(view: &NodeView, pods: &[Missing]) -> Vec<(Arc<str>, Finding)> {
     let found = match scan::scan(view, &uids) {
         Ok(found) => found,
         Err(error) => {
-            tracing::warn!(%error, proc = %view.proc.display(), "running pods cannot be looked for");
+            tracing::warn!(%error, "running pods cannot be looked for");
             return Vec::new();
         }
     };
@@ -82,13 +82,14 @@ fn findings(pods: &[Missing], mut found: HashMap<String, Found>) -> Vec<(Arc<str
             None => Finding::Nothing,
             // Not ours, or not yet to be told: neither here nor gone.
             Some(Found::HostNetwork | Found::Unreadable) => continue,
-            Some(Found::Sandbox(_)) if pod.addresses.is_empty() => continue,
-            Some(Found::Sandbox(netns)) => Finding::Sandbox(Registration {
+            Some(Found::Sandbox(..)) if pod.addresses.is_empty() => continue,
+            Some(Found::Sandbox(netns, id)) => Finding::Sandbox(Registration {
                 namespace: pod.namespace.to_string(),
                 name: pod.name.to_string(),
                 netns,
                 addresses: pod.addresses.clone(),
                 container_id: None,
+                expected: Some(id),
             }),
         };
         findings.push((Arc::clone(&pod.uid), finding));

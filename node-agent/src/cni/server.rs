@@ -146,13 +146,21 @@ impl CniServer {
             .netns
             .as_deref()
             .ok_or_else(|| problem("cni_request_invalid", "it has no network namespace"))?;
-        let netns = self.paths.netns(path, attachment.netns_id)?;
+        // The same path may be another namespace's in the agent's own file system.
+        let wanted = attachment.netns_id.ok_or_else(|| {
+            problem(
+                "cni_request_invalid",
+                "it does not say which network namespace it has",
+            )
+        })?;
+        let netns = self.paths.netns(path, wanted)?;
         let registration = Registration {
             namespace: attachment.namespace,
             name: attachment.name,
             netns,
             addresses: attachment.addresses,
             container_id: Some(attachment.container_id),
+            expected: Some(netns_id(wanted)),
         };
         let (reply, answer) = oneshot::channel();
         let event = Event::Register {
@@ -187,8 +195,8 @@ impl CniServer {
 
 impl HostPaths {
     /// Where the plugin's namespace is for us: under the node's directory of namespaces, under
-    /// the same path, or under the node's root. Its inode decides, where the plugin told it.
-    fn netns(&self, path: &Path, wanted: Option<NetnsInode>) -> Result<PathBuf, Problem> {
+    /// the same path, or under the node's root. Its inode decides.
+    fn netns(&self, path: &Path, wanted: NetnsInode) -> Result<PathBuf, Problem> {
         if !path.is_absolute() {
             let message = format!("{} is not an absolute path", path.display());
             return Err(problem("cni_request_invalid", &message));
@@ -203,9 +211,8 @@ impl HostPaths {
             .map(|relative| self.proc.join("1/root").join(relative));
         let candidates = [bound, Some(path.to_owned()), in_root];
         let is_it = |candidate: &PathBuf| {
-            fs::metadata(candidate).is_ok_and(|found| {
-                wanted.is_none_or(|id| (found.dev(), found.ino()) == (id.dev, id.ino))
-            })
+            fs::metadata(candidate)
+                .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev, wanted.ino))
         };
         candidates.into_iter().flatten().find(is_it).ok_or_else(|| {
             let message = format!(
@@ -223,10 +230,14 @@ fn name(attachment: &Attachment) -> SandboxName {
         namespace: attachment.namespace.clone(),
         name: attachment.name.clone(),
         container_id: attachment.container_id.clone(),
-        netns_id: attachment.netns_id.map(|id| NetnsId {
-            dev: id.dev,
-            ino: id.ino,
-        }),
+        netns_id: attachment.netns_id.map(netns_id),
+    }
+}
+
+fn netns_id(told: NetnsInode) -> NetnsId {
+    NetnsId {
+        dev: told.dev,
+        ino: told.ino,
     }
 }
 

@@ -275,6 +275,7 @@ async fn a_pod_that_cannot_be_enrolled_is_refused_with_the_reason() {
         for (bad, reason) in [
             check(|a| a.netns = None, "cni_request_invalid"),
             check(|a| a.netns = Some("relative".into()), "cni_request_invalid"),
+            check(|a| a.netns_id = None, "cni_request_invalid"),
             check(|a| a.netns = Some("/nowhere".into()), "netns_unusable"),
             check(
                 |a| a.netns_id = Some(NetnsInode { dev: 1, ino: 1 }),

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use karst_datapath::netns::NetnsId;
+use nix::errno::Errno;
 
 use super::names::{is_pod, pod_of};
 
@@ -32,8 +33,8 @@ pub struct NodeView {
 /// What is known of a pod that has processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Path of its network namespace.
-    Sandbox(PathBuf),
+    /// Path of its network namespace, and which one that was.
+    Sandbox(PathBuf, NetnsId),
     /// Its processes are in the node's own namespace.
     HostNetwork,
     /// They are there, but went or may not be looked at.
@@ -43,9 +44,9 @@ pub enum Found {
 /// Looks for the pods with these uids; those without a process are not in the answer.
 ///
 /// # Errors
-/// `/proc` cannot be read.
+/// Something cannot be read that is there: a pod that is not found would be taken for gone.
 pub fn scan(view: &NodeView, uids: &[&str]) -> io::Result<HashMap<String, Found>> {
-    let mut processes = by_cgroup(&view.kubepods, uids);
+    let mut processes = by_cgroup(&view.kubepods, uids)?;
     let left: Vec<&str> = uids
         .iter()
         .copied()
@@ -64,14 +65,14 @@ pub fn scan(view: &NodeView, uids: &[&str]) -> io::Result<HashMap<String, Found>
 }
 
 /// The cheap way: the folder of a pod's cgroup bears its uid.
-fn by_cgroup(kubepods: &Path, uids: &[&str]) -> HashMap<String, Vec<u32>> {
+fn by_cgroup(kubepods: &Path, uids: &[&str]) -> io::Result<HashMap<String, Vec<u32>>> {
     let mut found = HashMap::new();
     let mut folders = vec![(kubepods.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
-        for (name, path) in subfolders(&folder) {
+        for (name, path) in subfolders(&folder)? {
             if let Some(uid) = uids.iter().find(|uid| is_pod(&name, uid)) {
                 let mut pids = Vec::new();
-                collect_pids(&path, 0, &mut pids);
+                collect_pids(&path, 0, &mut pids)?;
                 if !pids.is_empty() {
                     found.insert((*uid).to_owned(), pids);
                 }
@@ -80,20 +81,53 @@ fn by_cgroup(kubepods: &Path, uids: &[&str]) -> HashMap<String, Vec<u32>> {
             }
         }
     }
-    found
+    Ok(found)
 }
 
-fn subfolders(folder: &Path) -> Vec<(String, PathBuf)> {
-    // A cgroup may go while we look.
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-        .collect()
+fn subfolders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut folders = Vec::new();
+    for entry in unless_gone(folder, fs::read_dir(folder))?
+        .into_iter()
+        .flatten()
+    {
+        let Some(entry) = unless_gone(folder, entry)? else {
+            break;
+        };
+        let path = entry.path();
+        let is_dir = unless_gone(&path, entry.file_type())?.is_some_and(|kind| kind.is_dir());
+        if is_dir && let Ok(name) = entry.file_name().into_string() {
+            folders.push((name, path));
+        }
+    }
+    Ok(folders)
 }
 
-fn collect_pids(cgroup: &Path, depth: usize, pids: &mut Vec<u32>) {
-    let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+/// Cgroups and processes may go while we look; whatever else stands in the way leaves us not
+/// knowing.
+fn unless_gone<T>(path: &Path, outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A process or a cgroup that went between opening and reading.
+        Err(error) if [Errno::ESRCH, Errno::ENODEV].contains(&errno(&error)) => Ok(None),
+        Err(error) => {
+            let text = format!("{}: {error}", path.display());
+            Err(io::Error::new(error.kind(), text))
+        }
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
+}
+
+fn collect_pids(cgroup: &Path, depth: usize, pids: &mut Vec<u32>) -> io::Result<()> {
+    let procs = cgroup.join("cgroup.procs");
+    let procs = match fs::read_to_string(&procs) {
+        // A threaded cgroup has no processes of its own: the one above it lists them.
+        Err(error) if errno(&error) == Errno::EOPNOTSUPP => String::new(),
+        read => unless_gone(&procs, read)?.unwrap_or_default(),
+    };
     // A process of a PID namespace we cannot see reads as 0.
     pids.extend(
         procs
@@ -102,17 +136,20 @@ fn collect_pids(cgroup: &Path, depth: usize, pids: &mut Vec<u32>) {
             .filter(|pid: &u32| *pid > 0),
     );
     if depth < POD_DEPTH {
-        for (_, path) in subfolders(cgroup) {
-            collect_pids(&path, depth + 1, pids);
+        for (_, path) in subfolders(cgroup)? {
+            collect_pids(&path, depth + 1, pids)?;
         }
     }
+    Ok(())
 }
 
 /// The sure way: every process says in which cgroup it is.
 fn by_process(proc: &Path, uids: &[&str]) -> io::Result<HashMap<String, Vec<u32>>> {
     let mut found: HashMap<String, Vec<u32>> = HashMap::new();
-    for entry in fs::read_dir(proc)? {
-        let entry = entry?;
+    let unreadable =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", proc.display()));
+    for entry in fs::read_dir(proc).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
         let Some(pid) = entry
             .file_name()
             .to_str()
@@ -120,8 +157,8 @@ fn by_process(proc: &Path, uids: &[&str]) -> io::Result<HashMap<String, Vec<u32>
         else {
             continue;
         };
-        // Processes end while we look.
-        let Ok(cgroup) = fs::read_to_string(entry.path().join("cgroup")) else {
+        let path = entry.path().join("cgroup");
+        let Some(cgroup) = unless_gone(&path, fs::read_to_string(&path))? else {
             continue;
         };
         if let Some(uid) = pod_of(&cgroup, uids) {
@@ -154,7 +191,13 @@ fn inspect(view: &NodeView, bound: &HashMap<NetnsId, PathBuf>, pids: &[u32]) -> 
     let mut on_host = false;
     for pid in pids {
         let process = view.proc.join(pid.to_string());
-        let (Some(started), Ok(netns)) = (start_time(&process), id(&process.join("ns/net"))) else {
+        let started = match start_time(&process) {
+            Ok(Some(started)) => started,
+            Ok(None) => continue,
+            // It may have been the oldest.
+            Err(_) => return Found::Unreadable,
+        };
+        let Ok(netns) = id(&process.join("ns/net")) else {
             continue;
         };
         if netns == view.host_netns {
@@ -170,6 +213,7 @@ fn inspect(view: &NodeView, bound: &HashMap<NetnsId, PathBuf>, pids: &[u32]) -> 
                 .get(&netns)
                 .cloned()
                 .unwrap_or_else(|| view.proc.join(pid.to_string()).join("ns/net")),
+            netns,
         ),
         None if on_host => Found::HostNetwork,
         None => Found::Unreadable,
@@ -177,11 +221,17 @@ fn inspect(view: &NodeView, bound: &HashMap<NetnsId, PathBuf>, pids: &[u32]) -> 
 }
 
 /// When a process started, in clock ticks since boot: field 22 of `stat`, where the command may
-/// have spaces and brackets.
-fn start_time(process: &Path) -> Option<u64> {
-    let stat = fs::read_to_string(process.join("stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+/// have spaces and brackets. `None` for one that has ended.
+fn start_time(process: &Path) -> io::Result<Option<u64>> {
+    let path = process.join("stat");
+    // The command need not be UTF-8.
+    let Some(stat) = unless_gone(&path, fs::read(&path))? else {
+        return Ok(None);
+    };
+    let stat = String::from_utf8_lossy(&stat);
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
+    let field = fields.and_then(|fields| fields.split_whitespace().nth(19));
+    Ok(field.and_then(|field| field.parse().ok()))
 }
 
 #[cfg(test)]

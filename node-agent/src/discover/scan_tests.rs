@@ -57,7 +57,9 @@ impl Tree {
     }
 
     fn of_process(&self, pid: u32) -> Found {
-        Found::Sandbox(self.view.proc.join(pid.to_string()).join("ns/net"))
+        let path = self.view.proc.join(pid.to_string()).join("ns/net");
+        let netns = id(&path).expect("there");
+        Found::Sandbox(path, netns)
     }
 }
 
@@ -81,7 +83,8 @@ fn a_bind_mount_of_it_is_preferred() {
     tree.process(11, "0::/kubepods/podother/c\n", "theirs", 400);
     tree.bind("theirs", "cni-theirs");
     let path = tree.bind("pod", "cni-1234");
-    assert_eq!(tree.found(), Some(Found::Sandbox(path)));
+    let netns = id(&path).expect("there");
+    assert_eq!(tree.found(), Some(Found::Sandbox(path, netns)));
 }
 
 #[test]
@@ -146,6 +149,28 @@ fn an_empty_cgroup_falls_back_to_the_processes() {
         500,
     );
     assert_eq!(tree.found(), Some(tree.of_process(10)));
+}
+
+/// A folder in a file's place cannot be read as one: like a file for which no descriptor is left, it
+/// is there, and what it says is not known.
+#[test]
+fn what_cannot_be_looked_at_is_not_taken_for_gone() {
+    let check = |unreadable: &str| {
+        let tree = Tree::new();
+        tree.process(10, "0::/elsewhere\n", "pod", 500);
+        fs::create_dir_all(tree.dir.path().join(unreadable)).expect("made");
+        let error = scan(&tree.view, &[UID]).expect_err(unreadable);
+        assert!(error.to_string().contains(unreadable), "{error}");
+    };
+    check("proc/11/cgroup");
+    check(&format!("kubepods/burstable/pod{UID}/cgroup.procs"));
+    check(&format!("kubepods/pod{UID}/container/cgroup.procs"));
+    // Of a pod's processes the oldest counts, and this may be it.
+    let tree = Tree::new();
+    tree.process(10, &cgroup(), "inner", 500);
+    fs::create_dir_all(tree.view.proc.join("11/stat")).expect("made");
+    fs::write(tree.view.proc.join("11/cgroup"), cgroup()).expect("written");
+    assert_eq!(tree.found(), Some(Found::Unreadable));
 }
 
 #[test]

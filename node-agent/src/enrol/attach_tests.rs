@@ -20,6 +20,7 @@ fn registration(netns: &Path, container: Option<&str>) -> Registration {
         netns: netns.to_owned(),
         addresses: vec!["10.0.0.1".parse().expect("address")],
         container_id: container.map(str::to_owned),
+        expected: None,
     }
 }
 

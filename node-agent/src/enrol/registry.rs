@@ -77,6 +77,10 @@ pub struct Registration {
     /// The container runtime's id of it, where known.
     #[serde(default)]
     pub container_id: Option<String>,
+    /// Which namespace it must be, where the caller has looked: the path may lead to another one
+    /// by the time it is opened.
+    #[serde(skip)]
+    pub expected: Option<NetnsId>,
 }
 
 /// A registered sandbox.
@@ -162,6 +166,13 @@ impl Sandbox {
             path: registration.netns.clone(),
             source,
         })?;
+        if registration.expected.is_some_and(|id| id != netns.id()) {
+            let text = "it is another namespace now";
+            return Err(RegistryError::Netns {
+                path: registration.netns,
+                source: io::Error::new(io::ErrorKind::InvalidInput, text),
+            });
+        }
         Ok(Self {
             pod_uid: Arc::from(pod_uid),
             namespace: Arc::from(registration.namespace),
@@ -247,17 +258,12 @@ impl Registry {
             netns: record.netns,
             addresses: record.addresses,
             container_id: record.container_id,
-        };
-        let sandbox = Sandbox::new(&record.pod_uid, registration)?;
-        if sandbox.netns_id
-            != (NetnsId {
+            expected: Some(NetnsId {
                 dev: record.netns_dev,
                 ino: record.netns_ino,
-            })
-        {
-            return Err(invalid("netns", "is another namespace now".to_owned()));
-        }
-        Ok(sandbox)
+            }),
+        };
+        Sandbox::new(&record.pod_uid, registration)
     }
 
     fn path(&self, uid: &str) -> PathBuf {
@@ -340,7 +346,9 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
+
+    use karst_datapath::netns::{Netns, NetnsId};
 
     use super::{Registration, Registry, Sandbox};
 
@@ -354,6 +362,7 @@ mod tests {
                 .map(|a| a.parse().expect("address"))
                 .collect(),
             container_id: Some("c-1".to_owned()),
+            expected: None,
         }
     }
 
@@ -381,6 +390,23 @@ mod tests {
         sandbox.netns_id.ino += 1;
         open(&dir, "boot").put(sandbox).expect("written");
         assert!(open(&dir, "boot").get("uid-1").is_none());
+    }
+
+    #[test]
+    fn only_the_namespace_that_was_looked_at_is_registered() {
+        let own = Netns::open(Path::new("/proc/self/ns/net")).expect("netns");
+        let other = NetnsId {
+            ino: own.id().ino + 1,
+            ..own.id()
+        };
+        for (expected, taken) in [(None, true), (Some(own.id()), true), (Some(other), false)] {
+            let registration = Registration {
+                expected,
+                ..registration(&["10.0.0.1"])
+            };
+            let outcome = Sandbox::new("uid-1", registration);
+            assert_eq!(outcome.is_ok(), taken, "{outcome:?}");
+        }
     }
 
     #[test]

@@ -117,6 +117,7 @@ impl Fixture {
             netns: PathBuf::from("/proc/self/ns/net"),
             addresses: vec!["10.0.0.1".parse().expect("address")],
             container_id: None,
+            expected: None,
         };
         let sandbox = Sandbox::new(uid, registration).expect("valid");
         self.enrolment.register(sandbox).expect("registered");
