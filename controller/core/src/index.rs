@@ -90,6 +90,8 @@ pub enum NodeIdentity {
 /// A pod as callers outside the index see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodRef<'a> {
+    /// The API server's uid of it.
+    pub uid: &'a str,
     /// Its namespace.
     pub namespace: &'a str,
     /// Its name.
@@ -105,6 +107,8 @@ pub struct PodRef<'a> {
 struct PodEntry {
     pod: Pod,
     tunnel: Tunnel,
+    /// Node and name of its [`karst_api::node::NodePod`], while there is one.
+    listed: Option<(String, String)>,
 }
 
 /// All objects, and the resources they make. See the module's description.
@@ -200,13 +204,13 @@ impl Index {
         changes
     }
 
-    /// Takes a node's report of the pods (Kubernetes uids) that are enrolled there. Returns how
+    /// Takes a node's report of the pods (by their uids on that node) that are enrolled there. Returns how
     /// many of them are pods of that node, and what the report changed.
     pub fn report_enrolled(&mut self, node: &str, pod_uids: &[String]) -> (usize, Changes) {
         let mut changes = Changes::default();
         let mut known = 0;
         for uid in pod_uids {
-            let Some(key) = self.relations.pod_by_uid(uid).cloned() else {
+            let Some(key) = self.relations.pod_by_node_uid(node, uid).cloned() else {
                 continue;
             };
             let Some(entry) = self.pods.get_mut(&key) else {
@@ -285,9 +289,20 @@ impl Index {
     /// The pod of that Kubernetes uid, if there is one and it has not ended.
     #[must_use]
     pub fn live_pod(&self, uid: &str) -> Option<PodRef<'_>> {
-        let key = self.relations.pod_by_uid(uid)?;
+        self.pod_ref(self.relations.pod_by_uid(uid)?)
+    }
+
+    /// The pod that a node's agent means by a uid, if there is one and it has not ended. A static pod
+    /// has another uid there than in the API.
+    #[must_use]
+    pub fn reported_pod(&self, node: &str, uid: &str) -> Option<PodRef<'_>> {
+        self.pod_ref(self.relations.pod_by_node_uid(node, uid)?)
+    }
+
+    fn pod_ref<'a>(&'a self, key: &'a NsName) -> Option<PodRef<'a>> {
         let pod = &self.pods.get(key)?.pod;
         (pod.phase != PodPhase::Terminal).then_some(PodRef {
+            uid: &pod.uid,
             namespace: &key.namespace,
             name: &key.name,
             node: pod.node.as_deref(),
@@ -384,25 +399,24 @@ impl Index {
             Some(former) => self.relations.remove_pod(&key, &former.pod),
             None => Concerned::default(),
         };
-        let tunnel = match former {
-            Some(former) if former.pod.uid == pod.uid => {
-                if former.pod.node != pod.node {
-                    self.drop_node_pod(&former.pod, changes);
-                }
-                former.tunnel.after(mode)
-            }
+        let (tunnel, listed) = match former {
+            Some(former) if former.pod.uid == pod.uid => (former.tunnel.after(mode), former.listed),
             former => {
                 // Another pod under the same name: it shares nothing with the former one.
-                if let Some(former) = former {
-                    self.drop_node_pod(&former.pod, changes);
-                }
-                Tunnel::first_seen(mode)
+                self.unlist_pod(former.and_then(|former| former.listed), changes);
+                (Tunnel::first_seen(mode), None)
             }
         };
         concerned.merge(self.relations.add_pod(&key, &pod));
-        self.pods.insert(key.clone(), PodEntry { pod, tunnel });
-        self.render_pod(&key, changes);
+        let entry = PodEntry {
+            pod,
+            tunnel,
+            listed,
+        };
+        self.pods.insert(key.clone(), entry);
+        // The others first: one of them may have to give up a name that is this one's now.
         self.render_concerned(concerned, changes);
+        self.render_pod(&key, changes);
     }
 
     fn remove_pod(&mut self, key: &NsName, changes: &mut Changes) {
@@ -410,12 +424,12 @@ impl Index {
             return;
         };
         let concerned = self.relations.remove_pod(key, &former.pod);
-        self.drop_node_pod(&former.pod, changes);
+        self.unlist_pod(former.listed, changes);
         self.render_pod(key, changes);
         self.render_concerned(concerned, changes);
     }
 
-    /// Addresses have come or gone, and may have become, or ceased to be, those of another pod.
+    /// Addresses and uids have come or gone, and may have become, or ceased to be, those of another pod.
     fn render_concerned(&mut self, concerned: Concerned, changes: &mut Changes) {
         for slice in concerned.slices {
             self.render_slice(&slice, changes);

@@ -39,6 +39,12 @@ pub(crate) const CANONICAL_REVISION: [&str; 3] = [
 /// Set on pods by the ReplicaSet controller; ends the ReplicaSet's name.
 pub(crate) const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
+/// Set on the object that stands for a static pod.
+pub(crate) const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What the kubelet calls a static pod by.
+pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
 /// Names the Service of an EndpointSlice.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 

@@ -87,7 +87,7 @@ fn changes(
     let mut changes = Vec::new();
     for (node, uids) in shared {
         for uid in uids {
-            let Some(pod) = index.live_pod(uid) else {
+            let Some(pod) = index.reported_pod(node, uid) else {
                 unknown += 1;
                 continue;
             };
@@ -95,13 +95,13 @@ fn changes(
             if pod.node != Some(node) {
                 continue;
             }
-            wanted.insert(uid);
+            wanted.insert(pod.uid);
             let name = (pod.namespace.to_owned(), pod.name.to_owned());
-            if annotated.get(&name) != Some(uid) {
+            if annotated.get(&name).map(String::as_str) != Some(pod.uid) {
                 changes.push(Change {
                     namespace: name.0,
                     name: name.1,
-                    uid: uid.clone(),
+                    uid: pod.uid.to_owned(),
                     wanted: Wanted::Present,
                 });
             }

@@ -18,6 +18,8 @@ pub(super) struct Relations {
     pods_of_node: HashMap<String, BTreeSet<NsName>>,
     pods_of_ip: HashMap<IpAddr, BTreeSet<NsName>>,
     pod_of_uid: HashMap<String, NsName>,
+    /// Static pods by the uid they have on their node, with that node.
+    static_pods: HashMap<String, BTreeSet<(String, NsName)>>,
     slices_of_service: HashMap<NsName, BTreeSet<NsName>>,
     /// Slices that name the pod.
     slices_of_pod: HashMap<NsName, BTreeSet<NsName>>,
@@ -32,6 +34,9 @@ impl Relations {
             link(&mut self.pods_of_node, node, key);
         }
         self.pod_of_uid.insert(pod.uid.clone(), key.clone());
+        if let Some((node, hash)) = static_place(pod) {
+            link(&mut self.static_pods, hash, &(node.clone(), key.clone()));
+        }
         if identified_by_ip(pod) {
             for ip in &pod.ips {
                 link(&mut self.pods_of_ip, ip, key);
@@ -46,6 +51,9 @@ impl Relations {
             unlink(&mut self.pods_of_node, node, key);
         }
         self.pod_of_uid.remove(&pod.uid);
+        if let Some((node, hash)) = static_place(pod) {
+            unlink(&mut self.static_pods, hash, &(node.clone(), key.clone()));
+        }
         for ip in &pod.ips {
             unlink(&mut self.pods_of_ip, ip, key);
         }
@@ -103,6 +111,27 @@ impl Relations {
         self.pod_of_uid.get(uid)
     }
 
+    /// The uid of a pod on its node. That of a static pod is taken from an annotation, which others
+    /// may write as well: it counts only if no other pod has it or says so of itself.
+    pub(super) fn node_uid<'a>(&self, key: &NsName, pod: &'a Pod) -> &'a str {
+        match static_place(pod) {
+            Some((node, hash)) if self.static_pod(node, hash) == Some(key) => hash,
+            _ => &pod.uid,
+        }
+    }
+
+    /// The pod that a node knows by a uid.
+    pub(super) fn pod_by_node_uid(&self, node: &str, uid: &str) -> Option<&NsName> {
+        self.pod_by_uid(uid).or_else(|| self.static_pod(node, uid))
+    }
+
+    fn static_pod(&self, node: &str, uid: &str) -> Option<&NsName> {
+        let mut pods = self.static_pods.get(uid)?.iter();
+        let (_, pod) = pods.find(|(of, _)| of == node)?;
+        let alone = pods.all(|(of, _)| of != node);
+        (alone && self.pod_by_uid(uid).is_none()).then_some(pod)
+    }
+
     pub(super) fn slices_of_service(&self, service: &NsName) -> impl Iterator<Item = &NsName> {
         self.slices_of_service.get(service).into_iter().flatten()
     }
@@ -118,7 +147,7 @@ impl Relations {
         slices
     }
 
-    /// Who besides the pod has to do with its addresses.
+    /// Who besides the pod has to do with its addresses and uids.
     fn concerned(&self, pod: &Pod) -> Concerned {
         let slices = pod.ips.iter().filter_map(|ip| self.slices_of_ip.get(ip));
         let slices: BTreeSet<NsName> = slices.flatten().cloned().collect();
@@ -127,16 +156,20 @@ impl Relations {
             let claimants = pod.ips.iter().filter_map(|ip| self.pods_of_ip.get(ip));
             pods.extend(claimants.flatten().cloned());
         }
+        let uids = [Some(&pod.uid), pod.config_hash.as_ref()];
+        let others = uids.into_iter().flatten();
+        let others = others.filter_map(|uid| self.static_pods.get(uid));
+        pods.extend(others.flatten().map(|(_, key)| key.clone()));
         Concerned { slices, pods }
     }
 }
 
-/// What depends on whose an address is.
+/// What depends on whose an address or a uid is.
 #[derive(Debug, Default)]
 pub(super) struct Concerned {
     /// Slices that have the address.
     pub(super) slices: BTreeSet<NsName>,
-    /// Pods that claim the address, if a slice has it.
+    /// Pods that claim the address, if a slice has it, or the uid.
     pub(super) pods: BTreeSet<NsName>,
 }
 
@@ -158,11 +191,16 @@ fn identified_by_ip(pod: &Pod) -> bool {
     pod.network == PodNetwork::Own && pod.phase != PodPhase::Terminal
 }
 
-fn link<K: Hash + Eq + Clone>(map: &mut HashMap<K, BTreeSet<NsName>>, from: &K, to: &NsName) {
+/// Node of a static pod, and its uid there.
+fn static_place(pod: &Pod) -> Option<(&String, &String)> {
+    pod.node.as_ref().zip(pod.config_hash.as_ref())
+}
+
+fn link<K: Hash + Eq + Clone, V: Ord + Clone>(map: &mut HashMap<K, BTreeSet<V>>, from: &K, to: &V) {
     map.entry(from.clone()).or_default().insert(to.clone());
 }
 
-fn unlink<K: Hash + Eq + Clone>(map: &mut HashMap<K, BTreeSet<NsName>>, from: &K, to: &NsName) {
+fn unlink<K: Hash + Eq + Clone, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, from: &K, to: &V) {
     if let Entry::Occupied(mut entry) = map.entry(from.clone()) {
         entry.get_mut().remove(to);
         if entry.get().is_empty() {

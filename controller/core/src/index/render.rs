@@ -40,20 +40,34 @@ impl Index {
             .and_then(|entry| self.workload(key, entry, &uid))
             .map(|workload| self.address_resource(uid.clone(), Type::Workload(workload)));
         let node_pod = entry.and_then(|entry| self.node_pod_of(key, entry, &uid));
-        let gone = entry
-            .filter(|_| node_pod.is_none())
-            .map(|entry| entry.pod.clone());
 
         self.put_address(uid, workload, changes);
+        self.list_pod(key, node_pod, changes);
+    }
+
+    /// Puts a pod on its node's list under its present name alone.
+    fn list_pod(
+        &mut self,
+        key: &NsName,
+        node_pod: Option<(String, Rendered)>,
+        changes: &mut Changes,
+    ) {
+        let Some(entry) = self.pods.get_mut(key) else {
+            return;
+        };
+        let listed = node_pod
+            .as_ref()
+            .map(|(node, rendered)| (node.clone(), rendered.name.clone()));
+        if entry.listed != listed {
+            let former = std::mem::replace(&mut entry.listed, listed);
+            self.unlist_pod(former, changes);
+        }
         if let Some((node, rendered)) = node_pod {
             let pods = self.node_pods.entry(node.clone()).or_default();
             if pods.get(&rendered.name).map(|former| &former.version) != Some(&rendered.version) {
                 changes.node_pods.insert((node, rendered.name.clone()));
                 pods.insert(rendered.name.clone(), Arc::new(rendered));
             }
-        }
-        if let Some(pod) = gone {
-            self.drop_node_pod(&pod, changes);
         }
     }
 
@@ -127,17 +141,18 @@ impl Index {
         pods
     }
 
-    /// Removes a pod from its node's list.
-    pub(super) fn drop_node_pod(&mut self, pod: &Pod, changes: &mut Changes) {
-        let Some(node) = &pod.node else { return };
-        let Some(pods) = self.node_pods.get_mut(node) else {
+    /// Removes a pod from its node's list, where it is `listed`.
+    pub(super) fn unlist_pod(&mut self, listed: Option<(String, String)>, changes: &mut Changes) {
+        let Some((node, name)) = listed else { return };
+        let Some(pods) = self.node_pods.get_mut(&node) else {
             return;
         };
-        if pods.remove(&pod.uid).is_some() {
-            changes.node_pods.insert((node.clone(), pod.uid.clone()));
-        }
+        let was_there = pods.remove(&name).is_some();
         if pods.is_empty() {
-            self.node_pods.remove(node);
+            self.node_pods.remove(&node);
+        }
+        if was_there {
+            changes.node_pods.insert((node, name));
         }
     }
 
@@ -223,11 +238,13 @@ impl Index {
         if pod.phase == PodPhase::Terminal || pod.network == PodNetwork::Host {
             return None;
         }
+        // What the container runtime calls it by.
+        let node_uid = self.relations.node_uid(key, pod).to_owned();
         let message = NodePod {
-            uid: pod.uid.clone(),
+            uid: node_uid.clone(),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
-            pod_uid: pod.uid.clone(),
+            pod_uid: node_uid.clone(),
             service_account: pod.service_account.clone(),
             trust_domain: self.config.trust_domain.clone(),
             addresses: pod.ips.iter().copied().map(address_bytes).collect(),
@@ -238,7 +255,7 @@ impl Index {
             .into(),
             workload_uid: uid.to_owned(),
         };
-        Some((node, Rendered::new(pod.uid.clone(), Vec::new(), &message)))
+        Some((node, Rendered::new(node_uid, Vec::new(), &message)))
     }
 
     fn service(&self, key: &NsName, service: &Service, hostname: String) -> workload::Service {

@@ -7,4 +7,5 @@ mod modes;
 mod objects;
 mod pods;
 mod services;
+mod static_pods;
 mod support;

@@ -11,8 +11,8 @@ use karst_api::workload::WorkloadType;
 use crate::{
     error::{Faults, ObjectError},
     labels::{
-        self, CANONICAL_NAME, CANONICAL_REVISION, DataplaneMode, Labels, POD_TEMPLATE_HASH,
-        SIDECAR_CONTAINER, SIDECAR_STATUS,
+        self, CANONICAL_NAME, CANONICAL_REVISION, CONFIG_HASH, CONFIG_MIRROR, DataplaneMode,
+        Labels, POD_TEMPLATE_HASH, SIDECAR_CONTAINER, SIDECAR_STATUS,
     },
 };
 
@@ -31,6 +31,8 @@ const MAX_UID_BYTES: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub(crate) uid: String,
+    /// What a static pod's uid is on its node: this object is the API's copy of it, with another.
+    pub(crate) config_hash: Option<String>,
     pub(crate) labels: Labels,
     pub(crate) node: Option<String>,
     pub(crate) service_account: String,
@@ -99,6 +101,7 @@ impl Pod {
         }
         Ok(Self {
             uid: uid(metadata, &name, faults)?,
+            config_hash: config_hash(metadata),
             node: text(spec.node_name.as_deref()),
             service_account,
             network,
@@ -148,12 +151,7 @@ fn uid(metadata: &ObjectMeta, name: &str, faults: &Faults) -> Result<String, Obj
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
         return Ok(format!("{namespace}.{name}"));
     };
-    let valid = uid.len() <= MAX_UID_BYTES
-        && !uid.starts_with('.')
-        && uid
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    if !valid {
+    if !is_uid(uid) {
         return Err(faults.error(
             "metadata.uid",
             "is no valid uid",
@@ -161,6 +159,22 @@ fn uid(metadata: &ObjectMeta, name: &str, faults: &Faults) -> Result<String, Obj
         ));
     }
     Ok(uid.to_owned())
+}
+
+fn is_uid(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=MAX_UID_BYTES).contains(&text.len()) && !text.starts_with('.') && text.bytes().all(plain)
+}
+
+/// Kubelet and container runtime know a static pod by a hash of its manifest. The kubelet makes an
+/// object for it that has a uid of its own, belongs to the node and bears the hash.
+fn config_hash(metadata: &ObjectMeta) -> Option<String> {
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get(CONFIG_MIRROR)?;
+    let mut owners = metadata.owner_references.iter().flatten();
+    owners.find(|owner| owner.controller == Some(true) && owner.kind == "Node")?;
+    let hash = annotations.get(CONFIG_HASH)?;
+    is_uid(hash).then(|| hash.clone())
 }
 
 fn phase(object: &v1::Pod) -> PodPhase {

@@ -11,6 +11,7 @@ const IP: &str = "10.0.1.1";
 fn a_live_pod_is_found_by_its_uid() {
     let mut mesh = Mesh::new([pod("a", IP, json!({}))]);
     let expected = PodRef {
+        uid: "uid-a",
         namespace: "shop",
         name: "a",
         node: Some("node-1"),
@@ -22,7 +23,11 @@ fn a_live_pod_is_found_by_its_uid() {
     // The same name, another pod.
     mesh.apply(pod("a", IP, json!({"metadata": {"uid": "uid-2"}})));
     assert_eq!(mesh.0.live_pod("uid-a"), None);
-    assert_eq!(mesh.0.live_pod("uid-2"), Some(expected));
+    let renewed = PodRef {
+        uid: "uid-2",
+        ..expected
+    };
+    assert_eq!(mesh.0.live_pod("uid-2"), Some(renewed));
 
     let ended = json!({"metadata": {"uid": "uid-2"}, "status": {"phase": "Succeeded"}});
     mesh.apply(pod("a", IP, ended));
