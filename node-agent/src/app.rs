@@ -369,8 +369,9 @@ impl Serving {
             install,
             kubepods: self.kubepods.clone(),
         };
-        node::start(&self.config.runtime, links).map_err(io_error("CNI socket"))?;
+        // First of all: whoever comes to the CNI socket finds the enrolment at work.
         spawn_local(task.run());
+        node::start(&self.config.runtime, links).map_err(io_error("CNI socket"))?;
         serve_http(&self.config, &admin, &self.context, pods, ports).await?;
         self.presence.serving(admin);
         let giver = Giver {

@@ -130,7 +130,9 @@ impl CleanupArgs {
         let Some(lock) = process::lock_state_dir(&state_dir).map_err(unusable)? else {
             return Err(CleanupError::AgentRuns(state_dir));
         };
-        // New pods first: from here on none asks for an agent.
+        // New pods first: from here on none asks for an agent. Pods that run already must not stay
+        // captured for what stands in the way of that.
+        let mut chained = Ok(0);
         if let Some((bin_dir, conf_dir)) = self.cni_bin_dir.clone().zip(self.cni_conf_dir.clone()) {
             let install = CniInstall {
                 source: PathBuf::new(),
@@ -138,7 +140,7 @@ impl CleanupArgs {
                 conf_dir,
                 entry: Value::Null,
             };
-            install.remove()?;
+            chained = install.remove();
         }
         let agent_cgroup = AgentCgroup::from(self.agent_cgroup.clone());
         let places = Places {
@@ -149,7 +151,9 @@ impl CleanupArgs {
             kubepods_cgroup: Vec::new(),
             max_pods: 0,
         };
-        Datapath::remove_all(&places.datapath(PathBuf::new(), PathBuf::new()))?;
+        let captured = Datapath::remove_all(&places.datapath(PathBuf::new(), PathBuf::new()));
+        chained?;
+        captured?;
         if let Some(socket) = &self.cni_socket {
             removed(socket, fs::remove_file(socket))?;
         }
@@ -286,6 +290,22 @@ mod tests {
             assert_eq!(list, LIST.replace(", {\"type\":\"karst-cni\"}", ""));
             assert!(at("bin/ptp").exists());
         }
+    }
+
+    #[test]
+    fn pods_are_let_go_although_the_plugin_stays() {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        for name in ["bpf/n1/links", "bpf/n1/maps-v1", "bin/karst-cni", "net.d"] {
+            fs::create_dir_all(at(name)).expect("made");
+        }
+        fs::write(at("bpf/n1/links/connect4"), "x").expect("written");
+        // A folder where the plugin should be is not removed as a file.
+        let error = args(dir.path()).clean().expect_err("the plugin is there");
+        assert_eq!(error.reason(), "cni_dir_unusable");
+        assert!(!at("bpf/n1").exists());
+        fs::remove_dir(at("bin/karst-cni")).expect("removed");
+        args(dir.path()).clean().expect("the rest");
     }
 
     #[test]

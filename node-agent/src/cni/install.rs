@@ -95,6 +95,19 @@ impl InstallError {
             Self::Conf { source, .. } => source.reason(),
         }
     }
+
+    /// Whether a file is none that we could have edited: it leads nowhere, is too large or no text.
+    /// Anything else that keeps us from reading one says nothing of what is in it.
+    fn is_of_the_file(&self) -> bool {
+        match self {
+            Self::File { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::FileTooLarge
+            ),
+            Self::Missing(_) => false,
+            Self::Conf { .. } => true,
+        }
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
@@ -112,8 +125,18 @@ impl CniInstall {
     /// # Errors
     /// The plugin is not in place.
     pub fn ensure(&self) -> Result<u64, InstallError> {
+        let _lock = self.lock()?;
         // The binary first: an entry without one would fail every pod of the node.
         Ok(self.ensure_binary()? + self.ensure_conf()?)
+    }
+
+    /// During an upgrade two agents look after the same directories: one at a time. Released when
+    /// dropped.
+    fn lock(&self) -> Result<File, InstallError> {
+        let dir = &self.conf_dir;
+        let lock = File::open(dir).map_err(failed("open", dir))?;
+        lock.lock().map_err(failed("lock", dir))?;
+        Ok(lock)
     }
 
     fn ensure_binary(&self) -> Result<u64, InstallError> {
@@ -123,7 +146,8 @@ impl CniInstall {
         if fs::read(&target).is_ok_and(|found| found == wanted) && matches!(mode, Ok(0o755)) {
             return Ok(0);
         }
-        write_atomically(&target, &wanted, 0o755).map_err(failed("write", &target))?;
+        let always = || Ok(());
+        write_atomically(&target, &wanted, 0o755, always).map_err(failed("write", &target))?;
         Ok(1)
     }
 
@@ -150,7 +174,14 @@ impl CniInstall {
             let own = own.unwrap_or(OWN_LISTS[1]);
             let wrapped = conflist::wrap(&text, first, &self.entry).map_err(conf)?;
             let target = self.conf_dir.join(own);
-            let there = fs::read_to_string(&target).unwrap_or_default();
+            let there = match read_text(&target) {
+                Err(InstallError::File { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    String::new()
+                }
+                there => there?,
+            };
             changes += write_if_other(&target, &there, &wrapped)?;
             keep = Some(own);
         }
@@ -162,18 +193,18 @@ impl CniInstall {
     /// # Errors
     /// Something of ours is still there.
     pub fn remove(&self) -> Result<u64, InstallError> {
-        let files = match self.conf_files() {
-            Err(InstallError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Vec::new()
+        let changes = match self.lock() {
+            Err(InstallError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
+            lock => {
+                let _lock = lock?;
+                self.clean(&self.conf_files()?, |_| false)?
             }
-            other => other?,
         };
-        let changes = self.clean(&files, |_| false)?;
         Ok(changes + remove_file(&self.bin_dir.join(PLUGIN_TYPE))?)
     }
 
     /// Takes our entry out of all files but those to keep. A file that cannot be read as a list
-    /// has no entry of ours that a runtime would find.
+    /// has no entry of ours that a runtime would find, and none that we put there.
     fn clean(&self, files: &[String], keep: impl Fn(&str) -> bool) -> Result<u64, InstallError> {
         let mut changes = 0;
         for name in files.iter().filter(|name| !keep(name)) {
@@ -185,7 +216,10 @@ impl CniInstall {
             if !name.ends_with(".conflist") {
                 continue;
             }
-            let text = read_text(&path)?;
+            let text = match read_text(&path) {
+                Err(error) if error.is_of_the_file() => continue,
+                text => text?,
+            };
             if let Ok(clean) = conflist::unchain(&text) {
                 changes += write_if_other(&path, &text, &clean)?;
             }
@@ -237,6 +271,8 @@ fn read_text(path: &Path) -> Result<String, InstallError> {
     })
 }
 
+/// Replaces what was read as `there`; empty stands for no file. Whoever else writes into the
+/// directory must not lose what it wrote since.
 fn write_if_other(path: &Path, there: &str, wanted: &str) -> Result<u64, InstallError> {
     if there == wanted {
         return Ok(0);
@@ -244,7 +280,18 @@ fn write_if_other(path: &Path, there: &str, wanted: &str) -> Result<u64, Install
     // A symbolic link stays one: what it points to is the file.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mode = fs::metadata(&target).map_or(0o644, |m| m.mode() & 0o777);
-    write_atomically(&target, wanted.as_bytes(), mode).map_err(failed("write", path))?;
+    let unchanged = || {
+        let now = match fs::read(&target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            now => now?,
+        };
+        if now == there.as_bytes() {
+            return Ok(());
+        }
+        let text = "it was changed meanwhile; it is looked at again in a moment";
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+    };
+    write_atomically(&target, wanted.as_bytes(), mode, unchanged).map_err(failed("write", path))?;
     Ok(1)
 }
 
@@ -257,8 +304,13 @@ fn remove_file(path: &Path) -> Result<u64, InstallError> {
 }
 
 /// A reader sees the old or the new content. The temporary name has no ending that a runtime
-/// would read.
-fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// would read. `may` is asked in the last moment.
+fn write_atomically(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    may: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.karst-new"));
     let _ = fs::remove_file(&temporary);
@@ -273,6 +325,7 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             file.set_permissions(fs::Permissions::from_mode(mode))?;
             file.sync_all()
         })
+        .and_then(|()| may())
         .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
@@ -352,7 +405,12 @@ pub async fn keep(install: CniInstall, status: Arc<InstallStatus>) {
         tracing::warn!(%error, every_s = CHECK_EVERY.as_secs(), "CNI directories cannot be watched and are only looked at");
     }
     loop {
-        status.note(install.ensure());
+        // Reads, and may have to wait for a disk: not on the control thread.
+        let work = install.clone();
+        match tokio::task::spawn_blocking(move || work.ensure()).await {
+            Ok(outcome) => status.note(outcome),
+            Err(error) => tracing::error!(%error, "the CNI plugin's place could not be looked at"),
+        }
         // Without a watcher nothing comes from the channel, which then is closed.
         let wait = async {
             if changes.recv().await.is_none() {

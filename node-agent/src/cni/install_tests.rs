@@ -29,10 +29,7 @@ impl Node {
             source: at("karst-cni"),
             bin_dir: at("bin"),
             conf_dir: at("net.d"),
-            entry: entry(
-                Path::new("/run/karst/cni.sock"),
-                &["kube-system".to_owned()],
-            ),
+            entry: entry(Path::new("/run/karst/cni.sock")),
         };
         for (name, text) in files {
             fs::write(install.conf_dir.join(name), text).expect("written");
@@ -200,6 +197,67 @@ fn what_cannot_be_edited_is_left_alone_with_a_reason() {
     let error = node.install.ensure().expect_err("no binary");
     assert_eq!(error.reason(), "cni_dir_unusable");
     assert_eq!(node.files()[0].1, LIST, "no entry without a binary");
+}
+
+#[test]
+fn files_of_others_that_cannot_be_read_stand_in_nobodys_way() {
+    let large = format!("{LIST}{}", " ".repeat(super::MAX_CONF as usize));
+    let node = Node::new(&[("10-a.conflist", LIST), ("70-large.conflist", &large)]);
+    let at = |name: &str| node.install.conf_dir.join(name);
+    std::os::unix::fs::symlink("/nowhere", at("80-dangling.conflist")).expect("linked");
+    fs::write(at("90-binary.conflist"), b"\xff\xfe").expect("written");
+    assert_eq!(node.install.ensure().expect("installed"), 2);
+    let list = fs::read_to_string(at("10-a.conflist")).expect("there");
+    assert!(list.contains("karst-cni"), "{list}");
+    assert_eq!(node.install.remove().expect("removed"), 2);
+    let list = fs::read_to_string(at("10-a.conflist")).expect("there");
+    assert_eq!(list, LIST);
+    // What may have our entry is no such file.
+    fs::create_dir(at("20-b")).expect("made");
+    std::os::unix::fs::symlink(at("20-b"), at("20-b.conflist")).expect("linked");
+    assert_eq!(node.install.remove().expect("a folder is no file"), 0);
+    std::os::unix::fs::symlink(at("30-c.conflist"), at("30-c.conflist")).expect("linked");
+    let error = node.install.remove().expect_err("nobody knows");
+    assert_eq!(error.reason(), "cni_dir_unusable");
+}
+
+#[test]
+fn what_was_changed_meanwhile_is_not_overwritten() {
+    let node = Node::new(&[("10-a.conflist", LIST)]);
+    let path = node.install.conf_dir.join("10-a.conflist");
+    let changed = LIST.replace("ptp", "bridge");
+    node.put("10-a.conflist", &changed);
+    let error = super::write_if_other(&path, LIST, "ours").expect_err("another was read");
+    assert!(error.to_string().contains("changed meanwhile"), "{error}");
+    assert_eq!(
+        node.files(),
+        [("10-a.conflist".to_owned(), changed.clone())]
+    );
+    assert_eq!(
+        super::write_if_other(&path, &changed, "ours").expect("written"),
+        1
+    );
+    // What was not there, and what is not there any more.
+    let new = node.install.conf_dir.join("00-karst.conflist");
+    assert_eq!(super::write_if_other(&new, "", "ours").expect("written"), 1);
+    fs::remove_file(&path).expect("removed");
+    let error = super::write_if_other(&path, "ours", LIST).expect_err("it is gone");
+    assert!(error.to_string().contains("changed meanwhile"), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn two_agents_do_not_put_it_in_place_at_once() {
+    let node = Node::new(&[("10-a.conflist", LIST)]);
+    let other = fs::File::open(&node.install.conf_dir).expect("opened");
+    other.lock().expect("locked");
+    let install = node.install.clone();
+    let second = std::thread::spawn(move || install.ensure());
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert!(!second.is_finished());
+    assert_eq!(node.files()[0].1, LIST);
+    drop(other);
+    assert_eq!(second.join().expect("joined").expect("installed"), 2);
 }
 
 #[test]
