@@ -81,13 +81,18 @@ pub fn post<T: Serialize>(
 }
 
 fn exchange(socket: &Path, path: &str, body: &[u8], limits: Limits) -> Result<Answer, CniError> {
-    let started = Instant::now();
+    let mut lost = Instant::now();
     loop {
+        let asked = Instant::now();
         let error = match attempt(socket, path, body) {
             Ok(answer) => return parse(&answer),
             Err(error) => error,
         };
-        if !is_passing(&error) || started.elapsed() >= limits.agent {
+        if asked.elapsed() > RETRY_EVERY {
+            // It was there, and went while we waited for its answer.
+            lost = Instant::now();
+        }
+        if !is_passing(&error) || lost.elapsed() >= limits.agent {
             return Err(CniError::Unreachable {
                 socket: socket.to_owned(),
                 source: error,
@@ -230,6 +235,25 @@ mod tests {
             seen.starts_with("POST /v1/x HTTP/1.1\r\nHost: karst\r\n"),
             "{seen}"
         );
+    }
+
+    #[test]
+    fn an_agent_that_hands_over_late_is_as_good_as_one_that_does_early() {
+        let dir = tempfile::tempdir().expect("dir");
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        let server = thread::spawn(move || {
+            // The first agent waits for the pod for longer than an agent is looked for.
+            let (first, _) = listener.accept().expect("accept");
+            thread::sleep(SHORT.agent + Duration::from_millis(50));
+            drop(first);
+            let (mut second, _) = listener.accept().expect("asked again");
+            let _ = second.read(&mut [0; 512]);
+            let _ = second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        });
+        let answer = post(&socket, "/v1/x", &(), SHORT).expect("answered");
+        assert!(matches!(answer, Answer::Ok(_)));
+        server.join().expect("joined");
     }
 
     #[test]
