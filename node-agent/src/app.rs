@@ -381,6 +381,7 @@ impl Serving {
             workers: self.workers.clone(),
             enrolment: events,
             certificates: Arc::clone(&self.context.certificates),
+            kernel: Arc::clone(&self.context.kernel),
         };
         giver.serve(asked).await;
         self.presence.absent(HANDED_OVER);

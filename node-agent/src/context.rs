@@ -23,6 +23,8 @@ pub trait Kernel: Send + Sync {
     fn unenrol(&self, uid: &str) -> Result<(), DatapathError>;
     /// See [`Datapath::enrolled`].
     fn enrolled(&self) -> Result<Vec<EnrolledPod>, DatapathError>;
+    /// See [`Datapath::claim`].
+    fn claim(&self) -> Result<(), DatapathError>;
     /// See [`Datapath::original_destination`].
     fn original_destination(&self, fd: BorrowedFd<'_>)
     -> Result<Option<SocketAddr>, DatapathError>;
@@ -65,6 +67,10 @@ impl Kernel for KernelSlot {
 
     fn enrolled(&self) -> Result<Vec<EnrolledPod>, DatapathError> {
         self.with(Datapath::enrolled)
+    }
+
+    fn claim(&self) -> Result<(), DatapathError> {
+        self.with(Datapath::claim)
     }
 
     fn original_destination(

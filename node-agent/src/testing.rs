@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ use crate::state::MeshState;
 pub struct FakeKernel {
     pub pods: Mutex<BTreeMap<String, Vec<IpAddr>>>,
     pub failing: Mutex<bool>,
+    /// How often an agent said that the kernel is its own.
+    pub claims: AtomicUsize,
 }
 
 impl FakeKernel {
@@ -82,6 +85,12 @@ impl Kernel for FakeKernel {
             addresses: addresses.clone(),
         };
         Ok(pods.iter().map(one).collect())
+    }
+
+    fn claim(&self) -> Result<(), DatapathError> {
+        self.check()?;
+        self.claims.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn original_destination(&self, _: BorrowedFd<'_>) -> Result<Option<SocketAddr>, DatapathError> {

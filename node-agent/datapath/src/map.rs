@@ -224,6 +224,31 @@ impl RawMap {
     }
 }
 
+/// The value of an array with one entry that is pinned in `folder`, whatever its size; `None` when
+/// there is no such map.
+pub(crate) fn only_value(
+    folder: &Path,
+    name: &'static str,
+) -> Result<Option<Vec<u8>>, DatapathError> {
+    let failed = |action| {
+        move |source| DatapathError::Map {
+            action,
+            map: name,
+            source,
+        }
+    };
+    let Some(fd) = sys::open_pin(&folder.join(name)).map_err(failed("open"))? else {
+        return Ok(None);
+    };
+    let info = sys::map_info(fd.as_fd()).map_err(failed("describe"))?;
+    if (info.kind, info.key_size as usize) != (ARRAY, size_of::<u32>()) {
+        return Ok(None);
+    }
+    let mut value = vec![0; info.value_size as usize];
+    let found = sys::map_lookup(fd.as_fd(), &0u32.to_ne_bytes(), &mut value);
+    Ok(found.map_err(failed("read"))?.then_some(value))
+}
+
 /// A map with its key and value types.
 #[derive(Debug)]
 pub(crate) struct Map<K, V> {

@@ -1,5 +1,6 @@
 //! Opening a node's datapath: adopt what a former agent left, replace its programs, lose nothing.
 
+use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Mutex;
@@ -34,6 +35,8 @@ pub struct Datapath {
     /// Any of the programs: all write their log to one ring buffer, found through it.
     pub(crate) program_id: u32,
     pub(crate) logging: AtomicBool,
+    /// What the programs are to compare with while this agent serves.
+    settings: Config,
     /// Enrolling is several steps; two at once could undo each other's.
     pub(crate) enrolling: Mutex<()>,
 }
@@ -121,7 +124,12 @@ impl Datapath {
             .into_iter()
             .filter(|other| *other != layout)
             .collect();
-        let settings = beside(settings, maps.config.get(&0)?);
+        let before = match maps.config.get(&0)? {
+            Some(before) if before.agent_cgroup != 0 => Some(before),
+            // Maps just made: the agent before us had those of another layout.
+            _ => agent_of(&pins, &former)?,
+        };
+        let settings = beside(settings, before);
         maps.config.set(&0, &settings)?;
         for other in &former {
             adopt_pods(&maps, &pins.maps(*other))?;
@@ -137,6 +145,7 @@ impl Datapath {
             program_id: program_id(&ebpf, SK_LOOKUP)?,
             pins,
             maps,
+            settings,
             logging: AtomicBool::new(false),
             enrolling: Mutex::new(()),
         };
@@ -156,6 +165,16 @@ impl Datapath {
     /// A pin cannot be deleted.
     pub fn remove_all(config: &DatapathConfig) -> Result<(), DatapathError> {
         Pins::new(&config.bpffs_root, &config.node_name)?.remove_all()
+    }
+
+    /// Says again that this is the agent that serves, after another one that opened the same
+    /// datapath did not come to do so.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    pub fn claim(&self) -> Result<(), DatapathError> {
+        let settings = beside(self.settings, self.maps.config.get(&0)?);
+        self.maps.config.set(&0, &settings)
     }
 
     /// What the programs counted since the maps were made, over all CPUs.
@@ -218,6 +237,31 @@ fn beside(own: Config, former: Option<Config>) -> Config {
         former_agent_cgroup,
         ..own
     }
+}
+
+/// The agent's cgroup as the newest of other layouts has it: that agent may still finish its
+/// connections.
+fn agent_of(pins: &Pins, layouts: &[u32]) -> Result<Option<Config>, DatapathError> {
+    for layout in layouts.iter().rev() {
+        let value = map::only_value(&pins.maps(*layout), map::CONFIG.name)?;
+        if let Some(agent_cgroup) = value.as_deref().and_then(agent_cgroup) {
+            return Ok(Some(Config {
+                agent_cgroup,
+                ..Config::default()
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// From the value of `CONFIG` in any layout.
+fn agent_cgroup(config: &[u8]) -> Option<u64> {
+    const AT: usize = offset_of!(Config, agent_cgroup);
+    // An agent of another layout reads this field, so it keeps its place in all of them.
+    const { assert!(AT == 8) };
+    let bytes = config.get(AT..AT + size_of::<u64>())?;
+    let id = u64::from_ne_bytes(bytes.try_into().ok()?);
+    (id != 0).then_some(id)
 }
 
 /// Takes over the enrolled pods of maps of another layout, before programs that read the new
@@ -296,4 +340,45 @@ fn program_id(ebpf: &Ebpf, name: &str) -> Result<u32, DatapathError> {
             what: name.to_owned(),
             detail: error.to_string(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(agent_cgroup: u64) -> Config {
+        Config {
+            host_netns: 1,
+            agent_cgroup,
+            former_agent_cgroup: 0,
+            kubepods_cgroup: 2,
+        }
+    }
+
+    #[test]
+    fn an_agent_whose_successors_fail_is_never_forgotten() {
+        let named = |config: Config| [config.agent_cgroup, config.former_agent_cgroup];
+        let mut now = beside(of(10), None);
+        assert_eq!(named(now), [10, 0]);
+        for successor in [20, 30, 40] {
+            now = beside(of(successor), Some(now));
+            assert_eq!(named(now), [successor, 10]);
+            // What `claim` does when it fails.
+            now = beside(of(10), Some(now));
+            assert_eq!(named(now), [10, successor]);
+        }
+        // An agent that is started again keeps the one before it.
+        assert_eq!(named(beside(of(10), Some(now))), [10, 40]);
+    }
+
+    #[test]
+    fn the_agent_is_found_in_the_settings_of_any_layout() {
+        let mut config = [0; 40];
+        config[8..16].copy_from_slice(&77u64.to_ne_bytes());
+        assert_eq!(agent_cgroup(&config), Some(77));
+        assert_eq!(agent_cgroup(&config[..16]), Some(77), "a shorter one");
+        for none in [&config[..15], &[], &[0; 32]] {
+            assert_eq!(agent_cgroup(none), None);
+        }
+    }
 }

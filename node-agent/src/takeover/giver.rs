@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::wire::{Channel, Hello, Kind, Label, Listener, Message};
 use super::{MESSAGE_LIMIT, NOT_PREPARED, PROTOCOL, TAKEN_LIMIT, TakeoverError, VERSION, failed};
-use crate::context::Certificates;
+use crate::context::{Certificates, Kernel};
 use crate::enrol::task::{Decision, Event, WorkerSet};
 use crate::sockets::Listeners;
 use crate::worker::{Command, PodListeners};
@@ -37,6 +37,8 @@ pub struct Giver {
     pub enrolment: mpsc::UnboundedSender<Event>,
     /// What a new agent must be able to do as well.
     pub certificates: Arc<dyn Certificates>,
+    /// What a new agent may have taken for itself already.
+    pub kernel: Arc<dyn Kernel>,
 }
 
 impl Giver {
@@ -104,6 +106,11 @@ impl Giver {
             self.workers.broadcast(|| Command::HandOver);
             self.lock.take();
         } else {
+            // The new agent may have named itself there as the one that is not captured, and this
+            // one as the former; after the next one this one would not be named any more.
+            if let Err(error) = self.kernel.claim() {
+                tracing::error!(%error, reason = error.reason(), "the kernel cannot be told who serves");
+            }
             self.workers.broadcast(|| Command::Resume);
         }
         let decided = match &outcome {

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use karst_datapath::netns::Netns;
@@ -23,7 +24,7 @@ use crate::enrol::task::{Decision, Event, WorkerSet};
 use crate::pod::{Pod, PodSpec};
 use crate::process::lock_state_dir;
 use crate::sockets::Listeners;
-use crate::testing::FakeCertificates;
+use crate::testing::{FakeCertificates, FakeKernel};
 use crate::worker::Command;
 
 /// Workers of the running agent.
@@ -37,6 +38,7 @@ struct Running {
     told: Told,
     lock: Lock,
     certificates: Arc<FakeCertificates>,
+    kernel: Arc<FakeKernel>,
     serving: JoinHandle<()>,
     ports: Vec<u16>,
 }
@@ -122,7 +124,9 @@ impl Running {
         let file = lock_state_dir(dir.path()).expect("usable").expect("free");
         let lock: Lock = Rc::new(RefCell::new(Some(file)));
         let certificates = Arc::<FakeCertificates>::default();
+        let kernel = Arc::<FakeKernel>::default();
         let giver = Giver {
+            kernel: Arc::<FakeKernel>::clone(&kernel),
             lock: Rc::clone(&lock),
             layout: 7,
             user,
@@ -135,6 +139,7 @@ impl Running {
             told,
             lock,
             certificates,
+            kernel,
             serving: spawn_local(async move { giver.serve(listener).await }),
             ports,
             dir,
@@ -191,6 +196,7 @@ async fn everything_changes_hands_and_nothing_is_lost() {
         assert!(!told.contains(&"resume"), "{told:?}");
         assert!(running.lock.borrow().is_none());
         assert!(running.is_locked(), "the new agent has it");
+        assert_eq!(running.kernel.claims.load(Ordering::Relaxed), 0);
         running.serving.await.expect("it answers nobody else");
         let listeners = &taken.listeners["pod-uid"];
         assert_eq!(listeners.len(), WORKERS);
@@ -224,9 +230,11 @@ async fn everything_changes_hands_and_nothing_is_lost() {
 async fn a_new_agent_that_dies_changes_nothing() {
     local(async || {
         let running = Running::start();
-        for _ in 0..2 {
+        for attempt in 1..=2 {
             drop(running.ask(&[]).await.expect("offered"));
             let told = running.told("thawed").await;
+            let claims = running.kernel.claims.load(Ordering::Relaxed);
+            assert_eq!(claims, attempt, "the kernel must know who serves");
             assert_eq!(told.iter().filter(|t| **t == "resume").count(), WORKERS);
             assert!(!told.contains(&"hand over"), "{told:?}");
             assert!(running.lock.borrow().is_some() && running.is_locked());
