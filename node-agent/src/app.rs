@@ -38,7 +38,8 @@ use crate::metrics::{self, Metrics};
 use crate::node;
 use crate::presence::{HANDED_OVER, Presence};
 use crate::process;
-use crate::standby::{Approach, Standby, Turn};
+use crate::seniority::Seniority;
+use crate::standby::{Standby, Turn};
 use crate::state::MeshState;
 use crate::state::store::Store;
 use crate::state::workload::Locality;
@@ -208,7 +209,7 @@ impl Agent {
     }
 
     /// Runs the control side until a signal. `lock` is there if the node was free.
-    async fn control(self, lock: Option<File>) -> Result<Ended, AppError> {
+    async fn control(self, mut lock: Option<File>) -> Result<Ended, AppError> {
         let Self {
             config,
             context,
@@ -225,6 +226,8 @@ impl Agent {
             let action = format!("readiness socket {}", socket.display());
             presence.serve(socket).map_err(io_error(action))?;
         }
+        let seniority = Seniority::find(config.ready_socket.as_deref(), &config.state_dir)
+            .map_err(io_error("find out since when this agent is there"))?;
         let (events, received) = mpsc::unbounded_channel();
         let wishes = Rc::new(RefCell::new(Wishes::new(workers.clone())));
         spawn_local(remember(received, Rc::clone(&wishes)));
@@ -244,6 +247,7 @@ impl Agent {
             certificates: Arc::clone(&context.certificates),
             wishes: Rc::clone(&wishes),
             kernel,
+            seniority: seniority.clone(),
         };
         let serving = Serving {
             config,
@@ -254,12 +258,12 @@ impl Agent {
             ads,
             wishes,
             presence,
+            seniority,
         };
-        let (mut lock, mut approach) = (lock, Approach::Ask);
         let (name, held) = loop {
             let turn = tokio::select! {
                 name = &mut signal => break (name, None),
-                turn = standby.turn(lock.take(), approach) => turn?,
+                turn = standby.turn(lock.take()) => turn?,
             };
             let held = Rc::clone(&turn.lock);
             // Its tasks, down to connections of the admin socket, end with the turn.
@@ -268,7 +272,6 @@ impl Agent {
                 name = &mut signal => break (name, Some(held)),
                 ended = tasks.run_until(serving.turn(turn)) => ended?,
             }
-            approach = Approach::Wait;
         };
         let signal = name.map_err(io_error("signal handler"))?;
         let deadline = serving.config.drain_deadline.as_secs();
@@ -313,6 +316,7 @@ struct Serving {
     ads: DeltaAds,
     wishes: Rc<RefCell<Wishes>>,
     presence: Rc<Presence>,
+    seniority: Seniority,
 }
 
 impl Serving {
@@ -323,6 +327,7 @@ impl Serving {
             datapath,
             inherited,
         } = turn;
+        self.seniority.serves();
         if let Err(error) = datapath.start_logging() {
             tracing::warn!(%error, reason = error.reason(), "no logs of the BPF programs");
         }

@@ -30,6 +30,7 @@ pub mod presence;
 pub mod process;
 pub mod proxy;
 pub mod reason;
+pub mod seniority;
 pub mod sockets;
 pub mod standby;
 pub mod state;

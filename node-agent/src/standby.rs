@@ -4,18 +4,20 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karst_datapath::{Datapath, DatapathConfig, LAYOUT_VERSION};
 
-use crate::app::{AppError, io_error};
+use crate::app::AppError;
 use crate::config::Config;
 use crate::context::{Certificates, KernelSlot};
 use crate::enrol::Inherited;
 use crate::enrol::wishes::Wishes;
 use crate::process;
+use crate::seniority::Seniority;
 use crate::takeover::giver::Lock;
 use crate::takeover::{self, TakeoverError, taker};
 
@@ -33,15 +35,6 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Longer than a drain of it that may just be under way; then whoever started this
 /// agent must know.
 const OLD_AGENT_WAIT: Duration = Duration::from_secs(90);
-
-/// How this agent comes to its turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Approach {
-    /// Asks the running agent to hand over.
-    Ask,
-    /// Has handed over itself: only if the other one ends.
-    Wait,
-}
 
 /// The right to serve this node.
 #[derive(Debug)]
@@ -66,6 +59,8 @@ pub struct Standby {
     pub wishes: Rc<RefCell<Wishes>>,
     /// Where the data plane finds the datapath.
     pub kernel: Arc<KernelSlot>,
+    /// Whether to ask at all: an older agent waits until the newer one has ended.
+    pub seniority: Seniority,
 }
 
 impl Standby {
@@ -73,7 +68,7 @@ impl Standby {
     ///
     /// # Errors
     /// The kernel side cannot be set up, or another agent serves that cannot hand over.
-    pub async fn turn(&self, lock: Option<File>, approach: Approach) -> Result<Turn, AppError> {
+    pub async fn turn(&self, lock: Option<File>) -> Result<Turn, AppError> {
         if let Some(lock) = lock {
             return self.adopt(lock);
         }
@@ -82,12 +77,12 @@ impl Standby {
         let mut synced_at: Option<Instant> = None;
         let mut ask_at = Instant::now();
         loop {
-            if let Some(lock) = process::lock_state_dir(dir).map_err(io_error("state directory"))? {
+            if let Some(lock) = free(dir).await {
                 tracing::info!("the former agent is gone");
                 return self.adopt(lock);
             }
-            if approach == Approach::Ask
-                && ask_at <= Instant::now()
+            if ask_at <= Instant::now()
+                && self.seniority.is_newer()
                 && let Some(missing) = self.missing(&mut synced_at)
             {
                 match self.take_over(missing).await {
@@ -165,6 +160,19 @@ impl Standby {
     }
 }
 
+/// The lock, if nobody has it. What stands in the way may pass, and this agent may still have
+/// connections to finish: it looks again later.
+async fn free(state_dir: &Path) -> Option<File> {
+    match process::lock_state_dir(state_dir) {
+        Ok(lock) => lock,
+        Err(error) => {
+            tracing::warn!(%error, path = %state_dir.display(), retry_in = ?RETRY, "state directory cannot be used");
+            tokio::time::sleep(RETRY).await;
+            None
+        }
+    }
+}
+
 enum Failure {
     Later(TakeoverError),
     Fatal(AppError),
@@ -185,4 +193,21 @@ impl From<AppError> for Failure {
 /// Whether asking again will not help.
 fn cannot_hand_over(error: &TakeoverError) -> bool {
     matches!(error, TakeoverError::Io { .. }) || error.reason() == takeover::VERSION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RETRY, free};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_directory_that_cannot_be_used_for_a_while_ends_nobody() {
+        let dir = tempfile::tempdir().expect("dir");
+        let lock = dir.path().join("lock");
+        std::fs::create_dir(&lock).expect("in the way");
+        let started = tokio::time::Instant::now();
+        assert!(free(dir.path()).await.is_none());
+        assert!(started.elapsed() >= RETRY, "not again and again");
+        std::fs::remove_dir(&lock).expect("usable again");
+        assert!(free(dir.path()).await.is_some());
+    }
 }
