@@ -61,6 +61,9 @@ const CERTIFICATE_SECONDS: i64 = 24 * 3600;
 /// How often a port is tried that the former agent is about to give up.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
 
+/// After how long somebody should know that it does not: it takes an agent milliseconds.
+const BIND_WARNING: Duration = Duration::from_secs(60);
+
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -464,10 +467,17 @@ where
         Err(error) if ports == Ports::SoonFree && error.kind() == io::ErrorKind::AddrInUse => {
             tracing::info!(%address, "waiting for the former agent to give up a port");
             drop(spawn_local(async move {
+                let since = Instant::now();
+                let mut told = false;
                 loop {
                     tokio::time::sleep(BIND_AGAIN).await;
-                    if let Ok(listener) = TcpListener::bind(address).await {
-                        return serve_tcp(listener, handler).await;
+                    match TcpListener::bind(address).await {
+                        Ok(listener) => return serve_tcp(listener, handler).await,
+                        Err(error) if !told && since.elapsed() > BIND_WARNING => {
+                            tracing::warn!(%error, %address, "nothing is served on this port, somebody else has it");
+                            told = true;
+                        }
+                        Err(_) => {}
                     }
                 }
             }));

@@ -26,6 +26,7 @@ pub mod http_server;
 pub mod metrics;
 pub mod node;
 pub mod pod;
+pub mod preflight;
 pub mod presence;
 pub mod process;
 pub mod proxy;

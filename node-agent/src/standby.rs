@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::context::{Certificates, KernelSlot};
 use crate::enrol::Inherited;
 use crate::enrol::wishes::Wishes;
+use crate::preflight;
 use crate::process;
 use crate::seniority::Seniority;
 use crate::takeover::giver::Lock;
@@ -122,6 +123,7 @@ impl Standby {
     }
 
     async fn take_over(&self, missing: Vec<String>) -> Result<Turn, Failure> {
+        preflight::check(&self.config)?;
         let offer = taker::ask(&takeover::socket(&self.config.state_dir), missing).await?;
         // Programs that the kernel refuses are found out while the running agent can go on.
         // With another layout that would take its maps away from it.
