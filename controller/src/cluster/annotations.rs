@@ -267,6 +267,32 @@ mod tests {
     }
 
     #[test]
+    fn a_static_pod_is_reported_by_one_uid_and_annotated_by_another() {
+        let store = Store::new(Index::new(MeshConfig::default()));
+        let value = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "a", "namespace": "shop", "uid": "uid-a",
+                "annotations": {"kubernetes.io/config.mirror": "h", "kubernetes.io/config.hash": "h"},
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n",
+                    "controller": true}]},
+            "spec": {"nodeName": "n1", "containers": []}, "status": {"phase": "Running"}});
+        let object = Object::from_value(value).unwrap().unwrap();
+        assert!(store.update(vec![Update::Apply(object)]).is_empty());
+        let (found, _) = changes(&store, &shared(&[("n1", &["h"])]), &annotated(&[]));
+        let [change] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            (change.uid.as_str(), &change.wanted),
+            ("uid-a", &Wanted::Present)
+        );
+        assert_eq!(check(&store, &[("n1", &["h"])], &[("a", "uid-a")]), []);
+        assert_eq!(
+            check(&store, &[], &[("a", "uid-a")]),
+            [("a".to_owned(), Wanted::Absent)]
+        );
+    }
+
+    #[test]
     fn ended_and_unknown_pods_are_left_alone() {
         let store = store(&[("a", "n1", "Succeeded")]);
         assert_eq!(check(&store, &[("n1", &["uid-a"])], &[]), []);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
 use karst_bpf_tests::{
@@ -136,6 +137,53 @@ fn another_layout_takes_over_the_pods() -> Result<()> {
     captures(&world, &datapath, &agent)?;
     steers(&world, &agent)?;
     attached_once(&world)
+}
+
+/// Cgroups of the agent that serves and of the one before it, neither of which is captured.
+fn agents(world: &World) -> Result<[u64; 2]> {
+    let config = world.config();
+    let settings = inspect::dump_map(&config.bpffs_root, &config.node_name, "CONFIG")?;
+    let settings = &settings.first().context("no settings")?.value.0;
+    let field = |name| {
+        let found = settings.iter().find(|(field, _)| *field == name);
+        Ok(found.context("no such field")?.1.parse()?)
+    };
+    Ok([field("agent_cgroup")?, field("former_agent_cgroup")?])
+}
+
+/// The datapath as an agent in the cgroup `folder` opens it, and the id of that cgroup.
+fn open_in(world: &World, folder: &str, layout: u32) -> Result<(Datapath, u64)> {
+    let mut config = world.config().clone();
+    config.agent_cgroup = config.node_cgroup.join(folder);
+    let id = std::fs::metadata(&config.agent_cgroup)?.ino();
+    let open = move || Datapath::open_as_layout(&config, layout);
+    Ok((world.run(Host::Node, Cgroup::Agent, open)??, id))
+}
+
+#[test]
+fn an_agent_whose_successors_fail_stays_named() -> Result<()> {
+    let world = World::new()?;
+    let layout = karst_datapath::LAYOUT_VERSION;
+    let (serving, own) = open_in(&world, "karst-agent", layout)?;
+    for folder in ["host", "kubepods/pod-a"] {
+        let (failed, other) = open_in(&world, folder, layout)?;
+        ensure!(agents(&world)? == [other, own]);
+        drop(failed);
+        serving.claim()?;
+        ensure!(agents(&world)? == [own, other]);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_of_another_layout_stays_named() -> Result<()> {
+    let world = World::new()?;
+    let layout = karst_datapath::LAYOUT_VERSION;
+    let (former, its) = open_in(&world, "karst-agent", layout + 1)?;
+    let (_now, own) = open_in(&world, "host", layout)?;
+    drop(former);
+    ensure!(agents(&world)? == [own, its]);
+    Ok(())
 }
 
 #[test]
