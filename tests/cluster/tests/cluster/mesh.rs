@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use karst_cluster::{Cluster, NODES};
 use karst_harness::until;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::shared::{APP_IMAGE, LIMIT, alone, http, shared};
 
@@ -376,6 +376,38 @@ fn the_agents_account_may_do_no_more_than_any_other() {
     assert_eq!(may("karst-node-agent"), may("default"));
 }
 
+#[test]
+fn the_controllers_account_may_change_one_annotation_of_a_pod_and_nothing_else() {
+    let cluster = shared();
+    with_karst(&cluster);
+    let namespace = "mesh-held";
+    shop(&cluster, namespace);
+    let server = pod(&cluster, namespace, "server");
+    // Told to kubectl, as the account may not read a single pod.
+    let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {
+        "name": server["metadata"]["name"], "namespace": namespace}})
+    .to_string();
+    let who = format!("--as=system:serviceaccount:{SYSTEM}:karst-controller");
+    let patch = |patch: &Value| {
+        let patch = patch.to_string();
+        cluster.kubectl_with_input(&["patch", "-f", "-", &who, "-p", &patch], &object)
+    };
+    let annotation = |name: &str| json!({"metadata": {"annotations": {name: "true"}}});
+    patch(&annotation("karst.dev/enrolled")).unwrap();
+    let container = &server["spec"]["containers"][0]["name"];
+    for other in [
+        annotation("example.dev/other"),
+        json!({"metadata": {"labels": {"app": "other"}}}),
+        json!({"metadata": {"finalizers": ["example.dev/other"]}}),
+        json!({"spec": {"containers": [{"name": container, "image": "example.dev/other"}]}}),
+    ] {
+        let error = patch(&other).expect_err("refused");
+        let error = format!("{error:#}");
+        let words = "nothing of a pod but the annotation karst.dev/enrolled";
+        assert!(error.contains(words), "{other}: {error}");
+    }
+}
+
 /// What an installation could leave: objects of every kind that can be listed, and files of the nodes.
 fn everything(cluster: &Cluster) -> BTreeSet<String> {
     let kinds = cluster
@@ -444,6 +476,26 @@ fn an_installation_is_checked_repeated_and_removed_without_a_trace() {
         .unwrap();
     let repaired = install(&cluster);
     assert!(repaired.contains("2 created"), "{repaired}");
+    // An uninstallation that went no further than to let the agents clean.
+    let agents = ["daemonset", "karst-node-agent", "-n", SYSTEM];
+    let object = cluster.get(&agents).unwrap();
+    let mut containers = object["spec"]["template"]["spec"]["containers"].clone();
+    containers[0]["args"] = json!(["cleanup"]);
+    containers[0]["readinessProbe"] =
+        json!({"httpGet": {"host": "127.0.0.1", "port": 15021, "path": "/healthz/ready"}});
+    let patch = json!({"spec": {
+        "updateStrategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "100%"}},
+        "template": {"spec": {"containers": containers}},
+    }})
+    .to_string();
+    let how = ["--type=merge", "--field-manager=karst", "-p", &patch];
+    cluster
+        .kubectl(&[&["patch"], &agents[..], &how].concat())
+        .unwrap();
+    let repaired = install(&cluster);
+    assert!(repaired.contains("1 created, 0 changed"), "{repaired}");
+    let again = install(&cluster);
+    assert!(again.contains("0 created, 0 changed"), "{again}");
     karst(&cluster, &["uninstall", "--yes"]).unwrap();
     let after = everything(&cluster);
     let left: Vec<_> = after.difference(&before).collect();
