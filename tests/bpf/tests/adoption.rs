@@ -144,7 +144,7 @@ fn agents(world: &World) -> Result<[u64; 2]> {
     let config = world.config();
     let settings = inspect::dump_map(&config.bpffs_root, &config.node_name, "CONFIG")?;
     let settings = &settings.first().context("no settings")?.value.0;
-    let field = |name| {
+    let field = |name: &str| -> Result<u64> {
         let found = settings.iter().find(|(field, _)| *field == name);
         Ok(found.context("no such field")?.1.parse()?)
     };
