@@ -96,3 +96,38 @@ fn findings(pods: &[Missing], mut found: HashMap<String, Found>) -> Vec<(Arc<str
     }
     findings
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use karst_datapath::netns::NetnsId;
+
+    use super::{Arc, Finding, Found, HashMap, Missing, Mode, findings};
+
+    #[test]
+    fn the_namespace_that_was_seen_is_the_one_to_be_registered() {
+        let seen = NetnsId { dev: 4, ino: 77 };
+        let pod = |uid: &str| Missing {
+            uid: Arc::from(uid),
+            namespace: Arc::from("ns"),
+            name: Arc::from("pod"),
+            addresses: vec!["10.0.0.1".parse().expect("address")],
+            mode: Mode::Ambient,
+        };
+        let found = HashMap::from([
+            ("here".to_owned(), Found::Sandbox(PathBuf::from("/p"), seen)),
+            ("hidden".to_owned(), Found::Unreadable),
+        ]);
+        let found = findings(&[pod("here"), pod("hidden"), pod("gone")], found);
+        let [
+            (here, Finding::Sandbox(registration)),
+            (gone, Finding::Nothing),
+        ] = found.as_slice()
+        else {
+            panic!("{found:?}")
+        };
+        assert_eq!((&**here, &**gone), ("here", "gone"));
+        assert_eq!(registration.expected, Some(seen));
+    }
+}
