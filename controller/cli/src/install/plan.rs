@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_default_that_was_taken_away_stays_away() {
         let mut file = tempfile::NamedTempFile::new().expect("file");
-        write!(file, "agent: {{resources: {{limits: null}}}}\n").expect("write");
+        writeln!(file, "agent: {{resources: {{limits: null}}}}").expect("write");
         let by_flag = ValueArgs {
             set: vec!["agent.resources.limits=null".to_owned()],
             ..ValueArgs::default()
