@@ -6,8 +6,6 @@
 
 pub mod annotations;
 pub mod facts;
-#[cfg(test)]
-pub mod fake;
 pub mod follow;
 pub mod leader;
 mod lease;
@@ -175,14 +173,6 @@ impl Cluster {
         }
     }
 
-    /// The server at an address of a test.
-    #[cfg(test)]
-    pub fn at(url: &str, metrics: Metrics) -> Self {
-        let mut config = Config::new(url.parse().unwrap());
-        config.default_retry = false;
-        Self::new(Client::try_from(config).unwrap(), "karst-system", metrics)
-    }
-
     /// The client, to make an `Api` of.
     pub fn client(&self) -> Client {
         self.client.clone()
@@ -218,3 +208,6 @@ impl Cluster {
         result
     }
 }
+
+#[cfg(test)]
+pub mod fake;

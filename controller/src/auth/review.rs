@@ -7,9 +7,6 @@
 //! and before the server is asked: whoever reaches our port can make up a token, and must not be
 //! able to keep the reviews busy with it.
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -386,3 +383,6 @@ fn bound(status: TokenReviewStatus, audience: &str, expires_at: u64) -> Result<B
         expires_at,
     })
 }
+
+#[cfg(test)]
+mod tests;

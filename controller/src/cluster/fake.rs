@@ -14,12 +14,23 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::StreamExt;
 
 use super::Cluster;
 use crate::metrics::Metrics;
+
+impl Cluster {
+    /// The server at an address.
+    pub fn at(url: &str, metrics: Metrics) -> Self {
+        let mut config = Config::new(url.parse().unwrap());
+        config.default_retry = false;
+        let client = Client::try_from(config).unwrap();
+        Self::new(client, "karst-system", metrics)
+    }
+}
 
 /// A request as it came.
 #[derive(Debug, Clone)]

@@ -7,9 +7,6 @@
 
 mod watch;
 
-#[cfg(test)]
-mod tests;
-
 use std::{fmt::Debug, time::Duration};
 
 use kube::{
@@ -21,7 +18,6 @@ use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tracing::{debug, info, warn};
 
 use self::watch::{Found, Watch, refused};
-
 use super::{Cluster, retry::Retry};
 use crate::metrics::Watched;
 
@@ -434,3 +430,6 @@ where
         version,
     })
 }
+
+#[cfg(test)]
+mod tests;
