@@ -184,9 +184,9 @@ impl<'a> Authority<'a> {
             _ => "karst_controller_auth_refused_total",
         };
         let before = self.metric(family, reason);
-        let status = self
-            .ask(token, identity)
-            .expect_err(&format!("{what}: a certificate was given"));
+        let Err(status) = self.ask(token, identity) else {
+            panic!("{what}: a certificate was given");
+        };
         assert_eq!(status.code(), code, "{what}: {status:?}");
         let said = status.message();
         assert!(said.starts_with(&format!("{reason}:")), "{what}: {said}");
