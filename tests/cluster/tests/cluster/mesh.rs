@@ -480,7 +480,7 @@ fn an_installation_is_checked_repeated_and_removed_without_a_trace() {
         import(&cluster);
     }
     let before = everything(&cluster);
-    let marked = |line: &&String| line.trim_end().ends_with(" true");
+    let marked = |line: &&String| line.starts_with("Pod ") && line.trim_end().ends_with(" true");
     assert_eq!(before.iter().find(marked), None, "no annotation is left");
     install(&cluster);
     let checked = karst(&cluster, &["check", "-o", "json"]).unwrap();

@@ -1,6 +1,7 @@
 //! Kubernetes' own kinds of workload, probes and life cycles, in the mesh.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ const FORGOTTEN: Duration = Duration::from_secs(45);
 
 /// Several periods of the probes of `probes.yaml`, and as many as make a container fail.
 const PROBED: Duration = Duration::from_secs(6);
+
+/// Where the command line is put on the nodes.
+const CLI: &str = "/run/karst-cli";
 
 fn apply(cluster: &Cluster, namespace: &str, yaml: &str) {
     let yaml = yaml
@@ -105,6 +109,19 @@ fn stateful_sets_headless_services_and_jobs_work_in_the_mesh() {
         });
 }
 
+/// Brings the command line to both nodes: a node has folders of its own, and may not see the one that
+/// it was built in.
+fn bring_cli(cluster: &Cluster) {
+    for number in 1..=NODES {
+        let program = karst_cluster::binary("karst").unwrap();
+        let copy = format!("cat > {CLI} && chmod 0755 {CLI}");
+        let node = format!("node{number}");
+        let mut command = cluster.node_command(&node, &["sh", "-c", &copy]).unwrap();
+        command.stdin(File::open(program).unwrap());
+        assert!(command.status().unwrap().success(), "{node}");
+    }
+}
+
 /// What a node's agent and kernel hold of pods, against what the API server says is there.
 fn nothing_stale(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     let all = cluster.get(&[
@@ -121,9 +138,8 @@ fn nothing_stale(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     let uids: BTreeSet<String> = enrolled.iter().map(|pod| uid(pod)).collect();
     let addresses: BTreeSet<&str> = enrolled.iter().map(|p| text(p, "/status/podIP")).collect();
 
-    let program = karst_cluster::binary("karst")?.display().to_string();
     let inspect = |what: &[&str]| -> anyhow::Result<Vec<Value>> {
-        let argv = [&[program.as_str(), "inspect"], what, &["-j"]].concat();
+        let argv = [&[CLI, "inspect"], what, &["-j"]].concat();
         Ok(serde_json::from_str(&cluster.node_exec(node, &argv)?)?)
     };
     let column = |rows: &[Value], path: &str| -> BTreeSet<String> {
@@ -189,6 +205,7 @@ fn deleted_rolled_and_drained_pods_leave_nothing_behind() {
     // A drain moves what others use, the cluster's DNS and Karst's controller among it.
     let cluster = alone();
     with_karst(&cluster);
+    bring_cli(&cluster);
     let namespace = "mesh-ends";
     shop(&cluster, namespace);
     label(&cluster, namespace, LABEL);
