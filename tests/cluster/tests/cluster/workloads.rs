@@ -133,7 +133,11 @@ fn nothing_stale(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     let all = all["items"].as_array().cloned().unwrap_or_default();
     let uid = |pod: &Value| text(pod, "/metadata/uid").to_owned();
     let known: BTreeSet<String> = all.iter().map(uid).collect();
-    let in_mesh = |pod: &&Value| pod["metadata"]["annotations"]["karst.dev/enrolled"] == "true";
+    // A Job's pod that has ended keeps what was written on it.
+    let in_mesh = |pod: &&Value| {
+        pod["metadata"]["annotations"]["karst.dev/enrolled"] == "true"
+            && !["Succeeded", "Failed"].contains(&text(pod, "/status/phase"))
+    };
     let enrolled: Vec<&Value> = all.iter().filter(in_mesh).collect();
     let uids: BTreeSet<String> = enrolled.iter().map(|pod| uid(pod)).collect();
     let addresses: BTreeSet<&str> = enrolled.iter().map(|p| text(p, "/status/podIP")).collect();
