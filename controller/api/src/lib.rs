@@ -10,6 +10,7 @@ pub mod convert;
 pub mod discovery;
 pub mod node;
 pub mod security;
+pub mod waypoint;
 pub mod workload;
 
 pub use convert::FieldError;
@@ -22,6 +23,18 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 
 /// Resource type of [`node::NodePod`].
 pub const NODE_POD_TYPE: &str = "type.googleapis.com/karst.node.v1.NodePod";
+
+/// Resource type of [`waypoint::Listener`].
+pub const LISTENER_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.Listener";
+
+/// Resource type of [`waypoint::Route`].
+pub const ROUTE_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.Route";
+
+/// Resource type of [`waypoint::Backend`].
+pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.Backend";
+
+/// Resource type of [`waypoint::TlsSecret`].
+pub const TLS_SECRET_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.TlsSecret";
 
 /// Type of [`node::RejectedResource`], a detail of a rejected discovery response.
 pub const REJECTED_RESOURCE_TYPE: &str = "type.googleapis.com/karst.node.v1.RejectedResource";

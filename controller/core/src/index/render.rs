@@ -254,6 +254,7 @@ impl Index {
             }
             .into(),
             workload_uid: uid.to_owned(),
+            waypoints: Vec::new(),
         };
         Some((node, Rendered::new(node_uid, Vec::new(), &message)))
     }

@@ -1,0 +1,4 @@
+//! Changes of requests and responses.
+
+/// A compiled filter.
+pub enum Filter {}
