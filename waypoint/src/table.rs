@@ -138,6 +138,65 @@ pub enum Hostname {
     Suffix(String),
 }
 
+/// Length of a host name in bytes (RFC 1035 2.3.4, without the final dot).
+pub const MAX_HOSTNAME_BYTES: usize = 253;
+
+impl Hostname {
+    /// Reads a host name of a listener or route: a DNS name, with `*.` in front for any number of further labels.
+    ///
+    /// # Errors
+    /// What is wrong, as the rest of a sentence about the field.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lower = text.to_ascii_lowercase();
+        let name = lower.strip_suffix('.').unwrap_or(&lower);
+        let rest = name.strip_prefix('*').unwrap_or(name);
+        let labels = rest.strip_prefix('.').filter(|_| rest.len() < name.len());
+        let valid = |label: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            !label.is_empty() && label.bytes().all(allowed)
+        };
+        if name.len() > MAX_HOSTNAME_BYTES || !labels.unwrap_or(name).split('.').all(valid) {
+            return Err(format!(
+                "is {text:?}, which is neither a host name nor one with \"*.\" in front"
+            ));
+        }
+        Ok(match labels {
+            Some(_) => Self::Suffix(rest.to_owned()),
+            None => Self::Exact(name.to_owned()),
+        })
+    }
+
+    /// Whether it stands for a host, which is in the form of [`crate::route::host_of`].
+    #[must_use]
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(name) => name == host,
+            Self::Suffix(suffix) => {
+                let label = host.strip_suffix(suffix.as_str());
+                label.is_some_and(|label| !label.is_empty())
+            }
+        }
+    }
+
+    /// Orders host names: an exact one is greater than any with a wildcard, a longer one greater than a shorter.
+    #[must_use]
+    pub fn specificity(&self) -> impl Ord + use<> {
+        match self {
+            Self::Exact(name) => (1, name.len()),
+            Self::Suffix(suffix) => (0, suffix.len()),
+        }
+    }
+}
+
+impl std::fmt::Display for Hostname {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
 /// A rule of an HTTPRoute or GRPCRoute.
 pub struct HttpRule {
     /// The route, `KIND/NAMESPACE/NAME`.
