@@ -94,13 +94,14 @@ impl Store {
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             for (at, update) in batch.into_iter().enumerate() {
                 match update {
-                    Update::Apply(object) => match index.apply(object) {
+                    Update::Apply(object) => match index.stage(object) {
                         Ok(applied) => changes.merge(applied),
                         Err(error) => refused.push((at, error)),
                     },
-                    Update::Delete(key) => changes.merge(index.delete(&key)),
+                    Update::Delete(key) => changes.merge(index.stage_delete(&key)),
                 }
             }
+            changes.merge(index.flush());
         }
         self.announce(&changes);
         self.revision.send_modify(|revision| *revision += 1);

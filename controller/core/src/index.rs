@@ -3,8 +3,9 @@
 //! [`Index::apply`] and [`Index::delete`] update the objects and then render again exactly the
 //! resources that depend on what changed. Which those are is in `index/relations.rs`; what a
 //! resource looks like is in `index/render.rs`; the rule that keeps traffic encrypted while a pod
-//! changes sides is in `index/tunnel.rs`.
+//! changes sides is in `index/tunnel.rs`. Waypoints and gateways are in `index/l7.rs`.
 
+mod l7;
 mod relations;
 mod render;
 mod tunnel;
@@ -20,6 +21,7 @@ use std::{
 use karst_api::workload::Locality;
 
 use self::{
+    l7::L7,
     relations::{Concerned, Relations},
     tunnel::Tunnel,
 };
@@ -28,11 +30,13 @@ use crate::{
     error::{Faults, ObjectError},
     labels::DataplaneMode,
     object::{
-        Body, Kind, Object, ObjectKey,
+        Body, Kind, Metadata, Object, ObjectKey,
         endpoint_slice::EndpointSlice,
+        namespace::Namespace,
         pod::{Pod, PodNetwork, PodPhase},
         service::Service,
     },
+    proxy::{GatewayName, ProxyChange},
     resource::Rendered,
 };
 
@@ -52,26 +56,46 @@ impl NsName {
     }
 }
 
-/// Names of resources that are new, changed or gone; look each up to see which.
+/// Names of what is new, changed or gone; look each up to see which.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Names of `istio.workload.Address` resources.
     pub addresses: BTreeSet<String>,
     /// Node and name of `karst.node.v1.NodePod` resources.
     pub node_pods: BTreeSet<(String, String)>,
+    /// Resources of proxies.
+    pub proxies: BTreeSet<ProxyChange>,
+    /// Objects that should have another status: see [`Index::status`].
+    pub statuses: BTreeSet<ObjectKey>,
+    /// Gateways for which something else should run: see [`Index::proxy_wanted`].
+    pub workloads_wanted: BTreeSet<GatewayName>,
 }
 
 impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.node_pods.is_empty()
+        let Self {
+            addresses,
+            node_pods,
+            proxies,
+            statuses,
+            workloads_wanted,
+        } = self;
+        addresses.is_empty()
+            && node_pods.is_empty()
+            && proxies.is_empty()
+            && statuses.is_empty()
+            && workloads_wanted.is_empty()
     }
 
     /// Adds the changes of another call.
     pub fn merge(&mut self, other: Self) {
         self.addresses.extend(other.addresses);
         self.node_pods.extend(other.node_pods);
+        self.proxies.extend(other.proxies);
+        self.statuses.extend(other.statuses);
+        self.workloads_wanted.extend(other.workloads_wanted);
     }
 }
 
@@ -115,7 +139,7 @@ struct PodEntry {
 #[derive(Debug)]
 pub struct Index {
     config: MeshConfig,
-    namespaces: HashMap<String, Option<DataplaneMode>>,
+    namespaces: HashMap<String, Namespace>,
     nodes: HashMap<String, Option<Locality>>,
     service_accounts: HashSet<NsName>,
     pods: BTreeMap<NsName, PodEntry>,
@@ -126,6 +150,7 @@ pub struct Index {
     aliases: HashMap<String, BTreeSet<String>>,
     /// Node, then name of the resource.
     node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
+    l7: L7,
 }
 
 impl Index {
@@ -144,6 +169,7 @@ impl Index {
             addresses: BTreeMap::new(),
             aliases: HashMap::new(),
             node_pods: BTreeMap::new(),
+            l7: L7::default(),
         }
     }
 
@@ -160,11 +186,29 @@ impl Index {
     /// # Errors
     /// When the object contradicts another one. It is then not taken, and its former state stays.
     pub fn apply(&mut self, object: Object) -> Result<Changes, ObjectError> {
+        let mut changes = self.stage(object)?;
+        changes.merge(self.flush());
+        Ok(changes)
+    }
+
+    /// Removes an object; nothing happens if it is not there.
+    pub fn delete(&mut self, key: &ObjectKey) -> Changes {
+        let mut changes = self.stage_delete(key);
+        changes.merge(self.flush());
+        changes
+    }
+
+    /// Like [`Index::apply`], but what waypoints and gateways make of it is not worked out before
+    /// [`Index::flush`]: for objects that come together.
+    ///
+    /// # Errors
+    /// As [`Index::apply`].
+    pub fn stage(&mut self, object: Object) -> Result<Changes, ObjectError> {
         let mut changes = Changes::default();
         let key = NsName::new(object.key.namespace.as_str(), object.key.name.as_str());
         match object.body {
             Body::Namespace(namespace) => {
-                self.set_namespace(key.name, namespace.mode, &mut changes);
+                self.set_namespace(key.name, namespace, &mut changes);
             }
             Body::Node(node) => self.set_node(key.name, node.locality, &mut changes),
             Body::ServiceAccount => {
@@ -176,18 +220,20 @@ impl Index {
                 self.check_uid(&object.key, &key, &pod)?;
                 self.set_pod(key, *pod, &mut changes);
             }
+            body => self.set_l7(&object.key, object.meta, Some(body)),
         }
         Ok(changes)
     }
 
-    /// Removes an object; nothing happens if it is not there.
-    pub fn delete(&mut self, key: &ObjectKey) -> Changes {
+    /// Like [`Index::delete`], but what waypoints and gateways make of it is not worked out before
+    /// [`Index::flush`].
+    pub fn stage_delete(&mut self, key: &ObjectKey) -> Changes {
         let mut changes = Changes::default();
         let name = NsName::new(key.namespace.as_str(), key.name.as_str());
         match key.kind {
             Kind::Namespace => {
-                // Its label goes with it; its pods, which have manifests of their own, stay.
-                self.set_namespace(name.name.clone(), None, &mut changes);
+                // Its labels go with it; its pods, which have manifests of their own, stay.
+                self.set_namespace(name.name.clone(), Namespace::default(), &mut changes);
                 self.namespaces.remove(&name.name);
             }
             Kind::Node => {
@@ -200,6 +246,7 @@ impl Index {
             Kind::Service => self.set_service(name, None, &mut changes),
             Kind::EndpointSlice => self.set_slice(name, None, &mut changes),
             Kind::Pod => self.remove_pod(&name, &mut changes),
+            _ => self.set_l7(key, Metadata::default(), None),
         }
         changes
     }
@@ -222,9 +269,11 @@ impl Index {
             }
             known += 1;
             if entry.tunnel.reported_enrolled() {
+                self.pod_changed(&key);
                 self.render_pod(&key, &mut changes);
             }
         }
+        changes.merge(self.flush());
         (known, changes)
     }
 
@@ -347,23 +396,32 @@ impl Index {
             Kind::Service => self.services.len(),
             Kind::Pod => self.pods.len(),
             Kind::EndpointSlice => self.slices.len(),
+            kind => self.l7.object_count(kind),
         }
     }
 
     /// What the operator wants for a pod: its own label, else its namespace's. A pod without a
-    /// network of its own, or with a sidecar, is never in the mesh.
+    /// network of its own, with a sidecar, or of a waypoint or gateway, is never in the mesh.
     fn mode(&self, key: &NsName, pod: &Pod) -> DataplaneMode {
-        if pod.network == PodNetwork::Host || pod.has_sidecar || pod.phase == PodPhase::Terminal {
+        if pod.network == PodNetwork::Host
+            || pod.has_sidecar
+            || pod.phase == PodPhase::Terminal
+            || self.proxy_of_pod(key, pod).is_some()
+        {
             return DataplaneMode::None;
         }
+        let namespace = || self.namespaces.get(&key.namespace);
         pod.mode
-            .or_else(|| self.namespaces.get(&key.namespace).copied().flatten())
+            .or_else(|| namespace().and_then(|namespace| namespace.mode))
             .unwrap_or(DataplaneMode::None)
     }
 
-    fn set_namespace(&mut self, name: String, mode: Option<DataplaneMode>, changes: &mut Changes) {
-        let former = self.namespaces.insert(name.clone(), mode);
-        if former.flatten() == mode {
+    fn set_namespace(&mut self, name: String, namespace: Namespace, changes: &mut Changes) {
+        let mode = namespace.mode;
+        let former = self.namespaces.insert(name.clone(), namespace);
+        let former = former.unwrap_or_default();
+        self.namespace_changed(&name, &former);
+        if former.mode == mode {
             return;
         }
         for key in self.pods_of_namespace(&name) {
@@ -379,6 +437,7 @@ impl Index {
         }
         let pods: Vec<NsName> = self.relations.pods_of_node(&name).cloned().collect();
         for key in pods {
+            self.pod_changed(&key);
             self.render_pod(&key, changes);
         }
         let on_node = |slice: &EndpointSlice| {
@@ -388,12 +447,14 @@ impl Index {
         let slices = self.slices.iter().filter(|(_, slice)| on_node(slice));
         let slices: Vec<NsName> = slices.map(|(key, _)| key.clone()).collect();
         for key in slices {
+            self.slice_changed(&key);
             self.render_slice(&key, changes);
         }
     }
 
     fn set_pod(&mut self, key: NsName, pod: Pod, changes: &mut Changes) {
         let mode = self.mode(&key, &pod);
+        self.pod_changed(&key);
         let former = self.pods.remove(&key);
         let mut concerned = match &former {
             Some(former) => self.relations.remove_pod(&key, &former.pod),
@@ -414,12 +475,14 @@ impl Index {
             listed,
         };
         self.pods.insert(key.clone(), entry);
+        self.pod_changed(&key);
         // The others first: one of them may have to give up a name that is this one's now.
         self.render_concerned(concerned, changes);
         self.render_pod(&key, changes);
     }
 
     fn remove_pod(&mut self, key: &NsName, changes: &mut Changes) {
+        self.pod_changed(key);
         let Some(former) = self.pods.remove(key) else {
             return;
         };
@@ -432,9 +495,11 @@ impl Index {
     /// Addresses and uids have come or gone, and may have become, or ceased to be, those of another pod.
     fn render_concerned(&mut self, concerned: Concerned, changes: &mut Changes) {
         for slice in concerned.slices {
+            self.slice_changed(&slice);
             self.render_slice(&slice, changes);
         }
         for pod in concerned.pods {
+            self.pod_changed(&pod);
             self.render_pod(&pod, changes);
         }
     }
@@ -443,6 +508,7 @@ impl Index {
         let slices: Vec<NsName> = self.relations.slices_of_service(&key).cloned().collect();
         let mut touched = self.selected_pods(&key);
         touched.extend(slices.iter().flat_map(|slice| self.slice_pods(slice)));
+        self.service_changed(&key, service.as_ref());
         match service {
             Some(service) => self.services.insert(key.clone(), service),
             None => self.services.remove(&key),
@@ -451,6 +517,7 @@ impl Index {
 
         self.render_service(&key, changes);
         for pod in touched {
+            self.l7.dirty.pods.insert(pod.clone());
             self.render_pod(&pod, changes);
         }
         for slice in slices {
@@ -460,6 +527,7 @@ impl Index {
 
     fn set_slice(&mut self, key: NsName, slice: Option<EndpointSlice>, changes: &mut Changes) {
         let mut touched = self.slice_pods(&key);
+        self.slice_changed(&key);
         if let Some(former) = self.slices.remove(&key) {
             self.relations.remove_slice(&key, &former);
         }
@@ -468,8 +536,10 @@ impl Index {
             self.slices.insert(key.clone(), slice);
         }
         touched.extend(self.slice_pods(&key));
+        self.slice_changed(&key);
         self.render_slice(&key, changes);
         for pod in touched {
+            self.l7.dirty.pods.insert(pod.clone());
             self.render_pod(&pod, changes);
         }
     }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use karst_api::OUTSIDE_NAMESPACES;
 
-use crate::error::{Faults, ObjectError};
+use crate::{
+    error::{Faults, ObjectError},
+    proxy::GatewayName,
+};
 
 /// Puts a namespace or a pod into the mesh, or keeps it out.
 pub(crate) const DATAPLANE_MODE: &str = "karst.dev/dataplane-mode";
@@ -47,6 +50,27 @@ pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// Names the Service of an EndpointSlice.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Names the waypoint of a service, a pod or all of a namespace; `none` for none.
+pub(crate) const USE_WAYPOINT: [&str; 2] = ["karst.dev/use-waypoint", "istio.io/use-waypoint"];
+
+/// Namespace of that waypoint, if it is another one.
+pub(crate) const USE_WAYPOINT_NAMESPACE: [&str; 2] = [
+    "karst.dev/use-waypoint-namespace",
+    "istio.io/use-waypoint-namespace",
+];
+
+/// `disabled`: destinations take connections that do not come through their waypoint as well.
+pub(crate) const WAYPOINT_ENFORCEMENT: &str = "karst.dev/waypoint-enforcement";
+
+/// On a Gateway: what it is a waypoint for.
+pub(crate) const WAYPOINT_FOR: [&str; 2] = ["karst.dev/waypoint-for", "istio.io/waypoint-for"];
+
+/// On a pod: the Gateway whose proxy it is (GEP-1762).
+pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// On a pod: the class of that Gateway.
+pub(crate) const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 
 /// What the operator wants for a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,6 +122,66 @@ fn labelled_mode(
         }
     }
     None
+}
+
+/// What labels say of the waypoint of an object, or of those in a namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct WaypointLabels {
+    /// `None`: nothing said.
+    pub(crate) choice: Option<WaypointChoice>,
+    /// `None`: nothing said.
+    pub(crate) enforcement: Option<Enforcement>,
+}
+
+/// A waypoint that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum WaypointChoice {
+    /// None, whatever the namespace says.
+    Off,
+    /// This one.
+    Named(GatewayName),
+}
+
+/// Whether destinations refuse connections that do not come through their waypoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Enforcement {
+    Enabled,
+    Disabled,
+}
+
+impl WaypointLabels {
+    /// Reads the labels of an object in that namespace, or of the namespace itself.
+    pub(crate) fn read(
+        namespace: &str,
+        labels: &Labels,
+        faults: &Faults,
+        findings: &mut Vec<ObjectError>,
+    ) -> Self {
+        let choice = first(labels, &USE_WAYPOINT).map(|name| match name {
+            "none" => WaypointChoice::Off,
+            name => {
+                let namespace = first(labels, &USE_WAYPOINT_NAMESPACE).unwrap_or(namespace);
+                WaypointChoice::Named(GatewayName::new(namespace, name))
+            }
+        });
+        let enforcement = match labels.get(WAYPOINT_ENFORCEMENT).map(String::as_str) {
+            Some("disabled") => Some(Enforcement::Disabled),
+            Some("enabled") => Some(Enforcement::Enabled),
+            Some(other) => {
+                findings.push(faults.error(
+                    format!("metadata.labels[{WAYPOINT_ENFORCEMENT:?}]"),
+                    format!("is {other:?}"),
+                    "set it to \"enabled\" or \"disabled\"; until then the label is as good as absent",
+                ));
+                None
+            }
+            None => None,
+        };
+        Self {
+            choice,
+            enforcement,
+        }
+    }
 }
 
 /// The value of the first of `keys` that is set.

@@ -10,11 +10,19 @@ mod error;
 mod index;
 mod labels;
 mod object;
+mod proxy;
 mod resource;
+mod status;
 
 pub use config::MeshConfig;
 pub use error::ObjectError;
 pub use index::{Changes, Index, NodeIdentity, PodRef};
 pub use labels::DataplaneMode;
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};
+pub use proxy::{
+    GatewayName, ProxyChange, ProxyClass, ProxyKind, ProxyPort, ProxyWanted, WAYPOINT_PORT,
+};
 pub use resource::Rendered;
+pub use status::{
+    AncestorStatus, Condition, ConditionStatus, ObjectStatus, ParentStatus, StatusContent,
+};

@@ -1,10 +1,18 @@
 //! Kubernetes objects, reduced to what the mesh needs and checked once.
 
+pub(crate) mod backend_tls_policy;
 pub(crate) mod endpoint_slice;
+pub(crate) mod gateway;
+pub(crate) mod gateway_api;
+pub(crate) mod listener_set;
 pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod pod;
+pub(crate) mod reference_grant;
+pub(crate) mod route;
 pub(crate) mod service;
+pub(crate) mod tls_material;
+pub(crate) mod traffic_policy;
 
 use std::fmt;
 
@@ -15,6 +23,7 @@ use k8s_openapi::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use self::gateway_api::Resource;
 use crate::error::{Faults, ObjectError};
 
 /// Kinds the mesh reads.
@@ -28,6 +37,30 @@ pub enum Kind {
     Node,
     /// v1 ServiceAccount.
     ServiceAccount,
+    /// gateway.networking.k8s.io GatewayClass.
+    GatewayClass,
+    /// gateway.networking.k8s.io Gateway.
+    Gateway,
+    /// gateway.networking.k8s.io ListenerSet.
+    ListenerSet,
+    /// gateway.networking.k8s.io ReferenceGrant.
+    ReferenceGrant,
+    /// v1 Secret, of which those with certificates are kept.
+    Secret,
+    /// v1 ConfigMap, of which those with authorities are kept.
+    ConfigMap,
+    /// gateway.networking.k8s.io BackendTLSPolicy.
+    BackendTlsPolicy,
+    /// karst.dev BackendTrafficPolicy.
+    BackendTrafficPolicy,
+    /// gateway.networking.k8s.io HTTPRoute.
+    HttpRoute,
+    /// gateway.networking.k8s.io GRPCRoute.
+    GrpcRoute,
+    /// gateway.networking.k8s.io TLSRoute.
+    TlsRoute,
+    /// gateway.networking.k8s.io TCPRoute.
+    TcpRoute,
     /// v1 Service.
     Service,
     /// v1 Pod.
@@ -36,19 +69,47 @@ pub enum Kind {
     EndpointSlice,
 }
 
+/// API group of the Gateway API.
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+/// Our own API group.
+const KARST_GROUP: &str = "karst.dev";
+
+/// Versions in which kinds of the Gateway API are or were served. Fields that there are in two of them
+/// mean the same in both.
+const GATEWAY_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
+
 impl Kind {
+    /// All of them, in the order in which a batch is applied.
+    pub const ALL: [Self; 18] = [
+        Self::Namespace,
+        Self::Node,
+        Self::ServiceAccount,
+        Self::GatewayClass,
+        Self::Gateway,
+        Self::ListenerSet,
+        Self::ReferenceGrant,
+        Self::Secret,
+        Self::ConfigMap,
+        Self::BackendTlsPolicy,
+        Self::BackendTrafficPolicy,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+        Self::Service,
+        Self::Pod,
+        Self::EndpointSlice,
+    ];
+
     /// The kind of an object by its `apiVersion` and `kind`; `None` for those the mesh ignores.
     #[must_use]
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
-        Some(match (api_version, kind) {
-            ("v1", "Namespace") => Self::Namespace,
-            ("v1", "Node") => Self::Node,
-            ("v1", "ServiceAccount") => Self::ServiceAccount,
-            ("v1", "Service") => Self::Service,
-            ("v1", "Pod") => Self::Pod,
-            ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
-            _ => return None,
-        })
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let found = Self::ALL
+            .into_iter()
+            .find(|each| each.group() == group && each.name() == kind)?;
+        found.versions().contains(&version).then_some(found)
     }
 
     /// The kind's name in manifests.
@@ -58,14 +119,63 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
             Self::ServiceAccount => "ServiceAccount",
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::ListenerSet => "ListenerSet",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::BackendTrafficPolicy => "BackendTrafficPolicy",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
         }
     }
 
-    fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+    /// The API group; empty for the core group.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Namespace
+            | Self::Node
+            | Self::ServiceAccount
+            | Self::Secret
+            | Self::ConfigMap
+            | Self::Service
+            | Self::Pod => "",
+            Self::EndpointSlice => "discovery.k8s.io",
+            Self::BackendTrafficPolicy => KARST_GROUP,
+            Self::GatewayClass
+            | Self::Gateway
+            | Self::ListenerSet
+            | Self::ReferenceGrant
+            | Self::BackendTlsPolicy
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TlsRoute
+            | Self::TcpRoute => GATEWAY_GROUP,
+        }
+    }
+
+    /// Versions of the group that are understood, the best first.
+    #[must_use]
+    pub fn versions(self) -> &'static [&'static str] {
+        match self.group() {
+            GATEWAY_GROUP => &GATEWAY_VERSIONS,
+            KARST_GROUP => &["v1alpha1"],
+            _ => &["v1"],
+        }
+    }
+
+    /// Whether objects of the kind are in namespaces.
+    #[must_use]
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
     }
 }
 
@@ -98,7 +208,30 @@ pub struct Object {
     pub key: ObjectKey,
     /// Fields that were left out of account, to be reported to the author.
     pub findings: Vec<ObjectError>,
+    pub(crate) meta: Metadata,
     pub(crate) body: Body,
+}
+
+/// What else tells objects and their states apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    /// The API server's; empty for a manifest that nobody has run through one.
+    pub(crate) uid: String,
+    /// Counts changes of the spec.
+    pub(crate) generation: i64,
+    /// Creation, in seconds since 1970; 0 if unknown.
+    pub(crate) created: i64,
+}
+
+impl Metadata {
+    fn of(metadata: &ObjectMeta) -> Self {
+        let created = metadata.creation_timestamp.as_ref();
+        Self {
+            uid: metadata.uid.clone().unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            created: created.map_or(0, |time| time.0.as_second()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +239,17 @@ pub(crate) enum Body {
     Namespace(namespace::Namespace),
     Node(node::Node),
     ServiceAccount,
+    GatewayClass(gateway::GatewayClass),
+    Gateway(Box<gateway::Gateway>),
+    ListenerSet(Box<listener_set::ListenerSet>),
+    ReferenceGrant(reference_grant::ReferenceGrant),
+    /// `None`: nothing in it that concerns the mesh.
+    Secret(Option<Box<tls_material::TlsMaterial>>),
+    /// `None`: nothing in it that concerns the mesh.
+    ConfigMap(Option<Box<tls_material::TlsMaterial>>),
+    BackendTlsPolicy(Box<backend_tls_policy::BackendTlsPolicy>),
+    BackendTrafficPolicy(Box<traffic_policy::TrafficPolicy>),
+    Route(Box<route::Route>),
     Service(Box<service::Service>),
     Pod(Box<pod::Pod>),
     EndpointSlice(endpoint_slice::EndpointSlice),
@@ -172,6 +316,46 @@ impl Object {
                     Ok(Body::ServiceAccount)
                 })
             }
+            Kind::GatewayClass => {
+                Self::of_spec(kind, value, described, gateway::GatewayClass::body)
+            }
+            Kind::Gateway => Self::of_spec(kind, value, described, gateway::Gateway::body),
+            Kind::ListenerSet => {
+                Self::of_spec(kind, value, described, listener_set::ListenerSet::body)
+            }
+            Kind::ReferenceGrant => Self::of_spec(
+                kind,
+                value,
+                described,
+                reference_grant::ReferenceGrant::body,
+            ),
+            Kind::BackendTlsPolicy => {
+                let body = backend_tls_policy::BackendTlsPolicy::body;
+                Self::of_spec(kind, value, described, body)
+            }
+            Kind::BackendTrafficPolicy => {
+                Self::of_spec(kind, value, described, traffic_policy::TrafficPolicy::body)
+            }
+            Kind::HttpRoute => Self::of_spec(kind, value, described, route::http::body),
+            Kind::GrpcRoute => Self::of_spec(kind, value, described, route::grpc::body),
+            Kind::TlsRoute => Self::of_spec(kind, value, described, route::l4::tls_body),
+            Kind::TcpRoute => Self::of_spec(kind, value, described, route::l4::tcp_body),
+            Kind::Secret => {
+                let object: v1::Secret = typed(value, described)?;
+                Self::build(kind, &object.metadata, described, |faults, findings| {
+                    Ok(Body::Secret(tls_material::of_secret(
+                        &object, faults, findings,
+                    )))
+                })
+            }
+            Kind::ConfigMap => {
+                let object: v1::ConfigMap = typed(value, described)?;
+                Self::build(kind, &object.metadata, described, |faults, findings| {
+                    Ok(Body::ConfigMap(tls_material::of_config_map(
+                        &object, faults, findings,
+                    )))
+                })
+            }
             Kind::Service => {
                 let object: v1::Service = typed(value, described)?;
                 Self::build(kind, &object.metadata, described, |faults, findings| {
@@ -194,6 +378,20 @@ impl Object {
                 })
             }
         }
+    }
+
+    /// Checks an object of a kind that has types of our own.
+    fn of_spec<S: DeserializeOwned + Default>(
+        kind: Kind,
+        value: Value,
+        described: &Faults,
+        body: impl FnOnce(Resource<S>, &Faults, &mut Vec<ObjectError>) -> Result<Body, ObjectError>,
+    ) -> Result<Self, ObjectError> {
+        let object: Resource<S> = typed(value, described)?;
+        let metadata = object.metadata.clone();
+        Self::build(kind, &metadata, described, |faults, findings| {
+            body(object, faults, findings)
+        })
     }
 
     fn build(
@@ -226,6 +424,7 @@ impl Object {
         Ok(Self {
             key,
             findings,
+            meta: Metadata::of(metadata),
             body,
         })
     }

@@ -132,9 +132,10 @@ fn subject(value: &Value) -> Subject {
     let (Some(kind), Some(name)) = (kind, text("/metadata/name")) else {
         return Subject::Unknown;
     };
-    let namespace = match kind {
-        Kind::Namespace | Kind::Node => "",
-        _ => text("/metadata/namespace").unwrap_or("default"),
+    let namespace = if kind.is_namespaced() {
+        text("/metadata/namespace").unwrap_or("default")
+    } else {
+        ""
     };
     Subject::Known(ObjectKey {
         kind,

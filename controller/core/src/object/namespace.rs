@@ -4,12 +4,15 @@ use k8s_openapi::api::core::v1;
 
 use crate::{
     error::{Faults, ObjectError},
-    labels::{self, DataplaneMode},
+    labels::{self, DataplaneMode, Labels, WaypointLabels},
 };
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespace {
     pub(crate) mode: Option<DataplaneMode>,
+    pub(crate) waypoint: WaypointLabels,
+    /// For selectors of namespaces.
+    pub(crate) labels: Labels,
 }
 
 impl Namespace {
@@ -22,6 +25,8 @@ impl Namespace {
         let labels = object.metadata.labels.clone().unwrap_or_default();
         Self {
             mode: labels::dataplane_mode(name, &labels, faults, findings),
+            waypoint: WaypointLabels::read(name, &labels, faults, findings),
+            labels,
         }
     }
 }

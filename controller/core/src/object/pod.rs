@@ -12,7 +12,7 @@ use crate::{
     error::{Faults, ObjectError},
     labels::{
         self, CANONICAL_NAME, CANONICAL_REVISION, CONFIG_HASH, CONFIG_MIRROR, DataplaneMode,
-        Labels, POD_TEMPLATE_HASH, SIDECAR_CONTAINER, SIDECAR_STATUS,
+        Labels, POD_TEMPLATE_HASH, SIDECAR_CONTAINER, SIDECAR_STATUS, WaypointLabels,
     },
 };
 
@@ -43,6 +43,7 @@ pub(crate) struct Pod {
     pub(crate) named_ports: Vec<(String, u16)>,
     /// The pod's own label.
     pub(crate) mode: Option<DataplaneMode>,
+    pub(crate) waypoint: WaypointLabels,
     pub(crate) has_sidecar: bool,
     pub(crate) canonical_name: String,
     pub(crate) canonical_revision: String,
@@ -109,6 +110,7 @@ impl Pod {
             ips: ips(object, faults)?,
             named_ports: named_ports(spec, faults)?,
             mode,
+            waypoint: WaypointLabels::read(namespace, &labels, faults, findings),
             has_sidecar: has_sidecar(object),
             canonical_name: labels::first(&labels, &CANONICAL_NAME)
                 .unwrap_or(&workload_name)

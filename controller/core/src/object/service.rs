@@ -8,7 +8,7 @@ use karst_api::workload::AppProtocol;
 use super::pod::{is_tcp, parse_ip, parse_port};
 use crate::{
     error::{Faults, ObjectError},
-    labels::Labels,
+    labels::{Labels, WaypointLabels},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,10 @@ pub(crate) struct Service {
     pub(crate) selector: Option<Labels>,
     pub(crate) unready: Unready,
     pub(crate) preference: Preference,
+    pub(crate) waypoint: WaypointLabels,
+    /// Addresses and host names at which it can be reached from outside the cluster: those of load
+    /// balancers, then `externalIPs`.
+    pub(crate) published: Vec<String>,
 }
 
 /// Whether the service stands for endpoints.
@@ -107,6 +111,8 @@ impl Service {
                 _ => Unready::Avoided,
             },
             preference: preference(spec, faults, findings)?,
+            waypoint: waypoint_labels(object, faults, findings),
+            published: published(object),
         })
     }
 
@@ -119,6 +125,27 @@ impl Service {
                     .all(|(key, value)| labels.get(key) == Some(value))
             })
     }
+}
+
+fn waypoint_labels(
+    object: &v1::Service,
+    faults: &Faults,
+    findings: &mut Vec<ObjectError>,
+) -> WaypointLabels {
+    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+    let labels = object.metadata.labels.clone().unwrap_or_default();
+    WaypointLabels::read(namespace, &labels, faults, findings)
+}
+
+fn published(object: &v1::Service) -> Vec<String> {
+    let status = object.status.as_ref();
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
+    let ingress = ingress.into_iter().flatten();
+    let balancers = ingress.filter_map(|entry| entry.ip.clone().or_else(|| entry.hostname.clone()));
+    let external = object.spec.iter();
+    let external = external.flat_map(|spec| spec.external_ips.iter().flatten().cloned());
+    balancers.chain(external).collect()
 }
 
 fn vips(spec: &v1::ServiceSpec, faults: &Faults) -> Result<Vec<IpAddr>, ObjectError> {

@@ -59,15 +59,28 @@ impl Follow {
         messages: mpsc::Sender<Message>,
         facts: Arc<Facts>,
     ) -> Self {
-        let (group, label) = match kind {
-            Kind::Namespace => ("", "namespace"),
-            Kind::Node => ("", "node"),
-            Kind::ServiceAccount => ("", "service_account"),
-            Kind::Service => ("", "service"),
-            Kind::Pod => ("", "pod"),
-            Kind::EndpointSlice => ("discovery.k8s.io", "endpoint_slice"),
+        let label = match kind {
+            Kind::Namespace => "namespace",
+            Kind::Node => "node",
+            Kind::ServiceAccount => "service_account",
+            Kind::GatewayClass => "gateway_class",
+            Kind::Gateway => "gateway",
+            Kind::ListenerSet => "listener_set",
+            Kind::ReferenceGrant => "reference_grant",
+            Kind::Secret => "secret",
+            Kind::ConfigMap => "config_map",
+            Kind::BackendTlsPolicy => "backend_tls_policy",
+            Kind::BackendTrafficPolicy => "backend_traffic_policy",
+            Kind::HttpRoute => "http_route",
+            Kind::GrpcRoute => "grpc_route",
+            Kind::TlsRoute => "tls_route",
+            Kind::TcpRoute => "tcp_route",
+            Kind::Service => "service",
+            Kind::Pod => "pod",
+            Kind::EndpointSlice => "endpoint_slice",
         };
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind.name()));
+        let gvk = GroupVersionKind::gvk(kind.group(), "v1", kind.name());
+        let resource = ApiResource::from_gvk(&gvk);
         let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
         Self {
             kind,

@@ -1,0 +1,259 @@
+//! Layer 7: waypoints and gateways, what they serve, and the statuses of what describes them.
+//!
+//! Objects come in by [`Index::set_l7`], which only notes what may have changed by it ([`Dirty`]).
+//! [`Index::flush`] then works that out in one direction: gateways, routes, services, pods, what each
+//! proxy serves, its backends, and statuses. Every step compares its result with the former one and
+//! hands on only what differs, so that the work, and what is announced, is as large as the change.
+
+mod backends;
+mod binding;
+mod gateway;
+mod grants;
+mod mesh;
+mod routes;
+mod status;
+mod tls;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{Changes, Index, NsName};
+use crate::{
+    object::{
+        Body, Kind, Metadata, ObjectKey,
+        backend_tls_policy::BackendTlsPolicy,
+        gateway::{Gateway, GatewayClass},
+        gateway_api::ParentRef,
+        listener_set::ListenerSet,
+        namespace::Namespace,
+        reference_grant::ReferenceGrant,
+        route::{Route, RouteKind},
+        service::Service,
+        tls_material::TlsMaterial,
+        traffic_policy::TrafficPolicy,
+    },
+    proxy::{GatewayName, ProxyChange, ProxyKind, ProxyWanted},
+    resource::Rendered,
+    status::ObjectStatus,
+};
+
+/// An object as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stored<T> {
+    pub(super) meta: Metadata,
+    pub(super) body: T,
+}
+
+/// A route's kind and name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RouteKey {
+    pub(super) kind: RouteKind,
+    pub(super) name: NsName,
+}
+
+impl RouteKey {
+    pub(super) fn object(&self) -> ObjectKey {
+        ObjectKey {
+            kind: self.kind.kind(),
+            namespace: self.name.namespace.clone(),
+            name: self.name.name.clone(),
+        }
+    }
+}
+
+/// Objects of the Gateway API, and what is made of them.
+#[derive(Debug, Default)]
+pub(super) struct L7 {
+    pub(super) classes: BTreeMap<String, Stored<GatewayClass>>,
+    pub(super) gateways: BTreeMap<GatewayName, Stored<Gateway>>,
+    pub(super) listener_sets: BTreeMap<NsName, Stored<ListenerSet>>,
+    pub(super) grants: BTreeMap<NsName, ReferenceGrant>,
+    pub(super) secrets: BTreeMap<NsName, TlsMaterial>,
+    pub(super) config_maps: BTreeMap<NsName, TlsMaterial>,
+    pub(super) backend_tls: BTreeMap<NsName, Stored<BackendTlsPolicy>>,
+    pub(super) policies: BTreeMap<NsName, Stored<TrafficPolicy>>,
+    pub(super) routes: BTreeMap<RouteKey, Stored<Route>>,
+    pub(super) dirty: Dirty,
+    proxies: BTreeMap<GatewayName, Proxy>,
+    statuses: BTreeMap<ObjectKey, ObjectStatus>,
+    wanted: BTreeMap<GatewayName, ProxyWanted>,
+}
+
+/// What may have changed since the last flush.
+#[derive(Debug, Default)]
+pub(super) struct Dirty {
+    /// What a Gateway is and what it listens on.
+    pub(super) gateways: BTreeSet<GatewayName>,
+    /// What a route says, and what it refers to.
+    pub(super) routes: BTreeSet<RouteKey>,
+    /// Binding, routes and need of a service.
+    pub(super) services: BTreeSet<NsName>,
+    /// Binding of a pod.
+    pub(super) pods: BTreeSet<NsName>,
+    /// What a proxy serves.
+    pub(super) proxies: BTreeSet<GatewayName>,
+    /// Backends of a service: endpoints, policies, TLS.
+    pub(super) backends: BTreeSet<NsName>,
+    /// Statuses.
+    pub(super) statuses: BTreeSet<ObjectKey>,
+}
+
+/// Resources of a proxy, by name.
+#[derive(Debug, Default)]
+pub(super) struct Proxy {
+    pub(super) listeners: BTreeMap<String, Arc<Rendered>>,
+    pub(super) routes: BTreeMap<String, Arc<Rendered>>,
+    pub(super) backends: BTreeMap<String, Arc<Rendered>>,
+    pub(super) secrets: BTreeMap<String, Arc<Rendered>>,
+}
+
+impl Proxy {
+    fn of(&self, kind: ProxyKind) -> &BTreeMap<String, Arc<Rendered>> {
+        match kind {
+            ProxyKind::Listener => &self.listeners,
+            ProxyKind::Route => &self.routes,
+            ProxyKind::Backend => &self.backends,
+            ProxyKind::TlsSecret => &self.secrets,
+        }
+    }
+}
+
+impl L7 {
+    pub(super) fn object_count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::GatewayClass => self.classes.len(),
+            Kind::Gateway => self.gateways.len(),
+            Kind::ListenerSet => self.listener_sets.len(),
+            Kind::ReferenceGrant => self.grants.len(),
+            Kind::Secret => self.secrets.len(),
+            Kind::ConfigMap => self.config_maps.len(),
+            Kind::BackendTlsPolicy => self.backend_tls.len(),
+            Kind::BackendTrafficPolicy => self.policies.len(),
+            kind => match RouteKind::of(kind) {
+                Some(of) => self.routes.keys().filter(|key| key.kind == of).count(),
+                None => 0,
+            },
+        }
+    }
+}
+
+/// Stores an object or forgets it. Whether that changed anything.
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    match value {
+        Some(value) if map.get(&key) == Some(&value) => false,
+        Some(value) => {
+            map.insert(key, value);
+            true
+        }
+        None => map.remove(&key).is_some(),
+    }
+}
+
+impl Index {
+    /// A resource of the proxy of a Gateway.
+    #[must_use]
+    pub fn proxy_resource(
+        &self,
+        gateway: &GatewayName,
+        kind: ProxyKind,
+        name: &str,
+    ) -> Option<&Arc<Rendered>> {
+        self.l7.proxies.get(gateway)?.of(kind).get(name)
+    }
+
+    /// All resources of a kind for the proxy of a Gateway, by name.
+    pub fn proxy_resources(
+        &self,
+        gateway: &GatewayName,
+        kind: ProxyKind,
+    ) -> impl Iterator<Item = &Arc<Rendered>> {
+        let proxy = self.l7.proxies.get(gateway).into_iter();
+        proxy.flat_map(move |proxy| proxy.of(kind).values())
+    }
+
+    /// Gateways of our classes whose proxies run as that service account. Normally one at most: the account
+    /// has the Gateway's name.
+    #[must_use]
+    pub fn gateways_of_account(&self, namespace: &str, service_account: &str) -> Vec<GatewayName> {
+        let name = GatewayName::new(namespace, service_account);
+        let class = self.gateway_class(&name);
+        class.map(|_| name).into_iter().collect()
+    }
+
+    /// The status that an object should have; `None` if it is not ours to write.
+    #[must_use]
+    pub fn status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
+        self.l7.statuses.get(key).cloned()
+    }
+
+    /// What should run for a Gateway; `None`: nothing, as it is gone, or not ours.
+    #[must_use]
+    pub fn proxy_wanted(&self, gateway: &GatewayName) -> Option<ProxyWanted> {
+        self.l7.wanted.get(gateway).cloned()
+    }
+
+    /// Stores an object of a kind that concerns waypoints and gateways, or forgets it.
+    pub(super) fn set_l7(&mut self, key: &ObjectKey, meta: Metadata, body: Option<Body>) {
+        let name = NsName::new(key.namespace.as_str(), key.name.as_str());
+        macro_rules! taken {
+            ($variant:path) => {
+                match body {
+                    Some($variant(body)) => Some(Stored { meta, body }),
+                    _ => None,
+                }
+            };
+            ($variant:path, boxed) => {
+                match body {
+                    Some($variant(body)) => Some(Stored { meta, body: *body }),
+                    _ => None,
+                }
+            };
+        }
+        match key.kind {
+            Kind::GatewayClass => self.set_class(name.name, taken!(Body::GatewayClass)),
+            Kind::Gateway => {
+                let gateway = GatewayName::new(name.namespace, name.name);
+                self.set_gateway(gateway, taken!(Body::Gateway, boxed));
+            }
+            Kind::ListenerSet => self.set_listener_set(name, taken!(Body::ListenerSet, boxed)),
+            Kind::ReferenceGrant => {
+                let grant = taken!(Body::ReferenceGrant);
+                self.set_grant(name, grant.map(|stored| stored.body));
+            }
+            Kind::Secret => {
+                let secret = taken!(Body::Secret).and_then(|stored| stored.body);
+                self.set_secret(name, secret.map(|material| *material));
+            }
+            Kind::ConfigMap => {
+                let map = taken!(Body::ConfigMap).and_then(|stored| stored.body);
+                self.set_config_map(name, map.map(|material| *material));
+            }
+            Kind::BackendTlsPolicy => {
+                self.set_backend_tls(name, taken!(Body::BackendTlsPolicy, boxed));
+            }
+            Kind::BackendTrafficPolicy => {
+                self.set_traffic_policy(name, taken!(Body::BackendTrafficPolicy, boxed));
+            }
+            kind => {
+                if let Some(kind) = RouteKind::of(kind) {
+                    self.set_route(RouteKey { kind, name }, taken!(Body::Route, boxed));
+                }
+            }
+        }
+    }
+
+    /// Works out what waypoints and gateways make of what was staged.
+    pub fn flush(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        self.flush_gateways(&mut changes);
+        self.flush_routes();
+        self.flush_services(&mut changes);
+        self.flush_pods(&mut changes);
+        self.flush_proxies(&mut changes);
+        self.flush_backends(&mut changes);
+        self.flush_statuses(&mut changes);
+        changes
+    }
+}

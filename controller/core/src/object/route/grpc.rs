@@ -1,0 +1,15 @@
+//! GRPCRoutes.
+
+use super::{CommonSpec, RouteKind};
+use crate::{
+    error::{Faults, ObjectError},
+    object::{Body, gateway_api::Resource},
+};
+
+pub(crate) fn body(
+    object: Resource<CommonSpec>,
+    _faults: &Faults,
+    _findings: &mut Vec<ObjectError>,
+) -> Result<Body, ObjectError> {
+    Ok(Body::Route(Box::new(object.spec.route(RouteKind::Grpc))))
+}
