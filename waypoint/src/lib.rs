@@ -13,5 +13,7 @@ pub mod body;
 pub mod client;
 pub mod config;
 pub mod filter;
+pub mod local_io;
 pub mod route;
 pub mod table;
+pub mod upstream;
