@@ -28,6 +28,10 @@ pub const PART_OF: &str = "app.kubernetes.io/part-of=karst";
 /// Label that says who installed an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
+/// Who makes objects of Karst: this command, the controller, and `kubectl apply` of the rendered manifests.
+/// What Helm installed is Helm's to remove.
+const MAKERS: [&str; 3] = [FIELD_MANAGER, "karst-controller", "kubectl"];
+
 /// Longest wait for the API server to take a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -112,12 +116,13 @@ pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Whether an object has the label of Karst's objects.
-pub fn is_part_of_karst(metadata: &ObjectMeta) -> bool {
-    PART_OF.split_once('=').is_some_and(|(key, value)| {
-        let labels = metadata.labels.as_ref();
-        labels.is_some_and(|labels| labels.get(key).is_some_and(|there| there == value))
-    })
+/// Whether an object is one of Karst's own: it is part of Karst, and one of its makers made it. The first alone
+/// anybody may say of an object of theirs, such as a role that goes with Karst.
+pub fn is_ours(metadata: &ObjectMeta) -> bool {
+    let label = |key: &str| metadata.labels.as_ref()?.get(key).map(String::as_str);
+    let part = PART_OF.split_once('=');
+    part.is_some_and(|(key, value)| label(key) == Some(value))
+        && label(MANAGED_BY).is_some_and(|maker| MAKERS.contains(&maker))
 }
 
 /// Whether the caller may not do it.

@@ -12,14 +12,15 @@ use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use kube::{Api, Client};
 
 use crate::args::Uninstall;
 use crate::cluster::kinds::{self, Kind};
 use crate::cluster::removal::stuck;
-use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found};
+use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found, is_ours};
 use crate::failure::Failure;
+use crate::install::rollout::Nodes;
 use crate::style::{self, GOOD, WARN};
 
 /// The authority's Secret.
@@ -50,13 +51,18 @@ async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure>
         Err(failure) if args.force => Some(failure.message),
         Err(failure) => return Err(failure),
     };
+    // The pods of a dead node never end, and with them whatever waits for its dependents.
+    let (dependents, awaited) = match args.force {
+        true => (PropagationPolicy::Background, Nodes::Ready),
+        false => (PropagationPolicy::Foreground, Nodes::All),
+    };
     // The controller goes first: it would write again what is removed below.
     let mut removed = 0;
     let kinds = kinds::all();
     for kind in kinds.iter().rev().filter(|kind| is_workload(kind)) {
-        removed += delete_all(client, kind, limit).await?;
+        removed += delete_all(client, kind, &dependents, limit).await?;
     }
-    nodes::wait_until_pods_are_gone(client, limit).await?;
+    nodes::wait_until_pods_are_gone(client, awaited, limit).await?;
     removed += leftovers::remove(client).await?;
     let (namespaces, others): (Vec<&Kind>, Vec<&Kind>) = kinds
         .iter()
@@ -64,7 +70,7 @@ async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure>
         .filter(|kind| !is_workload(kind))
         .partition(|kind| kind.resource.kind == "Namespace");
     for kind in others {
-        removed += delete_all(client, kind, limit).await?;
+        removed += delete_all(client, kind, &dependents, limit).await?;
     }
     if args.keep_ca {
         style::result(
@@ -131,19 +137,29 @@ fn confirm(keep_ca: bool) -> Result<(), Failure> {
     }
 }
 
-/// Deletes every object of a kind that is part of Karst, and waits until it is gone.
-async fn delete_all(client: &Client, kind: &Kind, limit: Duration) -> Result<usize, Failure> {
+/// Deletes every object of a kind that is Karst's own, and waits until it is gone.
+async fn delete_all(
+    client: &Client,
+    kind: &Kind,
+    dependents: &PropagationPolicy,
+    limit: Duration,
+) -> Result<usize, Failure> {
     let api = kinds::api(client, kind, kind.namespaced.then_some(SYSTEM_NAMESPACE));
     let params = ListParams::default().labels(PART_OF);
+    let deletion = DeleteParams {
+        propagation_policy: Some(dependents.clone()),
+        ..DeleteParams::default()
+    };
     let doing = format!("listing {}", kind.resource.plural);
     let deadline = Instant::now() + limit;
     let mut removed = 0;
     loop {
         let found = api.list(&params).await.map_err(|e| failure(&doing, &e))?;
-        if found.items.is_empty() {
+        let ours: Vec<_> = found.iter().filter(|o| is_ours(&o.metadata)).collect();
+        if ours.is_empty() {
             return Ok(removed);
         }
-        for object in &found {
+        for object in ours {
             let name = object.metadata.name.as_deref().unwrap_or_default();
             let shown = kinds::shown(kind, object.metadata.namespace.as_deref(), name);
             if object.metadata.deletion_timestamp.is_some() {
@@ -152,7 +168,7 @@ async fn delete_all(client: &Client, kind: &Kind, limit: Duration) -> Result<usi
                 }
                 continue;
             }
-            match api.delete(name, &DeleteParams::foreground()).await {
+            match api.delete(name, &deletion).await {
                 Err(error) if is_not_found(&error) => {}
                 Err(error) => return Err(failure(&format!("deleting {shown}"), &error)),
                 Ok(_) => {

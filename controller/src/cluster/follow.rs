@@ -352,18 +352,15 @@ where
             }
             Trouble::Ended => {
                 debug!(kind, "watch ended");
-                match former {
-                    State::Watching(watch, version) => {
-                        let pause = match watch.has_spoken() {
-                            true => RESUME_PAUSE,
-                            false => self.retry.next(),
-                        };
-                        self.state = State::Known(version);
-                        self.wait_until = Some(Instant::now() + pause);
-                        return;
-                    }
-                    // A list that ends before it is complete is a failure.
-                    _ => self.fail("the list ended early"),
+                // What ends otherwise is a list, and that is a problem.
+                if let State::Watching(watch, version) = former {
+                    let pause = match watch.has_spoken() {
+                        true => RESUME_PAUSE,
+                        false => self.retry.next(),
+                    };
+                    self.state = State::Known(version);
+                    self.wait_until = Some(Instant::now() + pause);
+                    return;
                 }
             }
             // The same question would be answered in the same way: it starts anew, with a list.

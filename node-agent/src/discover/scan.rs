@@ -197,8 +197,11 @@ fn inspect(view: &NodeView, bound: &HashMap<NetnsId, PathBuf>, pids: &[u32]) -> 
             // It may have been the oldest.
             Err(_) => return Found::Unreadable,
         };
-        let Ok(netns) = id(&process.join("ns/net")) else {
-            continue;
+        let path = process.join("ns/net");
+        let netns = match unless_gone(&path, id(&path)) {
+            Ok(Some(netns)) => netns,
+            Ok(None) => continue,
+            Err(_) => return Found::Unreadable,
         };
         if netns == view.host_netns {
             on_host = true;

@@ -171,6 +171,14 @@ fn what_cannot_be_looked_at_is_not_taken_for_gone() {
     fs::create_dir_all(tree.view.proc.join("11/stat")).expect("made");
     fs::write(tree.view.proc.join("11/cgroup"), cgroup()).expect("written");
     assert_eq!(tree.found(), Some(Found::Unreadable));
+    // So it is with one whose namespace cannot be looked at: a link to itself is there.
+    let tree = Tree::new();
+    tree.process(10, &cgroup(), "inner", 500);
+    tree.process(11, &cgroup(), "pod", 400);
+    let netns = tree.view.proc.join("11/ns/net");
+    fs::remove_file(&netns).expect("replaced");
+    std::os::unix::fs::symlink(&netns, &netns).expect("linked");
+    assert_eq!(tree.found(), Some(Found::Unreadable));
 }
 
 #[test]

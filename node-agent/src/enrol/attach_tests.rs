@@ -155,15 +155,21 @@ fn a_sandbox_without_processes_ends() {
     assert!(f.kernel.uids().is_empty());
 }
 
+/// An agent has started that finds the pod captured and wanted, and no record of its sandbox.
+fn captured_without_record() -> Fixture {
+    let mut f = Fixture::new();
+    f.kernel.put("u");
+    f = f.restart();
+    f.certificates.issue(&super::super::tests::id("sa"));
+    f.want("u", "sa", Mode::Ambient);
+    f.enrolment.set_synced();
+    f
+}
+
 #[test]
 fn a_captured_pod_whose_record_is_lost_stays_captured_until_it_is_found() {
     let lost = || {
-        let mut f = Fixture::new();
-        f.kernel.put("u");
-        f = f.restart();
-        f.certificates.issue(&super::super::tests::id("sa"));
-        f.want("u", "sa", Mode::Ambient);
-        f.enrolment.set_synced();
+        let mut f = captured_without_record();
         assert!(f.settle().is_empty());
         assert_eq!(f.kernel.uids(), ["u"], "captured, and refused");
         assert_eq!(missing(&f), [Arc::from("u")]);
@@ -186,12 +192,7 @@ fn a_captured_pod_whose_record_is_lost_stays_captured_until_it_is_found() {
 
 #[test]
 fn a_captured_pod_whose_record_cannot_be_written_stays_captured() {
-    let mut f = Fixture::new();
-    f.kernel.put("u");
-    f = f.restart();
-    f.certificates.issue(&super::super::tests::id("sa"));
-    f.want("u", "sa", Mode::Ambient);
-    f.enrolment.set_synced();
+    let mut f = captured_without_record();
     // A folder in the way is what a full disk is: nothing can be written.
     let in_the_way = f.dir.path().join("sandboxes/u.new");
     fs::create_dir(&in_the_way).expect("made");

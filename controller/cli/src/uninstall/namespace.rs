@@ -9,12 +9,13 @@ use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 
 use crate::cluster::kinds::{self, Kind};
 use crate::cluster::removal::delete_and_wait;
-use crate::cluster::{PART_OF, SYSTEM_NAMESPACE, failure, is_not_found, is_part_of_karst};
+use crate::cluster::{SYSTEM_NAMESPACE, failure, is_not_found, is_ours};
 use crate::failure::Failure;
 use crate::style::{self, GOOD, progress};
 
-/// Most objects of one kind that are asked for: they are only named.
-const PAGE: u32 = 10;
+/// Most objects of one kind that are asked for: they are only named, and Karst's own, which are a few of any
+/// kind and still ending, come among them.
+const PAGE: u32 = 50;
 
 /// Most objects that are named.
 const MAX_NAMED: usize = 10;
@@ -49,8 +50,10 @@ pub async fn delete(client: &Client, kind: &Kind, limit: Duration) -> Result<usi
     let there = api.get_metadata_opt(SYSTEM_NAMESPACE).await;
     let there = there.map_err(|e| failure(&format!("reading {shown}"), &e))?;
     let Some(there) = there else { return Ok(0) };
-    if !is_part_of_karst(&there.metadata) {
-        progress(&format!("{shown} stays, it has no label {PART_OF}"));
+    if !is_ours(&there.metadata) {
+        progress(&format!(
+            "{shown} stays, its labels do not say that Karst made it"
+        ));
         return Ok(0);
     }
     let ending = there.metadata.deletion_timestamp.is_some();
@@ -87,10 +90,7 @@ fn named(left: &[String]) -> String {
 /// nobody knows what would go with the namespace.
 async fn left(client: &Client) -> Result<Vec<String>, Failure> {
     let (kinds, mut left) = namespaced_kinds(client).await?;
-    let (key, value) = PART_OF.split_once('=').unwrap_or((PART_OF, ""));
-    let params = ListParams::default()
-        .labels(&format!("{key}!={value}"))
-        .limit(PAGE);
+    let params = ListParams::default().limit(PAGE);
     for kind in kinds {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), SYSTEM_NAMESPACE, &kind);
         let doing = format!("listing {}", kind.plural);
@@ -102,8 +102,11 @@ async fn left(client: &Client) -> Result<Vec<String>, Failure> {
             Ok(list) => list,
         };
         for object in list.into_iter().flatten() {
+            let ours = is_ours(&object.metadata);
             let name = object.metadata.name.unwrap_or_default();
-            if !INBORN.contains(&(kind.group.as_str(), kind.plural.as_str(), name.as_str())) {
+            if !ours
+                && !INBORN.contains(&(kind.group.as_str(), kind.plural.as_str(), name.as_str()))
+            {
                 left.push(format!("{} {name}", kind.kind));
             }
         }

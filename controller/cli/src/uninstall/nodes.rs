@@ -8,7 +8,9 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::cluster::{FIELD_MANAGER, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found};
+use crate::cluster::{
+    FIELD_MANAGER, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found, is_ours, nodes,
+};
 use crate::failure::Failure;
 use crate::install::rollout::{self, Nodes};
 use crate::style::progress;
@@ -101,21 +103,31 @@ fn cleanup_patch(object: &DaemonSet) -> Option<Value> {
     }))
 }
 
-/// Waits until no pod of Karst is left: a controller that is ending could still write.
+/// Waits until no pod of Karst is left: a controller that is ending could still write. With
+/// [`Nodes::Ready`], pods of other nodes, which nobody can end, are not waited for.
 ///
 /// # Errors
 /// Some do not go in time.
-pub async fn wait_until_pods_are_gone(client: &Client, limit: Duration) -> Result<(), Failure> {
+pub async fn wait_until_pods_are_gone(
+    client: &Client,
+    awaited: Nodes,
+    limit: Duration,
+) -> Result<(), Failure> {
     let api: Api<Pod> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     let params = ListParams::default().labels(PART_OF);
     let deadline = Instant::now() + limit;
     let mut said = false;
     loop {
-        let list = api.list_metadata(&params).await;
+        let list = api.list(&params).await;
         let list = list.map_err(|e| failure("listing Karst's pods", &e))?;
+        let alive: Option<Vec<String>> = match awaited {
+            Nodes::All => None,
+            Nodes::Ready => Some(ready_nodes(client).await?),
+        };
         let names: Vec<_> = list
             .items
             .into_iter()
+            .filter(|pod| is_ours(&pod.metadata) && can_end(pod, alive.as_deref()))
             .filter_map(|pod| pod.metadata.name)
             .collect();
         if names.is_empty() {
@@ -138,12 +150,29 @@ pub async fn wait_until_pods_are_gone(client: &Client, limit: Duration) -> Resul
     }
 }
 
+async fn ready_nodes(client: &Client) -> Result<Vec<String>, Failure> {
+    let list = nodes::list(client).await?;
+    let ready = list.iter().filter(|node| nodes::is_ready(node));
+    Ok(ready.map(|node| nodes::name(node).to_owned()).collect())
+}
+
+/// Whether somebody can end the pod, if that matters: the kubelet of its node, or, while it has none,
+/// nobody is needed.
+fn can_end(pod: &Pod, alive: Option<&[String]>) -> bool {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    match (node, alive) {
+        (Some(node), Some(alive)) => alive.contains(node),
+        _ => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::apps::v1::DaemonSet;
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
-    use super::cleanup_patch;
+    use super::{can_end, cleanup_patch};
 
     fn agent(args: &[&str]) -> DaemonSet {
         serde_json::from_value(json!({
@@ -170,6 +199,17 @@ mod tests {
             patch["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"],
             0
         );
+    }
+
+    #[test]
+    fn nobody_waits_for_pods_of_dead_nodes_when_forced() {
+        let pod = |spec| -> Pod { serde_json::from_value(json!({"spec": spec})).expect("pod") };
+        let on_node = pod(json!({"nodeName": "dead", "containers": []}));
+        let nowhere = pod(json!({"containers": []}));
+        let alive = ["alive".to_owned()];
+        assert!(can_end(&on_node, None) && can_end(&nowhere, None));
+        assert!(!can_end(&on_node, Some(&alive)) && can_end(&nowhere, Some(&alive)));
+        assert!(can_end(&on_node, Some(&["dead".to_owned()])));
     }
 
     #[test]

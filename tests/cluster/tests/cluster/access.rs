@@ -6,17 +6,15 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::EncodingKey;
-use karst_api::IMPERSONATED_IDENTITY;
-use karst_api::ca::IstioCertificateRequest;
-use karst_api::ca::istio_certificate_service_client::IstioCertificateServiceClient;
-use karst_client::{Controller, ControllerConfig};
 use karst_cluster::Cluster;
-use prost_types::value::Kind;
+use karst_identity::{
+    CertificateAuthority, CertificateRequest, GrpcCa, GrpcCaConfig, IdentityError, SignedChain,
+    SpiffeId,
+};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
-use tonic::{Code, Status};
 
-use crate::mesh::{LABEL, SYSTEM, label, pod, pods, shop, text, wait_enrolled, with_karst};
+use crate::mesh::{SYSTEM, enrolled_shop, pod, pods, shop, text, with_karst};
 use crate::shared::shared;
 
 /// What the documentation says of the accounts' rights.
@@ -118,6 +116,16 @@ fn accounts_may_do_what_the_documentation_says_and_no_more() {
     }
 }
 
+/// What the authority says when it does not sign: gRPC's name of the status, and its message.
+#[derive(Debug)]
+struct Refused {
+    code: String,
+    message: String,
+}
+
+const DENIED: &str = "PermissionDenied";
+const UNAUTHENTICATED: &str = "Unauthenticated";
+
 /// One replica of the controller, asked for certificates from a node.
 struct Authority<'a> {
     cluster: &'a Cluster,
@@ -146,24 +154,35 @@ impl<'a> Authority<'a> {
         }
     }
 
-    /// Asks with a token for a certificate of an identity, which the request names as well.
-    fn ask(&self, token: &str, identity: &str) -> Result<Vec<String>, Status> {
+    /// Asks with a token for a certificate of an identity.
+    fn ask(&self, token: &str, identity: &str) -> Result<SignedChain, Refused> {
         let token_file = self.folder.path().join("token");
         fs::write(&token_file, token).unwrap();
-        let config = ControllerConfig {
+        let authority = GrpcCa::new(GrpcCaConfig {
             address: self.address.clone(),
             server_name: format!("karst-controller.{SYSTEM}.svc"),
-            root_cert: self.folder.path().join("root.pem"),
-            token: token_file,
+            root_file: self.folder.path().join("root.pem"),
+            token_file,
+            cluster_id: "Kubernetes".to_owned(),
+            validity_seconds: 3600,
+        });
+        let key = KeyPair::generate().unwrap();
+        let names = CertificateParams::new(Vec::new()).unwrap();
+        let request = CertificateRequest {
+            id: SpiffeId::parse(identity).unwrap(),
+            csr_pem: names.serialize_request(&key).unwrap().pem().unwrap(),
         };
         // The controller is reached from the cluster's own network namespaces only.
         let asked = karst_harness::run_in(&self.cluster.control_netns(), || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            Ok(runtime.block_on(request(&config, identity)))
+            Ok(runtime.block_on(authority.sign(request)))
         });
-        asked.unwrap()
+        asked.unwrap().map_err(|error| match error {
+            IdentityError::AuthorityRefused { code, message } => Refused { code, message },
+            error => panic!("not an answer of the authority: {error}"),
+        })
     }
 
     fn metric(&self, family: &str, reason: &str) -> u64 {
@@ -178,41 +197,20 @@ impl<'a> Authority<'a> {
     }
 
     /// Asks what must be refused for that reason, and counted.
-    fn refuses(&self, what: &str, token: &str, identity: &str, code: Code, reason: &str) {
+    fn refuses(&self, what: &str, token: &str, identity: &str, code: &str, reason: &str) {
         let family = match reason.split('_').next() {
             Some("ca") => "karst_controller_ca_refused_total",
             _ => "karst_controller_auth_refused_total",
         };
         let before = self.metric(family, reason);
-        let Err(status) = self.ask(token, identity) else {
+        let Err(refused) = self.ask(token, identity) else {
             panic!("{what}: a certificate was given");
         };
-        assert_eq!(status.code(), code, "{what}: {status:?}");
-        let said = status.message();
+        assert_eq!(refused.code, code, "{what}: {refused:?}");
+        let said = refused.message;
         assert!(said.starts_with(&format!("{reason}:")), "{what}: {said}");
         assert_eq!(self.metric(family, reason), before + 1, "{what}");
     }
-}
-
-async fn request(config: &ControllerConfig, identity: &str) -> Result<Vec<String>, Status> {
-    let controller = Controller::connect(config).await.unwrap();
-    let name = prost_types::Value {
-        kind: Some(Kind::StringValue(identity.to_owned())),
-    };
-    let key = KeyPair::generate().unwrap();
-    let names = CertificateParams::new(Vec::new()).unwrap();
-    let message = IstioCertificateRequest {
-        csr: names.serialize_request(&key).unwrap().pem().unwrap(),
-        validity_duration: 3600,
-        metadata: Some(prost_types::Struct {
-            fields: [(IMPERSONATED_IDENTITY.to_owned(), name)].into(),
-        }),
-    };
-    let request = controller.request(message).await.unwrap();
-    IstioCertificateServiceClient::new(controller.channel())
-        .create_certificate(request)
-        .await
-        .map(|response| response.into_inner().cert_chain)
 }
 
 /// A token as the API server gives it; bound to a pod if one is named.
@@ -247,11 +245,9 @@ fn tokens_and_identities_of_others_are_refused_and_counted() {
     let cluster = shared();
     with_karst(&cluster);
     let namespace = "mesh-tokens";
-    shop(&cluster, namespace);
     let outside = "mesh-outside";
     shop(&cluster, outside);
-    label(&cluster, namespace, LABEL);
-    wait_enrolled(&cluster, namespace, true);
+    enrolled_shop(&cluster, namespace);
 
     let agents: BTreeMap<String, String> = pods(&cluster, SYSTEM)
         .iter()
@@ -268,11 +264,17 @@ fn tokens_and_identities_of_others_are_refused_and_counted() {
         |namespace: &str, name: &str| format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
     let own = identity(namespace, "client");
     let good = token(&cluster, account, "karst-ca", Some(agent));
-    assert_eq!(authority.ask(&good, &own).unwrap().len(), 2);
+    assert!(
+        authority
+            .ask(&good, &own)
+            .unwrap()
+            .chain_pem
+            .contains("CERTIFICATE")
+    );
 
     // Tokens that prove nothing to the authority.
     let unauthenticated = |what: &str, token: &str, reason: &str| {
-        authority.refuses(what, token, &own, Code::Unauthenticated, reason);
+        authority.refuses(what, token, &own, UNAUTHENTICATED, reason);
     };
     let other = token(
         &cluster,
@@ -300,20 +302,22 @@ fn tokens_and_identities_of_others_are_refused_and_counted() {
     let moved = changed(&good, &key, |claims| {
         claims["kubernetes.io"]["pod"]["uid"] = json!("00000000-0000-0000-0000-000000000000");
     });
-    let status = authority.ask(&moved, &own).unwrap_err();
-    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    let refused = authority.ask(&moved, &own).unwrap_err();
+    assert_eq!(refused.code, UNAUTHENTICATED, "{refused:?}");
 
     // A pod of the mesh that plays the agent.
     let client = pod(&cluster, namespace, "client");
     let client = text(&client, "/metadata/name");
     let pretender = token(&cluster, (namespace, "client"), "karst-ca", Some(client));
-    let status = authority.ask(&pretender, &own).unwrap_err();
-    let refused = [Code::PermissionDenied, Code::Unauthenticated].contains(&status.code());
-    assert!(refused, "{status:?}");
+    let refused = authority.ask(&pretender, &own).unwrap_err();
+    assert!(
+        [DENIED, UNAUTHENTICATED].contains(&refused.code.as_str()),
+        "{refused:?}"
+    );
 
     // Identities that are not this agent's to ask for.
     let denied = |identity: &str, reason: &str| {
-        authority.refuses(identity, &good, identity, Code::PermissionDenied, reason);
+        authority.refuses(identity, &good, identity, DENIED, reason);
     };
     denied(&identity(namespace, "server"), "ca_identity_not_on_node");
     denied(&identity(outside, "client"), "ca_identity_not_in_mesh");
@@ -323,11 +327,5 @@ fn tokens_and_identities_of_others_are_refused_and_counted() {
     );
     let of_node2 = token(&cluster, account, "karst-ca", Some(&agents["node2"]));
     let reason = "ca_identity_not_on_node";
-    authority.refuses(
-        "node2 asks",
-        &of_node2,
-        &own,
-        Code::PermissionDenied,
-        reason,
-    );
+    authority.refuses("node2 asks", &of_node2, &own, DENIED, reason);
 }

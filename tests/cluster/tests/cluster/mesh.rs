@@ -145,6 +145,13 @@ pub fn label(cluster: &Cluster, namespace: &str, label: &str) {
         .unwrap();
 }
 
+/// A [`shop`] whose pods are in the mesh.
+pub fn enrolled_shop(cluster: &Cluster, namespace: &str) {
+    shop(cluster, namespace);
+    label(cluster, namespace, LABEL);
+    wait_enrolled(cluster, namespace, true);
+}
+
 /// Waits until every pod of the namespace is marked as in the mesh, or none is.
 pub fn wait_enrolled(cluster: &Cluster, namespace: &str, wanted: bool) {
     until("the pods' annotations", ENROLMENT, || {
@@ -233,9 +240,7 @@ fn pods_that_connect_first_thing_say_nothing_in_clear() {
     let cluster = shared();
     with_karst(&cluster);
     let namespace = "mesh-first";
-    shop(&cluster, namespace);
-    label(&cluster, namespace, LABEL);
-    wait_enrolled(&cluster, namespace, true);
+    enrolled_shop(&cluster, namespace);
     let server = pod(&cluster, namespace, "server");
     let server = text(&server, "/status/podIP").to_owned();
     // Bytes that reach the server's node or leave it, but for the kubelet's own probes, which come from
@@ -295,9 +300,7 @@ fn agents_are_rolled_and_no_connection_is_refused() {
     let cluster = alone();
     with_karst(&cluster);
     let namespace = "mesh-roll";
-    shop(&cluster, namespace);
-    label(&cluster, namespace, LABEL);
-    wait_enrolled(&cluster, namespace, true);
+    enrolled_shop(&cluster, namespace);
     let (client, server) = (
         pod(&cluster, namespace, "client"),
         pod(&cluster, namespace, "server"),

@@ -11,7 +11,9 @@ use karst_cluster::Cluster;
 use karst_harness::until;
 use serde_json::Value;
 
-use crate::mesh::{LABEL, NO_LABEL, SYSTEM, label, pod, shop, text, wait_enrolled, with_karst};
+use crate::mesh::{
+    LABEL, NO_LABEL, SYSTEM, enrolled_shop, label, pod, shop, text, wait_enrolled, with_karst,
+};
 use crate::shared::{LIMIT, alone};
 
 /// How long the API server stays away.
@@ -98,12 +100,10 @@ fn connections_go_on_while_control_planes_come_and_go() {
     with_karst(&cluster);
     scale(&cluster, 2);
     let namespace = "mesh-outage";
-    shop(&cluster, namespace);
+    enrolled_shop(&cluster, namespace);
     // In the mesh only after all of it, and out of it.
     let late = "mesh-late";
     shop(&cluster, late);
-    label(&cluster, namespace, LABEL);
-    wait_enrolled(&cluster, namespace, true);
     let storm = storm(&cluster, namespace);
     let begun = Instant::now();
     let restarted = restarts(&cluster);

@@ -11,7 +11,7 @@ use karst_harness::until;
 use serde_json::Value;
 
 use crate::mesh::{
-    LABEL, access, label, pod, pods, shop, text, wait_answers, wait_enrolled, with_karst,
+    access, enrolled_shop, pod, pods, text, wait_answers, wait_enrolled, with_karst,
 };
 use crate::shared::{APP_IMAGE, LIMIT, alone, http, shared};
 
@@ -211,9 +211,7 @@ fn deleted_rolled_and_drained_pods_leave_nothing_behind() {
     with_karst(&cluster);
     bring_cli(&cluster);
     let namespace = "mesh-ends";
-    shop(&cluster, namespace);
-    label(&cluster, namespace, LABEL);
-    wait_enrolled(&cluster, namespace, true);
+    enrolled_shop(&cluster, namespace);
     wait_nothing_stale(&cluster, "enrolment");
     let available = |name: &str| {
         cluster

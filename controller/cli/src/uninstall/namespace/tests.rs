@@ -17,7 +17,12 @@ fn namespace_kind() -> Kind {
 }
 
 fn part_of_karst() -> Value {
-    json!({"metadata": {"labels": {"app.kubernetes.io/part-of": "karst"}}})
+    json!({"metadata": {"labels": {"app.kubernetes.io/part-of": "karst", "app.kubernetes.io/managed-by": "karst"}}})
+}
+
+/// Somebody says of an object of theirs that it goes with Karst.
+fn beside_karst() -> Value {
+    json!({"metadata": {"labels": {"app.kubernetes.io/part-of": "karst", "app.kubernetes.io/managed-by": "argocd"}}})
 }
 
 fn resources(list: &[(&str, &str, &[&str])]) -> Value {
@@ -90,8 +95,10 @@ async fn a_namespace_of_somebody_elses_making_stays() {
     let (server, client) = ApiServer::start().await;
     let kind = namespace_kind();
     assert_eq!(delete(&client, &kind, LIMIT).await.expect("nothing"), 0);
-    server.put(OWN, json!({}));
-    assert_eq!(delete(&client, &kind, LIMIT).await.expect("nothing"), 0);
+    for theirs in [json!({}), beside_karst()] {
+        server.put(OWN, theirs);
+        assert_eq!(delete(&client, &kind, LIMIT).await.expect("nothing"), 0);
+    }
     assert!(server.writes().is_empty());
 }
 
@@ -100,7 +107,7 @@ async fn a_namespace_with_anything_of_others_stays() {
     let (server, client) = cluster().await;
     let widget = "/apis/example.dev/v1beta1/namespaces/karst-system/widgets/w";
     server.put(widget, json!({}));
-    server.put(&format!("{OWN}/pods/p"), json!({}));
+    server.put(&format!("{OWN}/pods/p"), beside_karst());
     let left = super::left(&client).await.expect("looks");
     assert_eq!(left, ["Pod p", "Widget w"]);
     let removed = delete(&client, &namespace_kind(), LIMIT).await;
