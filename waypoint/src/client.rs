@@ -1,8 +1,10 @@
 //! Who sent a request.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use karst_identity::SpiffeId;
+use karst_tunnel::headers::Baggage;
 
 /// The client of a connection, as far as it is known.
 #[derive(Clone, Debug)]
@@ -11,12 +13,51 @@ pub struct Client {
     pub address: SocketAddr,
     /// The identity it has proven: by mutual TLS of the mesh. `None` outside the mesh.
     pub identity: Option<SpiffeId>,
+    /// What its agent says about it; for metrics and logs, never for decisions.
+    pub workload: Option<Arc<SourceWorkload>>,
 }
 
 impl Client {
+    /// A client of which nothing else is known.
+    #[must_use]
+    pub fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
+        Self {
+            address,
+            identity,
+            workload: None,
+        }
+    }
+
     /// The namespace of the client's identity; it decides which consumer routes apply.
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
         self.identity.as_ref().map(SpiffeId::namespace)
+    }
+}
+
+/// What a client's agent says about the client's workload. Empty means not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceWorkload {
+    /// Name of the Deployment, Job or Pod.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Canonical service.
+    pub service: String,
+    /// Its revision.
+    pub version: String,
+    /// Cluster.
+    pub cluster: String,
+}
+
+impl From<&Baggage> for SourceWorkload {
+    fn from(baggage: &Baggage) -> Self {
+        Self {
+            name: baggage.workload_name.clone(),
+            namespace: baggage.namespace.clone(),
+            service: baggage.service_name.clone(),
+            version: baggage.service_version.clone(),
+            cluster: baggage.cluster.clone(),
+        }
     }
 }

@@ -8,12 +8,18 @@
 //!
 //! Start reading at [`table`]: what a request sees of the configuration. [`config`] makes it, `http` uses it.
 
+pub mod access_log;
+pub mod args;
 pub mod balance;
 pub mod body;
 pub mod client;
 pub mod config;
 pub mod filter;
 pub mod local_io;
+pub mod metrics;
+pub mod reason;
 pub mod route;
 pub mod table;
+pub mod telemetry;
+pub mod time;
 pub mod upstream;

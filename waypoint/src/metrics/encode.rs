@@ -1,0 +1,251 @@
+//! The metrics as the text of a scrape.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::histogram::Histogram;
+use super::traffic::{ConnectionCounts, Detail, RequestCounts, Series, Traffic};
+use super::{Count, Level, Metrics};
+
+/// The text of a scrape.
+///
+/// # Errors
+/// A collector failed.
+pub fn text(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry)?;
+    Ok(text)
+}
+
+/// A registry with what the data plane counts. More may be registered.
+#[must_use]
+pub fn registry(metrics: &Arc<Metrics>) -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Arc::clone(&metrics.traffic)));
+    registry.register_collector(Box::new(Counters(Arc::clone(metrics))));
+    let build = vec![
+        ("component".to_owned(), "karst-waypoint".to_owned()),
+        ("tag".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    registry.register("istio_build", "Version of this proxy", Info::new(build));
+    registry
+}
+
+/// Writes values of simple metrics.
+pub(crate) struct Out<'a>(pub(crate) DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    /// A gauge with a value for each set of labels.
+    pub(crate) fn gauges<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, i64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            if labels.is_empty() {
+                metric.encode_gauge(&value)?;
+            } else {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A counter with a value for each set of labels.
+    pub(crate) fn counters<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, u64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            if labels.is_empty() {
+                metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            } else {
+                metric
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, name: &str, help: &str, count: &Count) -> fmt::Result {
+        self.counters(name, help, [(vec![], count.get())])
+    }
+
+    fn level(&mut self, name: &str, help: &str, level: &Level) -> fmt::Result {
+        self.gauges(name, help, [(vec![], level.get())])
+    }
+}
+
+#[derive(Debug)]
+struct Counters(Arc<Metrics>);
+
+impl Collector for Counters {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut out = Out(encoder);
+        let metrics = &self.0;
+        let help = "Connections open now, by where they came to";
+        let connections = [
+            (vec![("side", "mesh")], metrics.mesh_connections.get()),
+            (vec![("side", "gateway")], metrics.gateway_connections.get()),
+        ];
+        out.gauges("karst_waypoint_connections", help, connections)?;
+        let help = "Connections taken";
+        out.count("karst_waypoint_accepted", help, &metrics.connections)?;
+        let help = "Requests under way";
+        out.level("karst_waypoint_requests", help, &metrics.requests_active)?;
+        let help = "Connections, streams and requests refused, by reason";
+        let refusals = metrics.refusals.read();
+        let refusals = refusals
+            .iter()
+            .map(|(reason, count)| (vec![("reason", *reason)], *count));
+        out.counters("karst_waypoint_refusals", help, refusals)?;
+        let help = "Retries of requests, by whether the budget allowed them";
+        let retries = [
+            (vec![("result", "sent")], metrics.retries.get()),
+            (vec![("result", "denied")], metrics.retries_denied.get()),
+        ];
+        out.counters("karst_waypoint_retries", help, retries)?;
+        let help = "Requests mirrored";
+        out.count("karst_waypoint_mirrors", help, &metrics.mirrors)?;
+        let help = "Ports of the gateway that could not be opened";
+        out.level("karst_waypoint_ports_failed", help, &metrics.ports_failed)?;
+        let help = "Accepts that failed for lack of file descriptors or memory";
+        out.count("karst_accept_failures", help, &metrics.accept_failures)?;
+        let help = "Certificates issued to this proxy";
+        out.count(
+            "karst_certificates_issued",
+            help,
+            &metrics.certificates_issued,
+        )?;
+        let help = "Certificate requests that failed";
+        out.count(
+            "karst_certificates_failed",
+            help,
+            &metrics.certificates_failed,
+        )?;
+        let help = "Combinations of labels that Istio's metrics have now";
+        let series = i64::try_from(metrics.traffic.len()).unwrap_or(i64::MAX);
+        out.gauges("karst_waypoint_series", help, [(vec![], series)])?;
+        let help =
+            "Combinations of labels counted without their client because there were too many";
+        let folded = metrics.traffic.folded();
+        out.counters("karst_waypoint_series_folded", help, [(vec![], folded)])
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+impl Collector for Traffic {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let series = self.snapshot();
+        let labelled: Vec<(Labels, &Series)> =
+            series.iter().map(|s| (s.key.labels(), &**s)).collect();
+        requests(&mut encoder, &labelled)?;
+        connections(&mut encoder, &labelled)
+    }
+}
+
+fn requests(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fmt::Result {
+    let of = |(labels, series): &'_ (Labels, &Series)| match &series.detail {
+        Detail::Requests(_) => Some(labels.clone()),
+        Detail::Connections(_) => None,
+    };
+    let counts = |series: &Series, get: fn(&RequestCounts) -> &Histogram| match &series.detail {
+        Detail::Requests(counts) => Some(get(counts).read()),
+        Detail::Connections(_) => None,
+    };
+    let help = "Requests";
+    let mut metric =
+        encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
+    for entry in series {
+        let (Some(labels), Some(reading)) = (of(entry), counts(entry.1, |c| &c.duration)) else {
+            continue;
+        };
+        metric
+            .encode_family(&labels)?
+            .encode_counter::<NoLabelSet, _, u64>(&reading.count, None)?;
+    }
+    type Get = fn(&RequestCounts) -> &Histogram;
+    let histograms: [(&str, &str, Get); 3] = [
+        (
+            "istio_request_duration_milliseconds",
+            "Time from a request's head to the end of its response",
+            |c| &c.duration,
+        ),
+        ("istio_request_bytes", "Bytes of requests' bodies", |c| {
+            &c.request_bytes
+        }),
+        ("istio_response_bytes", "Bytes of responses' bodies", |c| {
+            &c.response_bytes
+        }),
+    ];
+    for (name, help, get) in histograms {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for entry in series {
+            let (Some(labels), Some(reading)) = (of(entry), counts(entry.1, get)) else {
+                continue;
+            };
+            metric
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    reading.sum,
+                    reading.count,
+                    &reading.buckets,
+                    None,
+                )?;
+        }
+    }
+    Ok(())
+}
+
+fn connections(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fmt::Result {
+    type Get = fn(&ConnectionCounts) -> u64;
+    let counters: [(&str, &str, Get); 4] = [
+        (
+            "istio_tcp_connections_opened",
+            "Connections established or tried",
+            |c| c.opened.load(Ordering::Relaxed),
+        ),
+        (
+            "istio_tcp_connections_closed",
+            "Connections that ended or failed",
+            |c| c.closed.load(Ordering::Relaxed),
+        ),
+        (
+            "istio_tcp_received_bytes",
+            "Bytes received from clients",
+            |c| c.received.load(Ordering::Relaxed),
+        ),
+        ("istio_tcp_sent_bytes", "Bytes sent to clients", |c| {
+            c.sent.load(Ordering::Relaxed)
+        }),
+    ];
+    for (name, help, get) in counters {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, series) in series {
+            if let Detail::Connections(counts) = &series.detail {
+                metric
+                    .encode_family(labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&get(counts), None)?;
+            }
+        }
+    }
+    Ok(())
+}
