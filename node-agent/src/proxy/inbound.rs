@@ -11,7 +11,9 @@ use http::HeaderMap;
 use karst_identity::SpiffeId;
 use karst_tunnel::headers::{Authority, BAGGAGE};
 use karst_tunnel::relay::RelayEnd;
-use karst_tunnel::server::{Accepted, ConnectRequest, InboundHandler, Refusal, RefusalStatus};
+use karst_tunnel::server::{
+    Accepted, Answer, ConnectRequest, InboundHandler, Refusal, RefusalStatus,
+};
 use karst_tunnel::{Counters, TunnelError, server};
 use tokio::net::TcpStream;
 
@@ -72,7 +74,7 @@ struct Handler {
 }
 
 impl InboundHandler for Handler {
-    async fn connect(&self, request: ConnectRequest) -> Result<Accepted, Refusal> {
+    async fn connect(&self, request: ConnectRequest) -> Result<Answer, Refusal> {
         let local = &self.local;
         let mut flow = tunnel_flow(local);
         flow.hbone_addr = Some(request.local_addr);
@@ -80,7 +82,10 @@ impl InboundHandler for Handler {
         flow.source.identity = Some(request.peer.clone());
         // Boxed: the tunnel server keeps the relay in the same task.
         match Box::pin(open(local, &request, &mut flow)).await {
-            Ok((upstream, permit)) => Ok(accept(local, request, flow, upstream, permit)),
+            Ok((upstream, permit)) => {
+                let accepted = accept(local, request, flow, upstream, permit);
+                Ok(Answer::Relay(accepted))
+            }
             Err(refused) => {
                 let reason = refused.reason;
                 flow.refuse(&local.worker, refused);

@@ -19,7 +19,8 @@ use karst_tunnel::headers::Authority;
 use karst_tunnel::pool::{Dialer, OutboundRequest, Pool, PoolConfig, PoolKey};
 use karst_tunnel::relay;
 use karst_tunnel::server::{
-    self, Accepted, ConnectRequest, Drain, InboundHandler, Refusal, RefusalStatus, ServerLimits,
+    self, Accepted, Answer, ConnectRequest, Drain, InboundHandler, Refusal, RefusalStatus,
+    ServerLimits,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -32,7 +33,7 @@ use tokio::task::{LocalSet, spawn_local};
 struct Handler;
 
 impl InboundHandler for Handler {
-    async fn connect(&self, request: ConnectRequest) -> Result<Accepted, Refusal> {
+    async fn connect(&self, request: ConnectRequest) -> Result<Answer, Refusal> {
         let Authority::Address(address) = request.authority else {
             return Err(Refusal {
                 status: RefusalStatus::BadRequest,
@@ -46,12 +47,12 @@ impl InboundHandler for Handler {
                 status: RefusalStatus::Unavailable,
                 reason: "upstream_connect_failed",
             })?;
-        Ok(Accepted {
+        Ok(Answer::Relay(Accepted {
             upstream,
             response_headers: HeaderMap::new(),
             counters: Arc::new(Counters::default()),
             on_end: Box::new(|_| ()),
-        })
+        }))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! What it does: accepts tunnel connections ([`server::serve`]), keeps a pool of them towards
 //! peers ([`pool::Pool`]), copies bytes between an application's socket and a stream
-//! ([`relay`]), and builds and parses the headers ([`headers`]).
+//! ([`relay`]) or makes a stream read and written like a socket ([`HboneIo`]), and builds and
+//! parses the headers ([`headers`]).
 //!
 //! What it does not: decide who may connect (the caller's [`server::InboundHandler`] does),
 //! make sockets in a pod's namespace (the caller's [`pool::Dialer`] does), or get certificates
@@ -19,6 +20,7 @@ mod buffers;
 mod counters;
 mod error;
 pub mod headers;
+mod io;
 mod keepalive;
 pub mod pool;
 pub mod relay;
@@ -29,4 +31,5 @@ mod tls;
 
 pub use counters::Counters;
 pub use error::{HeaderLimit, TunnelError};
+pub use io::HboneIo;
 pub use stream::{HboneStream, TlsInfo};

@@ -4,7 +4,7 @@
 //! so does a reset: the other application sees ECONNRESET, as without a mesh.
 
 mod hbone;
-mod queue;
+pub(crate) mod queue;
 mod tcp;
 
 use std::time::Duration;

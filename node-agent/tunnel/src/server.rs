@@ -3,6 +3,8 @@
 mod connection;
 mod request;
 
+pub(crate) use connection::StreamCount;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::headers::{Authority, Baggage, Forwarded, TraceParent};
 use crate::relay::RelayEnd;
-use crate::{Counters, TlsInfo, TunnelError, settings};
+use crate::{Counters, HboneStream, TlsInfo, TunnelError, settings};
 
 /// Whether a server goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,7 +133,25 @@ pub struct ConnectRequest {
     pub local_addr: SocketAddr,
 }
 
-/// The handler's yes: the application is connected.
+/// The handler's yes.
+pub enum Answer {
+    /// The application is connected; the server relays.
+    Relay(Accepted),
+    /// The handler takes the stream over.
+    Take(Taken),
+}
+
+/// A stream that the handler wants for itself.
+pub struct Taken {
+    /// Headers for the 200 response.
+    pub response_headers: HeaderMap,
+    /// Called on the worker's thread, inside its `LocalSet`, once the 200 response is on its way.
+    /// It must not block and owns the stream from then on ([`HboneIo`](crate::HboneIo) makes
+    /// reading and writing of it). It is dropped uncalled when the client has given up meanwhile.
+    pub take: Box<dyn FnOnce(HboneStream)>,
+}
+
+/// An application that is connected.
 pub struct Accepted {
     /// Connected to the application.
     pub upstream: TcpStream,
@@ -175,11 +195,11 @@ pub struct Refusal {
     pub reason: &'static str,
 }
 
-/// Decides about a CONNECT and connects to the application.
+/// Decides about a CONNECT, and connects to the application or takes the stream.
 pub trait InboundHandler: 'static {
-    /// Authorises the request and opens the connection to the application. The 200 response
-    /// is sent after this returned.
-    fn connect(&self, request: ConnectRequest) -> impl Future<Output = Result<Accepted, Refusal>>;
+    /// Authorises the request and, if the server shall relay, opens the connection to the
+    /// application. The 200 response is sent after this returned.
+    fn connect(&self, request: ConnectRequest) -> impl Future<Output = Result<Answer, Refusal>>;
 
     /// Told of a request refused before it came to [`Self::connect`], for log and metric.
     fn refused(&self, peer: &SpiffeId, peer_addr: SocketAddr, error: &TunnelError) {

@@ -1,4 +1,4 @@
-//! One stream of a tunnel connection, as a client holds it.
+//! One stream of a tunnel connection, as a client holds it, or a server that took it over.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::pool::Lease;
+use crate::server::StreamCount;
 
 /// What was negotiated on a tunnel connection.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -30,8 +31,21 @@ pub struct HboneStream {
     pub recv: h2::RecvStream,
     /// What was negotiated on the connection.
     pub tls: Arc<TlsInfo>,
-    /// Headers of the 200 response.
+    /// Headers of the 200 response; empty on the server side, which has sent it.
     pub response_headers: HeaderMap,
-    /// Keeps the connection's place in the pool counted; `None` on the server side.
-    pub(crate) lease: Option<Lease>,
+    /// Keeps the stream counted on its connection. Dropped last, so that the place is free
+    /// only after the stream is.
+    pub(crate) place: Place,
+}
+
+/// A stream's place on its connection, given back when dropped.
+#[expect(
+    dead_code,
+    reason = "what is in it is not read: it counts while it lives"
+)]
+pub(crate) enum Place {
+    /// On a connection of a pool.
+    Pooled(Lease),
+    /// On a connection of a server.
+    Served(StreamCount),
 }

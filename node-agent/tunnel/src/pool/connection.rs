@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{Dialer, OutboundRequest, PoolConfig, PoolConnection, PoolKey};
 use crate::keepalive::Keepalive;
+use crate::stream::Place;
 use crate::tls::{self, TlsHandle, TlsIo};
 use crate::{HboneStream, TlsInfo, TunnelError, buffers, settings};
 
@@ -125,7 +126,7 @@ impl Lease {
                     recv,
                     tls: Arc::clone(&self.connection.tls),
                     response_headers: head.headers,
-                    lease: Some(self),
+                    place: Place::Pooled(self),
                 })
             }
             Err(error) => Err(Failed { error, lease: self }),

@@ -21,7 +21,7 @@ const READS_PER_TURN: usize = 8;
 
 pub(super) async fn relay(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> RelayEnd {
     let HboneStream {
-        send, recv, lease, ..
+        send, recv, place, ..
     } = stream;
     let mut relay = Relay {
         tcp,
@@ -43,7 +43,7 @@ pub(super) async fn relay(tcp: TcpStream, stream: HboneStream, counters: &Counte
     }
     // The place on the connection is free only after the stream is.
     drop(relay);
-    drop(lease);
+    drop(place);
     end
 }
 

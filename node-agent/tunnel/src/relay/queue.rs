@@ -1,4 +1,4 @@
-//! Received frames on their way to an application's socket.
+//! Received frames on their way to their reader.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Frames a single vectored write takes.
@@ -20,7 +20,7 @@ const JOINED: usize = 16 << 10;
 
 /// Bytes in order. Empty it owns no memory.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     frames: VecDeque<Bytes>,
     /// Small frames behind `frames`.
     tail: BytesMut,
@@ -28,15 +28,15 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    pub(super) fn push(&mut self, frame: Bytes) {
+    pub(crate) fn push(&mut self, frame: Bytes) {
         self.bytes += frame.len();
         if self.frames.is_empty() && self.tail.is_empty() {
             // The usual case: one frame, written at once.
@@ -89,6 +89,22 @@ impl Queue {
         }
         self.advance(written);
         Poll::Ready(Ok(written))
+    }
+
+    /// Copies out as much as fits into `buffer`; returns the bytes copied.
+    pub(crate) fn read(&mut self, buffer: &mut ReadBuf<'_>) -> usize {
+        self.seal();
+        let mut copied = 0;
+        for frame in &self.frames {
+            let fits = frame.len().min(buffer.remaining());
+            if fits == 0 {
+                break;
+            }
+            buffer.put_slice(frame.get(..fits).unwrap_or_default());
+            copied += fits;
+        }
+        self.advance(copied);
+        copied
     }
 
     fn advance(&mut self, mut written: usize) {

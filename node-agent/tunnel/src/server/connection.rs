@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::request::{answer, read_request};
+use super::request::{Exchange, answer, read_request};
 use super::{Drain, EndCause, InboundHandler, ServeEnd, ServerLimits};
 use crate::keepalive::Keepalive;
 use crate::tls::{self, TlsHandle, TlsIo};
@@ -200,9 +200,15 @@ impl<H: InboundHandler> Server<'_, H> {
         let handler = Rc::clone(&self.handler);
         let header_bytes = self.limits.header_bytes;
         tokio::task::spawn_local(async move {
-            let _stream = stream;
             match read_request(&request, &peer, header_bytes) {
-                Ok(connect) => answer(&*handler, connect, request.into_body(), respond).await,
+                Ok(connect) => {
+                    let exchange = Exchange {
+                        recv: request.into_body(),
+                        respond,
+                        stream,
+                    };
+                    answer(&*handler, connect, exchange).await;
+                }
                 Err(error) => {
                     handler.refused(&peer.id, peer.peer_addr, &error);
                     refuse(respond, &error);
@@ -296,7 +302,7 @@ fn refuse(mut respond: SendResponse<Bytes>, error: &TunnelError) {
 }
 
 /// Counts a stream while it lives.
-struct StreamCount(Rc<Cell<usize>>);
+pub(crate) struct StreamCount(Rc<Cell<usize>>);
 
 impl StreamCount {
     fn new(streams: &Rc<Cell<usize>>) -> Self {

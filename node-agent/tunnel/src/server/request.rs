@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 
-use super::connection::Peer;
-use super::{Accepted, ConnectRequest, InboundHandler, Refusal};
+use super::connection::{Peer, StreamCount};
+use super::{Accepted, Answer, ConnectRequest, InboundHandler, Refusal};
 use crate::headers::{Authority, SourceHeaders};
 use crate::relay::{self, RelayEnd};
-use crate::{HboneStream, TunnelError};
+use crate::stream::Place;
+use crate::{HboneStream, TlsInfo, TunnelError};
 
 /// Checks the form of a request.
 pub(super) fn read_request(
@@ -38,53 +39,72 @@ pub(super) fn read_request(
     })
 }
 
-/// Asks the handler, answers, and relays.
+/// A request's stream while it waits for its answer.
+pub(super) struct Exchange {
+    pub(super) recv: RecvStream,
+    pub(super) respond: SendResponse<Bytes>,
+    pub(super) stream: StreamCount,
+}
+
+/// Asks the handler, answers, and relays or gives the stream away.
 pub(super) async fn answer<H: InboundHandler>(
     handler: &H,
     request: ConnectRequest,
-    recv: RecvStream,
-    mut respond: SendResponse<Bytes>,
+    mut exchange: Exchange,
 ) {
     let tls = Arc::clone(&request.tls);
     // Boxed so that the memory it needs is free while the connection lives.
     let mut connect = Box::pin(handler.connect(request));
-    let accepted = tokio::select! {
+    let answered = tokio::select! {
         biased;
-        accepted = &mut connect => accepted,
+        answered = &mut connect => answered,
         // The client gave up: so does the connection to the application.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+        _ = poll_fn(|cx| exchange.respond.poll_reset(cx)) => return,
     };
     drop(connect);
-    let Accepted {
-        upstream,
-        response_headers,
-        counters,
-        on_end,
-    } = match accepted {
-        Ok(accepted) => accepted,
-        Err(Refusal { status, .. }) => {
-            let mut response = Response::new(());
-            *response.status_mut() = status.code();
-            // It fails only when the stream is gone, and then nobody waits for it.
-            let _ = respond.send_response(response, true);
-            return;
-        }
-    };
-    let mut response = Response::new(());
-    *response.headers_mut() = response_headers;
-    let end = match respond.send_response(response, false) {
-        Ok(send) => {
-            let stream = HboneStream {
-                send,
-                recv,
-                tls,
-                response_headers: http::HeaderMap::new(),
-                lease: None,
+    match answered {
+        Ok(Answer::Relay(accepted)) => {
+            let Accepted {
+                upstream,
+                response_headers,
+                counters,
+                on_end,
+            } = accepted;
+            let end = match exchange.accept(response_headers, tls) {
+                Some(stream) => relay::tcp_hbone(upstream, stream, &counters).await,
+                // The client went away while the application was being connected.
+                None => RelayEnd::RemoteReset,
             };
-            relay::tcp_hbone(upstream, stream, &counters).await
+            on_end(end);
         }
-        // The client went away while the application was being connected.
-        Err(_) => RelayEnd::RemoteReset,
-    };
-    on_end(end);
+        Ok(Answer::Take(taken)) => {
+            if let Some(stream) = exchange.accept(taken.response_headers, tls) {
+                (taken.take)(stream);
+            }
+        }
+        Err(refusal) => exchange.refuse(refusal),
+    }
+}
+
+impl Exchange {
+    /// Sends the 200; `None` when the client has gone away.
+    fn accept(mut self, headers: HeaderMap, tls: Arc<TlsInfo>) -> Option<HboneStream> {
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        let send = self.respond.send_response(response, false).ok()?;
+        Some(HboneStream {
+            send,
+            recv: self.recv,
+            tls,
+            response_headers: HeaderMap::new(),
+            place: Place::Served(self.stream),
+        })
+    }
+
+    fn refuse(mut self, refusal: Refusal) {
+        let mut response = Response::new(());
+        *response.status_mut() = refusal.status.code();
+        // It fails only when the stream is gone, and then nobody waits for it.
+        let _ = self.respond.send_response(response, true);
+    }
 }

@@ -16,6 +16,7 @@ mod support;
 
 mod drain;
 mod flow;
+mod io;
 mod pool;
 mod refusals;
 mod resets;

@@ -14,12 +14,12 @@ use karst_tunnel::headers::{Authority, SourceHeaders};
 use karst_tunnel::pool::{Dialer, OutboundRequest, Pool, PoolConfig, PoolKey};
 use karst_tunnel::relay::{self, RelayEnd};
 use karst_tunnel::server::{
-    self, Accepted, ConnectRequest, Drain, InboundHandler, Refusal, RefusalStatus, ServeEnd,
-    ServerLimits,
+    self, Accepted, Answer, ConnectRequest, Drain, InboundHandler, Refusal, RefusalStatus,
+    ServeEnd, ServerLimits, Taken,
 };
-use karst_tunnel::{Counters, HboneStream, TunnelError};
+use karst_tunnel::{Counters, HboneIo, HboneStream, TunnelError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -56,6 +56,8 @@ pub struct Handler {
     pub refused: RefCell<Vec<&'static str>>,
     pub ends: RefCell<Vec<RelayEnd>>,
     pub answer: Cell<Option<Refusal>>,
+    /// Gets the streams, which are then not relayed.
+    pub taken: RefCell<Option<mpsc::UnboundedSender<HboneIo>>>,
     /// Makes requests wait for ever; `waiting` counts those that do.
     pub hang: Cell<bool>,
     pub waiting: Rc<Cell<usize>>,
@@ -67,7 +69,7 @@ pub struct Handler {
 pub struct Shared(pub Rc<Handler>);
 
 impl InboundHandler for Shared {
-    async fn connect(&self, request: ConnectRequest) -> Result<Accepted, Refusal> {
+    async fn connect(&self, request: ConnectRequest) -> Result<Answer, Refusal> {
         let authority = request.authority.clone();
         let keep = self.0.requests.borrow().len() < 100;
         if keep {
@@ -79,6 +81,18 @@ impl InboundHandler for Shared {
         if self.0.hang.get() {
             let _waiting = Waiting::new(&self.0.waiting);
             std::future::pending::<()>().await;
+        }
+        let mut response_headers = HeaderMap::new();
+        response_headers.insert("baggage", "k8s.cluster.name=test".parse().unwrap());
+        if let Some(takers) = self.0.taken.borrow().clone() {
+            let take = Box::new(move |stream| {
+                // The test that wanted it may be over.
+                let _ = takers.send(HboneIo::new(stream));
+            });
+            return Ok(Answer::Take(Taken {
+                response_headers,
+                take,
+            }));
         }
         let Authority::Address(address) = authority else {
             return Err(Refusal {
@@ -97,9 +111,7 @@ impl InboundHandler for Shared {
         }
         let handler = Rc::clone(&self.0);
         handler.open.set(handler.open.get() + 1);
-        let mut response_headers = HeaderMap::new();
-        response_headers.insert("baggage", "k8s.cluster.name=test".parse().unwrap());
-        Ok(Accepted {
+        Ok(Answer::Relay(Accepted {
             upstream,
             response_headers,
             counters,
@@ -109,7 +121,7 @@ impl InboundHandler for Shared {
                     handler.ends.borrow_mut().push(end);
                 }
             }),
-        })
+        }))
     }
 
     fn refused(&self, _peer: &SpiffeId, _peer_addr: SocketAddr, error: &TunnelError) {
