@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::http::upload::UploadBody;
+
 /// Why a body broke off.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -20,6 +22,8 @@ pub enum Body {
     Full(Option<Bytes>),
     /// As it comes from the peer.
     Incoming(Incoming),
+    /// A client's, counted and perhaps kept or copied on the way.
+    Upload(UploadBody),
     /// As it comes from the peer, with something done to it on the way.
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
 }
@@ -59,6 +63,7 @@ impl HttpBody for Body {
             Self::Incoming(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            Self::Upload(body) => Pin::new(body).poll_frame(cx),
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -68,6 +73,7 @@ impl HttpBody for Body {
             Self::Empty | Self::Full(None) => true,
             Self::Full(Some(bytes)) => bytes.is_empty(),
             Self::Incoming(body) => body.is_end_stream(),
+            Self::Upload(body) => body.is_end_stream(),
             Self::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -77,6 +83,7 @@ impl HttpBody for Body {
             Self::Empty | Self::Full(None) => SizeHint::with_exact(0),
             Self::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
             Self::Incoming(body) => body.size_hint(),
+            Self::Upload(body) => body.size_hint(),
             Self::Boxed(body) => body.size_hint(),
         }
     }

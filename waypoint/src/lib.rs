@@ -15,6 +15,7 @@ pub mod body;
 pub mod client;
 pub mod config;
 pub mod filter;
+pub mod http;
 pub mod local_io;
 pub mod metrics;
 pub mod reason;

@@ -1,0 +1,166 @@
+//! Answers of our own.
+
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::body::Body;
+use crate::reason::Reason;
+
+/// Tells an answer of ours from one of an application, and why it is ours.
+pub static KARST_REASON: HeaderName = HeaderName::from_static("karst-reason");
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// gRPC's code for a deadline that has passed.
+pub(super) const DEADLINE_EXCEEDED: u32 = 4;
+
+/// Why a request is answered by us.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) reason: Reason,
+    /// More, for the log alone.
+    pub(super) error: Option<String>,
+    /// Nothing more is to be read from an HTTP/1 connection.
+    close: bool,
+}
+
+impl Failure {
+    pub(super) fn new(status: StatusCode, reason: &'static str) -> Self {
+        Self::because(status, Reason::Other(reason))
+    }
+
+    pub(super) fn because(status: StatusCode, reason: Reason) -> Self {
+        Self {
+            status,
+            reason,
+            error: None,
+            close: false,
+        }
+    }
+
+    /// A request that cannot be understood; what follows it may be anything.
+    pub(super) fn bad_request(reason: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason).closing()
+    }
+
+    /// Closes the connection behind the answer.
+    pub(super) fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    pub(super) fn with(mut self, error: impl ToString) -> Self {
+        self.error = Some(error.to_string());
+        self
+    }
+
+    /// The answer for a client that speaks plain HTTP.
+    pub(super) fn response(&self) -> Response<Body> {
+        let reason = HeaderValue::from_static(self.reason.as_str());
+        let mut response = Response::new(Body::full(self.reason.as_str()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        headers.insert(KARST_REASON.clone(), reason);
+        if self.close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// The answer for a gRPC client: no body, the status in the head ("trailers-only").
+    pub(super) fn grpc_response(&self) -> Response<Body> {
+        let mut response = Response::new(Body::Empty);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS.clone(), grpc_status(self.status).into());
+        let reason = HeaderValue::from_static(self.reason.as_str());
+        headers.insert(GRPC_MESSAGE.clone(), reason.clone());
+        headers.insert(KARST_REASON.clone(), reason);
+        response
+    }
+}
+
+/// The gRPC code that says what a status of HTTP says. Where gRPC's own table for proxies that know nothing of
+/// gRPC differs, it is because we know what happened.
+pub(super) fn grpc_status(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 | 500 => 13,
+        401 => 16,
+        403 => 7,
+        404 | 405 | 501 => 12,
+        408 | 504 => DEADLINE_EXCEEDED,
+        413 | 429 | 431 => 8,
+        421 | 502 | 503 => 14,
+        _ => 2,
+    }
+}
+
+/// Trailers that end a gRPC response whose deadline has passed.
+pub(super) fn deadline_trailers() -> http::HeaderMap {
+    let mut trailers = http::HeaderMap::with_capacity(2);
+    trailers.insert(GRPC_STATUS.clone(), DEADLINE_EXCEEDED.into());
+    trailers.insert(
+        GRPC_MESSAGE.clone(),
+        HeaderValue::from_static("request_timeout"),
+    );
+    trailers
+}
+
+/// The status of a gRPC response, from its trailers or a head without body.
+pub(super) fn grpc_status_of(headers: &http::HeaderMap) -> Option<u32> {
+    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether a request is of gRPC; gRPC-Web is not.
+pub(super) fn is_grpc(headers: &http::HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = content_type.and_then(|text| text.strip_prefix(b"application/grpc"));
+    matches!(rest, Some([] | [b'+' | b';', ..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::{Failure, grpc_status, is_grpc};
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        let check = |content_type: &'static str, expected| {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-type", content_type.parse().unwrap());
+            assert_eq!(is_grpc(&headers), expected, "{content_type}");
+        };
+        check("application/grpc", true);
+        check("application/grpc+proto", true);
+        check("application/grpc;x=y", true);
+        check("application/grpc-web", false);
+        check("application/json", false);
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn errors_of_ours_are_answered_in_the_protocol() {
+        let failure = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "no_endpoints");
+        let plain = failure.response();
+        assert_eq!(plain.status(), 503);
+        assert_eq!(plain.headers()["karst-reason"], "no_endpoints");
+        let grpc = failure.grpc_response();
+        assert_eq!(grpc.status(), 200);
+        assert_eq!(grpc.headers()["grpc-status"], "14");
+        assert_eq!(grpc.headers()["grpc-message"], "no_endpoints");
+        for (status, code) in [
+            (504, 4),
+            (404, 12),
+            (401, 16),
+            (403, 7),
+            (500, 13),
+            (418, 2),
+        ] {
+            assert_eq!(grpc_status(StatusCode::from_u16(status).unwrap()), code);
+        }
+    }
+}
