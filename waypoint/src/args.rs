@@ -304,14 +304,16 @@ mod tests {
 
     fn parse(extra: &[&str]) -> Result<Config, ConfigError> {
         let required = [
-            "karst-waypoint",
             "--controller=[fd00::1]:15012",
             "--root-cert=/r",
             "--token=/t",
             "--gateway-namespace=shop",
             "--gateway-name=front",
         ];
-        let args = required.iter().chain(extra);
+        let flag = |arg: &str| arg.split('=').next().map(str::to_owned);
+        let given: Vec<_> = extra.iter().map(|arg| flag(arg)).collect();
+        let missing = required.iter().filter(|arg| !given.contains(&flag(arg)));
+        let args = ["karst-waypoint"].iter().chain(missing).chain(extra);
         Config::try_from(Args::try_parse_from(args).expect("parses"))
     }
 

@@ -6,21 +6,40 @@
 //! What it does not: read Kubernetes objects (the controller compiles them to `karst.waypoint.v1`), decide about
 //! certificates, or touch a pod's network namespace.
 //!
-//! Start reading at [`table`]: what a request sees of the configuration. [`config`] makes it, `http` uses it.
+//! Two kinds of threads: one control thread (controller, certificate, ports, admin, metrics) and the data-plane
+//! [`worker`]s. A request never waits for the control thread, and the workers go on when the controller is gone.
+//!
+//! Start reading at [`app::run`], or with the life of a request: it comes in at [`mesh`] or [`gateway`], sees the
+//! configuration as a [`table`], which [`config`] makes, and goes its way in [`http`] or, below HTTP, [`stream`].
 
 pub mod access_log;
+pub mod admin;
+pub mod app;
 pub mod args;
 pub mod balance;
 pub mod body;
+pub mod carrier;
 pub mod client;
+pub mod client_hello;
 pub mod config;
+pub mod detect;
 pub mod filter;
+pub mod gateway;
 pub mod http;
+pub mod http_server;
 pub mod local_io;
+pub mod mesh;
 pub mod metrics;
+pub mod ports;
+pub mod proxy;
+pub mod readiness;
 pub mod reason;
 pub mod route;
+pub mod shared;
+pub mod sockets;
+pub mod stream;
 pub mod table;
 pub mod telemetry;
 pub mod time;
 pub mod upstream;
+pub mod worker;

@@ -1,26 +1,29 @@
-//! `karst-waypoint`: will be the proxy that applies policy to HTTP and gRPC requests, and the
-//! ingress gateway.
-//!
-//! It is not built yet. So that nobody takes it for running, the program refuses to start; until it
-//! is there, the node agents refuse traffic that a waypoint would have to see. The parts it will
-//! stand on are in `node-agent/tunnel` and `node-agent/identity`; start reading there.
+//! `karst-waypoint`: parses the configuration, sets up logging and runs [`karst_waypoint::app`]. Nothing else
+//! happens here.
 
-use std::process::ExitCode;
+use std::io;
 
+use anyhow::Context as _;
 use clap::Parser;
+use karst_waypoint::app;
+use karst_waypoint::args::{Args, Config, LogFormat};
+use tracing_subscriber::EnvFilter;
 
-/// `EX_UNAVAILABLE` of sysexits(3): the service asked for is not to be had.
-const UNAVAILABLE: u8 = 69;
+fn main() -> anyhow::Result<()> {
+    let config = Config::try_from(Args::parse())?;
+    init_logging(config.log_format, &config.log_level)?;
+    app::run(config).context("karst-waypoint cannot run")
+}
 
-/// The waypoint proxy of Karst: not built yet; it exits with status 69.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {}
-
-fn main() -> ExitCode {
-    Cli::parse();
-    eprintln!(
-        "error: the waypoint is not built yet; this version of Karst has no layer 7 features"
-    );
-    ExitCode::from(UNAVAILABLE)
+/// The program's log goes to standard error; standard output is the access log's.
+fn init_logging(format: LogFormat, level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level).context("--log-level")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    let outcome = match format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    outcome.map_err(|error| anyhow::anyhow!("logging: {error}"))
 }

@@ -1,8 +1,9 @@
 //! All metrics of the proxy that its data plane counts. What is read at each scrape from where the truth is
-//! (pools, endpoints, certificates, the stream to the controller) is in `process`.
+//! (pools, endpoints, certificates, the stream to the controller) is in [`process`].
 
 pub mod encode;
 mod histogram;
+pub mod process;
 pub mod refusals;
 pub mod traffic;
 

@@ -6,6 +6,8 @@ use std::fmt;
 /// A reason of this crate's own plumbing, or one of another part, already stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
+    /// The first configuration is not complete yet.
+    NotConfigured,
     /// A tunnel asked for something that this waypoint does not serve.
     UnknownDestination,
     /// The service's port has routes for HTTP, and the client speaks something else.
@@ -16,7 +18,9 @@ pub enum Reason {
     NoServerCertificate,
     /// The client's hello was not one, or too large.
     BadClientHello,
-    /// No route of the listener is for this connection.
+    /// The TLS handshake with a client failed.
+    TlsFailed,
+    /// No route is for this request or connection.
     NoRoute,
     /// The route's backend cannot be used, for a reason of the configuration.
     InvalidBackend,
@@ -43,12 +47,14 @@ impl Reason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::NotConfigured => "state_not_ready",
             Self::UnknownDestination => "waypoint_unknown_destination",
             Self::NotHttp => "waypoint_not_http",
             Self::NoListener => "gateway_no_listener",
             Self::NoServerCertificate => "gateway_no_certificate",
             Self::BadClientHello => "gateway_bad_client_hello",
-            Self::NoRoute => "route_not_found",
+            Self::TlsFailed => "gateway_tls_failed",
+            Self::NoRoute => "no_route",
             Self::InvalidBackend => "backend_invalid",
             Self::TooManyConnections => "too_many_connections",
             Self::FirstBytesTimeout => "first_bytes_timeout",
@@ -65,21 +71,19 @@ impl Reason {
     #[must_use]
     pub fn response_flag(self) -> &'static str {
         match self.as_str() {
-            "no_healthy_upstream" => "UH",
-            "route_not_found"
+            "no_endpoints" => "UH",
+            "no_route"
             | "waypoint_unknown_destination"
             | "gateway_no_listener"
             | "route_not_ready" => "NR",
-            "too_many_connections"
-            | "too_many_requests"
-            | "too_many_pending_requests"
-            | "upstream_overloaded" => "UO",
+            "too_many_connections" => "UO",
             "request_timeout" | "backend_timeout" | "upstream_timeout" => "UT",
             "client_gone" => "DC",
             "idle_timeout" => "SI",
             "upstream_reset" => "UR",
             "retries_exhausted" => "URX",
-            "waypoint_not_http" | "gateway_bad_client_hello" => "DPE",
+            "waypoint_not_http" | "gateway_bad_client_hello" | "gateway_tls_failed" => "DPE",
+            label if label.starts_with("overloaded_") => "UO",
             label if label.starts_with("http_") || label.starts_with("request_") => "DPE",
             _ => "UF",
         }
@@ -98,8 +102,8 @@ mod tests {
 
     #[test]
     fn flags_follow_the_label() {
-        assert_eq!(Reason::NoRoute.response_flag(), "NR");
-        assert_eq!(Reason::Other("no_healthy_upstream").response_flag(), "UH");
+        assert_eq!(Reason::Other("no_route").response_flag(), "NR");
+        assert_eq!(Reason::Other("no_endpoints").response_flag(), "UH");
         assert_eq!(Reason::Other("backend_timeout").response_flag(), "UT");
         assert_eq!(Reason::Other("connect_timeout").response_flag(), "UF");
     }

@@ -170,6 +170,8 @@ pub enum RefusalStatus {
     BadRequest,
     /// 401: policy does not allow it.
     Denied,
+    /// 404: nothing of that name is served here.
+    NotFound,
     /// 503: the application cannot be reached.
     Unavailable,
 }
@@ -181,6 +183,7 @@ impl RefusalStatus {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Denied => StatusCode::UNAUTHORIZED,
+            Self::NotFound => StatusCode::NOT_FOUND,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

@@ -67,11 +67,11 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        refusals.count(Reason::NoRoute);
+                        refusals.count(Reason::NotHttp);
                     }
                 });
             }
         });
-        assert_eq!(refusals.read(), [("route_not_found", 800)]);
+        assert_eq!(refusals.read(), [("waypoint_not_http", 800)]);
     }
 }

@@ -40,7 +40,7 @@ fn a_request_has_istios_labels() {
     metrics.request_finished(&request("cart"));
     let mut failed = request("cart");
     failed.status = 503;
-    failed.reason = Some(Reason::Other("no_healthy_upstream"));
+    failed.reason = Some(Reason::Other("no_endpoints"));
     metrics.request_finished(&failed);
     let text = encode::text(&encode::registry(&metrics)).expect("encodes");
     let good = line(&text, "istio_requests_total{");

@@ -1,0 +1,164 @@
+//! What an operator sees: a page of JSON for each question, on loopback. Nothing can be changed here, and keys are
+//! never shown.
+//!
+//! | GET | |
+//! |---|---|
+//! | `/v1/status` | the proxy as a whole |
+//! | `/v1/ready` | whether it is ready, and why not |
+//! | `/v1/config` | each resource: its version, its state, what is wrong with it |
+//! | `/v1/ports` | a gateway's ports, and why one is not open |
+//! | `/v1/clusters` | backends with their endpoints |
+//! | `/v1/pools` | connections to endpoints |
+//! | `/v1/certificates` | the proxy's own certificate |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use karst_client::AdsStatus;
+use karst_identity::CertificateManager;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::args::Config;
+use crate::balance::{Cluster, Via};
+use crate::config::Listing;
+use crate::http_server::{self, Reply};
+use crate::proxy;
+use crate::readiness::Readiness;
+use crate::shared::Shared;
+use crate::worker::Command;
+
+/// What the pages are made from.
+pub struct Admin {
+    /// What the process was started with.
+    pub config: Config,
+    /// When it was started.
+    pub started: Instant,
+    /// The data plane.
+    pub shared: Arc<Shared>,
+    /// Its threads.
+    pub workers: Vec<mpsc::UnboundedSender<Command>>,
+    /// The stream to the controller.
+    pub ads: watch::Receiver<AdsStatus>,
+    /// What it has sent.
+    pub listing: Listing,
+    /// A gateway's ports.
+    pub ports: watch::Receiver<Arc<BTreeMap<u16, Option<String>>>>,
+    /// Our certificate.
+    pub certificates: CertificateManager,
+    /// Whether we are ready.
+    pub readiness: Readiness,
+}
+
+impl Admin {
+    /// Answers one request.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+        if request.method() != Method::GET {
+            return problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
+        }
+        let page = match request.uri().path() {
+            "/v1/status" => self.status(),
+            "/v1/ready" => return self.ready(),
+            "/v1/config" => json!(self.listing.items()),
+            "/v1/ports" => self.ports(),
+            "/v1/clusters" => self.clusters(),
+            "/v1/pools" => json!(proxy::pools(&self.workers).await),
+            "/v1/certificates" => json!(self.certificates.list()),
+            _ => return problem(StatusCode::NOT_FOUND, "not_found"),
+        };
+        http_server::json(StatusCode::OK, &page)
+    }
+
+    /// `/v1/ready` and `/healthz/ready`.
+    #[must_use]
+    pub fn ready(&self) -> Reply {
+        match self.readiness.check() {
+            Ok(()) => http_server::json(StatusCode::OK, &json!({"ready": true})),
+            Err(reason) => problem(StatusCode::SERVICE_UNAVAILABLE, reason),
+        }
+    }
+
+    fn status(&self) -> Value {
+        let ads = self.ads.borrow().clone();
+        let table = self.shared.tables.load();
+        let metrics = &self.shared.metrics;
+        let config = &self.config;
+        json!({
+            "gateway": format!("{}/{}", config.gateway_namespace, config.gateway_name),
+            "identity": config.identity.as_str(),
+            "pod": config.pod_name,
+            "node": config.node_name,
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "ready": self.readiness.check().is_ok(),
+            "not_ready_reason": self.readiness.check().err(),
+            "controller": {
+                "address": config.controller,
+                "connected": ads.connected,
+                "synced": ads.synced,
+                "last_reason": ads.last_reason,
+                "streams": ads.streams,
+                "rejected": ads.rejected,
+            },
+            "services": table.services.len(),
+            "workloads": table.workloads.len(),
+            "ports": table.sockets.len(),
+            "workers": self.workers.len(),
+            "connections": {
+                "mesh": metrics.mesh_connections.get(),
+                "gateway": metrics.gateway_connections.get(),
+                "limit": self.shared.max_connections,
+            },
+            "requests": metrics.requests_active.get(),
+            "access_log_dropped": self.shared.access_log.dropped(),
+        })
+    }
+
+    fn ports(&self) -> Value {
+        let ports = self.ports.borrow().clone();
+        let port = |(port, problem): (&u16, &Option<String>)| json!({"port": port, "open": problem.is_none(), "problem": problem});
+        ports.iter().map(port).collect()
+    }
+
+    fn clusters(&self) -> Value {
+        let mut clusters = self.shared.clusters.list();
+        clusters.sort_by(|a, b| a.name().cmp(b.name()));
+        clusters.iter().map(|cluster| view(cluster)).collect()
+    }
+}
+
+fn view(cluster: &Cluster) -> Value {
+    let settings = cluster.settings();
+    let endpoints = cluster.endpoints();
+    let endpoint = |endpoint: &Arc<crate::balance::Endpoint>| {
+        let identity = match endpoint.via() {
+            Via::Plain => None,
+            Via::Hbone { identity, .. } => Some(identity.as_str().to_owned()),
+        };
+        json!({
+            "key": &**endpoint.key(),
+            "address": endpoint.address(),
+            "port": endpoint.port(),
+            "identity": identity,
+            "ejected": cluster.is_ejected(endpoint),
+        })
+    };
+    json!({
+        "name": &**cluster.name(),
+        "service": &*settings.hostname,
+        "port": settings.port,
+        "protocol": settings.protocol.as_str_name(),
+        "invalid": settings.invalid.as_deref(),
+        "tls": settings.tls.is_some(),
+        "stats": cluster.stats(),
+        "endpoints": endpoints.iter().map(endpoint).collect::<Value>(),
+    })
+}
+
+fn problem(status: StatusCode, reason: &str) -> Reply {
+    http_server::json(status, &json!({"reason": reason}))
+}

@@ -1,0 +1,130 @@
+//! Metrics read at scrape time from where the truth is: backends, the certificate, the stream to the controller.
+
+use std::fmt;
+use std::sync::Arc;
+
+use karst_client::AdsStatus;
+use karst_identity::{CertificateManager, CertificateState};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use tokio::sync::watch;
+
+use super::encode::Out;
+use crate::balance::ClusterStats;
+use crate::shared::Shared;
+
+/// Reads everything that the data plane does not count itself.
+pub struct ProcessMetrics {
+    /// Backends and access log.
+    pub shared: Arc<Shared>,
+    /// The stream to the controller.
+    pub ads: watch::Receiver<AdsStatus>,
+    /// Our certificate.
+    pub certificates: CertificateManager,
+}
+
+impl fmt::Debug for ProcessMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessMetrics").finish_non_exhaustive()
+    }
+}
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut out = Out(encoder);
+        self.control_plane(&mut out)?;
+        self.certificates(&mut out)?;
+        self.backends(&mut out)?;
+        let dropped = self.shared.access_log.dropped();
+        let help = "Access log records dropped because the output was too slow";
+        out.counters("karst_access_log_dropped", help, [(vec![], dropped)])?;
+        process(&mut out)
+    }
+}
+
+impl ProcessMetrics {
+    fn control_plane(&self, out: &mut Out<'_>) -> fmt::Result {
+        let ads = self.ads.borrow().clone();
+        let flag = |value: bool| [(vec![], i64::from(value))];
+        let help = "Whether the stream to the controller is up";
+        out.gauges("karst_xds_connected", help, flag(ads.connected))?;
+        let help = "Whether a complete state has been received since the start";
+        out.gauges("karst_xds_synced", help, flag(ads.synced))?;
+        let help = "Streams opened to the controller";
+        out.counters("karst_xds_streams", help, [(vec![], ads.streams)])?;
+        let help = "Resources rejected as invalid";
+        out.counters(
+            "karst_xds_rejected_resources",
+            help,
+            [(vec![], ads.rejected)],
+        )?;
+        let table = self.shared.tables.load();
+        let held = [
+            ("service", table.services.len()),
+            ("workload", table.workloads.len()),
+            ("socket", table.sockets.len()),
+        ];
+        let held = held.map(|(kind, count)| (vec![("type", kind)], gauge(count)));
+        out.gauges("karst_xds_resources", "Resources held", held)
+    }
+
+    fn certificates(&self, out: &mut Out<'_>) -> fmt::Result {
+        let list = self.certificates.list();
+        let count = |state| gauge(list.iter().filter(|c| c.state == state).count());
+        let values = [
+            ("available", CertificateState::Available),
+            ("initializing", CertificateState::Initializing),
+            ("unavailable", CertificateState::Unavailable),
+        ];
+        let values = values.map(|(name, state)| (vec![("state", name)], count(state)));
+        out.gauges(
+            "karst_certificates",
+            "Identities of this proxy, by state",
+            values,
+        )
+    }
+
+    /// Sums over all backends: one line for each would be as many as there are services, in every proxy.
+    fn backends(&self, out: &mut Out<'_>) -> fmt::Result {
+        let all = self.shared.clusters.list();
+        let stats: Vec<ClusterStats> = all.iter().map(|cluster| cluster.stats()).collect();
+        let sum = |get: fn(&ClusterStats) -> u64| stats.iter().map(get).sum::<u64>();
+        let level = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let help = "Endpoints, by whether they are chosen from";
+        let endpoints = [
+            (vec![("state", "active")], level(sum(|s| s.active as u64))),
+            (vec![("state", "ejected")], level(sum(|s| s.ejected as u64))),
+        ];
+        out.gauges("karst_waypoint_endpoints", help, endpoints)?;
+        let help = "Endpoints ejected because they failed";
+        let ejections = sum(|s| s.ejections_total);
+        out.counters("karst_waypoint_ejections", help, [(vec![], ejections)])?;
+        let help = "Connections to endpoints, and requests that wait for one";
+        let pool = [
+            (
+                vec![("state", "open")],
+                level(sum(|s| u64::from(s.connections))),
+            ),
+            (
+                vec![("state", "waited_for")],
+                level(sum(|s| u64::from(s.pending))),
+            ),
+        ];
+        out.gauges("karst_waypoint_upstream_connections", help, pool)
+    }
+}
+
+fn gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// What Prometheus' own client libraries report of a process, as far as it helps here.
+fn process(out: &mut Out<'_>) -> fmt::Result {
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |dir| dir.count());
+    let help = "Open file descriptors";
+    out.gauges("process_open_fds", help, [(vec![], gauge(open))])?;
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let limit = limit.map_or(0, |(soft, _)| i64::try_from(soft).unwrap_or(i64::MAX));
+    let help = "Limit of open file descriptors";
+    out.gauges("process_max_fds", help, [(vec![], limit)])
+}

@@ -1,0 +1,55 @@
+//! What the control side and all workers share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use karst_identity::WorkloadCertificate;
+use karst_tunnel::headers::Baggage;
+
+use crate::access_log::AccessLog;
+use crate::balance::Clusters;
+use crate::metrics::Metrics;
+use crate::table::Tables;
+
+/// Gives our certificate of the moment; `None` while there is no valid one. It must not wait.
+pub type Certificate = Box<dyn Fn() -> Option<Arc<WorkloadCertificate>> + Send + Sync>;
+
+/// Shared by the control side and all workers.
+pub struct Shared {
+    /// The configuration in force.
+    pub tables: Arc<Tables>,
+    /// A complete configuration has been received, at some time since the start.
+    pub configured: AtomicBool,
+    /// Backends, with the state of their endpoints.
+    pub clusters: Arc<Clusters>,
+    /// Our certificate.
+    pub certificate: Certificate,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Access log.
+    pub access_log: AccessLog,
+    /// Clients' connections at once, of all workers and both sides.
+    pub max_connections: usize,
+    /// What is said to the other end of a tunnel.
+    pub baggage: Option<Baggage>,
+    /// Port of the tunnel at endpoints.
+    pub tunnel_port: u16,
+}
+
+impl Shared {
+    /// Clients' connections open now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let open = self.metrics.mesh_connections.get() + self.metrics.gateway_connections.get();
+        usize::try_from(open).unwrap_or(0)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}
