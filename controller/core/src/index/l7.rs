@@ -5,6 +5,7 @@
 //! proxy serves, its backends, and statuses. Every step compares its result with the former one and
 //! hands on only what differs, so that the work, and what is announced, is as large as the change.
 
+mod backend_tls;
 mod backends;
 mod binding;
 mod gateway;
@@ -19,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use self::gateway::View;
 use super::{Changes, Index, NsName};
 use crate::{
     object::{
@@ -36,7 +38,7 @@ use crate::{
     },
     proxy::{GatewayName, ProxyChange, ProxyKind, ProxyWanted},
     resource::Rendered,
-    status::ObjectStatus,
+    status::{Condition, ObjectStatus},
 };
 
 /// An object as it is stored.
@@ -54,6 +56,12 @@ pub(super) struct RouteKey {
 }
 
 impl RouteKey {
+    /// Name of the Route resource.
+    pub(super) fn resource_name(&self) -> String {
+        let NsName { namespace, name } = &self.name;
+        format!("{}/{namespace}/{name}", self.kind.kind().name())
+    }
+
     pub(super) fn object(&self) -> ObjectKey {
         ObjectKey {
             kind: self.kind.kind(),
@@ -76,6 +84,10 @@ pub(super) struct L7 {
     pub(super) policies: BTreeMap<NsName, Stored<TrafficPolicy>>,
     pub(super) routes: BTreeMap<RouteKey, Stored<Route>>,
     pub(super) dirty: Dirty,
+    /// What our Gateways listen on.
+    views: BTreeMap<GatewayName, View>,
+    /// The condition `SupportedVersion` of our GatewayClasses, once it is known.
+    supported_version: Option<Condition>,
     proxies: BTreeMap<GatewayName, Proxy>,
     statuses: BTreeMap<ObjectKey, ObjectStatus>,
     wanted: BTreeMap<GatewayName, ProxyWanted>,

@@ -8,4 +8,4 @@ mod objects;
 mod pods;
 mod services;
 mod static_pods;
-mod support;
+pub(super) mod support;

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::{
     Body,
     gateway_api::{ParentRef, Resource},
+    listener::{self, Listener, ListenerSpec},
 };
 use crate::error::{Faults, ObjectError};
 
@@ -12,6 +13,7 @@ use crate::error::{Faults, ObjectError};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListenerSet {
     pub(crate) parent: ParentRef,
+    pub(crate) listeners: Vec<Listener>,
 }
 
 /// `spec` of a ListenerSet.
@@ -19,15 +21,24 @@ pub(crate) struct ListenerSet {
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ListenerSetSpec {
     parent_ref: ParentRef,
+    listeners: Vec<ListenerSpec>,
 }
 
 impl ListenerSet {
     pub(crate) fn body(
         object: Resource<ListenerSetSpec>,
-        _faults: &Faults,
+        faults: &Faults,
         _findings: &mut Vec<ObjectError>,
     ) -> Result<Body, ObjectError> {
+        if object.spec.parent_ref.name.is_empty() {
+            return Err(faults.error(
+                "spec.parentRef.name",
+                "is missing",
+                "name the Gateway that the listeners are for",
+            ));
+        }
         Ok(Body::ListenerSet(Box::new(Self {
+            listeners: listener::read(&object.spec.listeners, faults)?,
             parent: object.spec.parent_ref,
         })))
     }

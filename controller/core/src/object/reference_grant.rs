@@ -1,4 +1,4 @@
-//! What the mesh needs of a ReferenceGrant.
+//! What a ReferenceGrant permits.
 
 use serde::Deserialize;
 
@@ -9,35 +9,79 @@ use crate::error::{Faults, ObjectError};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct ReferenceGrant {
-    pub(crate) from: Vec<GrantFrom>,
-    pub(crate) to: Vec<GrantTo>,
+    from: Vec<GrantFrom>,
+    to: Vec<GrantTo>,
 }
 
 /// Who may.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub(crate) struct GrantFrom {
-    pub(crate) group: String,
-    pub(crate) kind: String,
-    pub(crate) namespace: String,
+struct GrantFrom {
+    group: String,
+    kind: String,
+    namespace: String,
 }
 
 /// To what.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub(crate) struct GrantTo {
-    pub(crate) group: String,
-    pub(crate) kind: String,
+struct GrantTo {
+    group: String,
+    kind: String,
     /// `None`: any.
-    pub(crate) name: Option<String>,
+    name: Option<String>,
+}
+
+/// A reference from one object to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reference<'a> {
+    pub(crate) from_group: &'a str,
+    pub(crate) from_kind: &'a str,
+    pub(crate) from_namespace: &'a str,
+    pub(crate) to_group: &'a str,
+    pub(crate) to_kind: &'a str,
+    pub(crate) to_name: &'a str,
 }
 
 impl ReferenceGrant {
     pub(crate) fn body(
         object: Resource<Self>,
-        _faults: &Faults,
-        _findings: &mut Vec<ObjectError>,
+        faults: &Faults,
+        findings: &mut Vec<ObjectError>,
     ) -> Result<Body, ObjectError> {
-        Ok(Body::ReferenceGrant(object.spec))
+        let mut grant = object.spec;
+        for (field, empty) in [
+            ("spec.from", grant.from.is_empty()),
+            ("spec.to", grant.to.is_empty()),
+        ] {
+            if empty {
+                findings.push(faults.error(
+                    field,
+                    "is empty, so the grant permits nothing",
+                    "say from which kinds and namespaces, and to which kinds, references are permitted",
+                ));
+            }
+        }
+        for target in &mut grant.to {
+            target.name = target.name.take().filter(|name| !name.is_empty());
+        }
+        Ok(Body::ReferenceGrant(grant))
+    }
+
+    /// Whether it permits the reference; it must be a grant in the namespace that is referred to.
+    pub(crate) fn permits(&self, reference: &Reference<'_>) -> bool {
+        let from = self.from.iter().any(|from| {
+            from.group == reference.from_group
+                && from.kind == reference.from_kind
+                && from.namespace == reference.from_namespace
+        });
+        from && self.to.iter().any(|to| {
+            to.group == reference.to_group
+                && to.kind == reference.to_kind
+                && to
+                    .name
+                    .as_deref()
+                    .is_none_or(|name| name == reference.to_name)
+        })
     }
 }

@@ -13,6 +13,7 @@ impl Index {
 
     /// A pod has changed, or is about to.
     pub(in crate::index) fn pod_changed(&mut self, key: &NsName) {
+        self.gateway_pod_changed(key);
         self.l7.dirty.pods.insert(key.clone());
     }
 

@@ -6,6 +6,7 @@ impl Index {
     /// A Service is about to change.
     pub(in crate::index) fn service_changed(&mut self, key: &NsName, now: Option<&Service>) {
         if self.services.get(key) != now {
+            self.gateway_service_changed(key);
             self.l7.dirty.services.insert(key.clone());
             self.l7.dirty.backends.insert(key.clone());
         }
@@ -21,6 +22,7 @@ impl Index {
 
     pub(super) fn flush_gateways(&mut self, changes: &mut Changes) {
         for gateway in std::mem::take(&mut self.l7.dirty.gateways) {
+            self.refresh_view(&gateway);
             let wanted = self.wanted_for(&gateway);
             if self.l7.wanted.get(&gateway) != wanted.as_ref() {
                 match wanted {

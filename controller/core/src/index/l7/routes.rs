@@ -4,7 +4,9 @@ use super::{Index, Route, RouteKey, Stored, put};
 
 impl Index {
     pub(super) fn set_route(&mut self, key: RouteKey, route: Option<Stored<Route>>) {
+        self.attachment_changed(&key);
         if put(&mut self.l7.routes, key.clone(), route) {
+            self.attachment_changed(&key);
             self.l7.dirty.routes.insert(key);
         }
     }
