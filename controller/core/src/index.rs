@@ -235,6 +235,7 @@ impl Index {
                 // Its labels go with it; its pods, which have manifests of their own, stay.
                 self.set_namespace(name.name.clone(), Namespace::default(), &mut changes);
                 self.namespaces.remove(&name.name);
+                self.namespace_selected_anew(&name.name);
             }
             Kind::Node => {
                 self.set_node(name.name.clone(), None, &mut changes);
@@ -419,6 +420,9 @@ impl Index {
     fn set_namespace(&mut self, name: String, namespace: Namespace, changes: &mut Changes) {
         let mode = namespace.mode;
         let former = self.namespaces.insert(name.clone(), namespace);
+        if former.is_none() {
+            self.namespace_selected_anew(&name);
+        }
         let former = former.unwrap_or_default();
         self.namespace_changed(&name, &former);
         if former.mode == mode {

@@ -218,7 +218,7 @@ impl Index {
     }
 
     /// The labels of a namespace, or whether there is one, have changed.
-    pub(super) fn namespace_selected_anew(&mut self, _namespace: &str) {
+    pub(in crate::index) fn namespace_selected_anew(&mut self, _namespace: &str) {
         self.l7
             .dirty
             .gateways

@@ -223,7 +223,7 @@ fn a_grant_for_the_gateway_is_none_for_its_sets() {
         edge.of_set_listener("set", "l", "ResolvedRefs"),
         "True ResolvedRefs"
     );
-    assert_eq!(conditions(&edge, "set")[0], "False ParentNotAccepted");
+    assert_eq!(conditions(&edge, "set")[0], "True Accepted");
 }
 
 #[test]
