@@ -8,7 +8,11 @@ use time::Duration;
 use crate::{
     auth::{NodeAgents, ServiceAccount, TokenRules},
     ca::authority::AuthoritySource,
+    cluster::proxies::{Proxies, ProxySettings, ServiceType},
 };
+
+/// Port of the controller's Service.
+const PORT: u16 = 15012;
 
 /// Lifetime of workload certificates when the request names none.
 const DEFAULT_LIFETIME: Duration = Duration::hours(24);
@@ -111,6 +115,35 @@ pub struct Args {
     #[arg(long, env = "KARST_CA_ROOT")]
     ca_root: Option<PathBuf>,
 
+    /// Image of the proxies that are run for Gateways; for --source kube
+    #[arg(
+        long,
+        env = "KARST_PROXY_IMAGE",
+        default_value = concat!("karst.dev/waypoint:", env!("CARGO_PKG_VERSION"))
+    )]
+    proxy_image: String,
+
+    /// When that image is pulled; for --source kube
+    #[arg(long, env = "KARST_PROXY_PULL_POLICY", default_value = "IfNotPresent")]
+    proxy_pull_policy: PullPolicy,
+
+    /// Secret with credentials for its registry, in each namespace that has a Gateway; may be given several
+    /// times; for --source kube
+    #[arg(long, env = "KARST_PROXY_PULL_SECRET", value_delimiter = ',')]
+    proxy_pull_secret: Vec<String>,
+
+    /// How proxies are run, as JSON: the value `proxy` of the chart; for --source kube
+    #[arg(long, env = "KARST_PROXY_SETTINGS", default_value = "{}")]
+    proxy_settings: String,
+
+    /// Type of the Services of gateways that do not choose one; for --source kube
+    #[arg(
+        long,
+        env = "KARST_GATEWAY_SERVICE_TYPE",
+        default_value = "LoadBalancer"
+    )]
+    gateway_service_type: ServiceType,
+
     /// Form of the log
     #[arg(long, env = "KARST_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -123,6 +156,20 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PullPolicy {
+    /// Whenever a container starts.
+    #[value(name = "Always")]
+    Always,
+    /// When it is not there.
+    #[value(name = "IfNotPresent")]
+    IfNotPresent,
+    /// By nobody here.
+    #[value(name = "Never")]
+    Never,
 }
 
 /// Arguments that have been checked.
@@ -154,6 +201,7 @@ pub enum Source {
         kubeconfig: Option<PathBuf>,
         system_namespace: String,
         pod_name: String,
+        proxies: Box<Proxies>,
     },
 }
 
@@ -276,7 +324,26 @@ impl Args {
         }
         mistakes.dns_name("--system-namespace", &self.system_namespace);
         mistakes.dns_name("--pod-name", &self.pod_name);
+        let settings = ProxySettings::parse(&self.proxy_settings)
+            .map_err(|problem| mistakes.0.push(format!("--proxy-settings: {problem}")));
+        if self.proxy_image.is_empty() {
+            mistakes
+                .0
+                .push("--proxy-image must not be empty".to_owned());
+        }
+        let proxies = Proxies {
+            image: self.proxy_image.clone(),
+            pull_policy: format!("{:?}", self.proxy_pull_policy),
+            pull_secrets: self.proxy_pull_secret.clone(),
+            service_type: self.gateway_service_type,
+            controller: format!("karst-controller.{}.svc:{PORT}", self.system_namespace),
+            audience: self.token_audience.clone(),
+            trust_domain: self.trust_domain.clone(),
+            cluster_id: self.cluster_id.clone(),
+            settings: settings.ok()?,
+        };
         Some(Source::Kube {
+            proxies: Box::new(proxies),
             kubeconfig: self.kubeconfig.clone(),
             system_namespace: self.system_namespace.clone(),
             pod_name: self.pod_name.clone(),

@@ -4,6 +4,7 @@
 //! `signed` checks them against a JWKS file where there is none.
 
 mod cache;
+mod callers;
 mod jwks;
 mod review;
 mod signed;
@@ -12,8 +13,11 @@ use std::path::PathBuf;
 
 use tonic::{Status, metadata::MetadataMap};
 
-pub use self::review::ReviewedTokens;
 use self::signed::SignedTokens;
+pub use self::{
+    callers::{Callers, NodeAgents, NotPermitted, Proxy, Subject},
+    review::ReviewedTokens,
+};
 use crate::metrics::{Metrics, Reason};
 
 /// Longest token in bytes. Kubernetes makes tokens of about 1 KiB.
@@ -99,7 +103,7 @@ pub enum AuthError {
     #[error("the API server cannot be asked about the token now; retry")]
     ReviewUnavailable,
     /// The token says itself that it is somebody else's.
-    #[error("the token is of a service account that is not that of a node agent")]
+    #[error("the token is of a service account that is neither a node agent's nor a gateway's")]
     NotNodeAgent,
     /// The pod that the token is bound to is not there. A retry helps if it is new.
     #[error("the pod that the token is bound to is not known, or has ended; retry if it is new")]
@@ -205,42 +209,5 @@ fn bearer(metadata: &MetadataMap) -> Result<&str, AuthError> {
         Ok(token.trim())
     } else {
         Err(AuthError::MissingToken)
-    }
-}
-
-/// Callers that may act for a node: the service accounts of node agents.
-#[derive(Debug, Clone)]
-pub struct NodeAgents(pub Vec<ServiceAccount>);
-
-/// A caller that is the agent of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeAgent {
-    /// The node.
-    pub node: String,
-    /// When its token ends, in seconds since 1970.
-    pub expires_at: u64,
-}
-
-/// Why a caller may not act for a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotNodeAgent {
-    /// Another service account.
-    #[error("the caller's service account is not that of a node agent")]
-    Account,
-    /// The token is not bound to a pod on a node.
-    #[error("the token does not say on which node the caller runs")]
-    NoNode,
-}
-
-impl NodeAgents {
-    /// The node agent that the caller is.
-    pub fn agent(&self, caller: Caller) -> Result<NodeAgent, NotNodeAgent> {
-        if !self.0.contains(&caller.account) {
-            return Err(NotNodeAgent::Account);
-        }
-        Ok(NodeAgent {
-            node: caller.node.ok_or(NotNodeAgent::NoNode)?,
-            expires_at: caller.expires_at,
-        })
     }
 }

@@ -1,17 +1,21 @@
 //! The Kubernetes API server as the controller uses it.
 //!
 //! [`Cluster`] makes calls, each with a time limit and counted when it fails; `follow` keeps up
-//! with a kind of object; `lease` and `leader` decide which replica writes; `reports`, `roots`
-//! and `annotations` are what is written; `facts` is what writing needs to know besides the mesh.
+//! with a kind of object; `lease` and `leader` decide which replica writes; `reports`, `roots`,
+//! `annotations`, `status` and `proxies` are what is written, the last two by `work`; `facts` is what
+//! writing needs to know besides the mesh.
 
 pub mod annotations;
 pub mod facts;
 pub mod follow;
 pub mod leader;
 mod lease;
+pub mod proxies;
 pub mod reports;
 pub mod retry;
 pub mod roots;
+pub mod status;
+mod work;
 
 use std::{collections::BTreeMap, future::Future, path::Path, sync::Arc, time::Duration};
 

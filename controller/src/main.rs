@@ -1,5 +1,5 @@
-//! `karst-controller`: reads the cluster's objects, serves the mesh's resources to node agents by
-//! delta discovery, and signs workload certificates.
+//! `karst-controller`: reads the cluster's objects, serves the mesh's resources to node agents and to
+//! the proxies of Gateways by delta discovery, signs workload certificates, and has proxies run.
 //!
 //! What the resources are is decided in `karst-core`; this binary has the sources, the servers and
 //! the certificate authority. Everything is authenticated: TLS with a certificate of the mesh's own
@@ -9,6 +9,7 @@ mod args;
 mod auth;
 mod ca;
 mod cluster;
+mod feed;
 mod metrics;
 mod serve;
 mod source;
@@ -38,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Args, Config, LogFormat},
+    auth::Callers,
     ca::service::CertificateService,
     metrics::Metrics,
     serve::{certificate::ServingCertificate, http, listener},
@@ -137,10 +139,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
 
     let (stop, shutdown) = watch::channel(false);
+    let callers = Callers::new(config.node_agents, store.clone());
     let discovery = Discovery::new(
         store.clone(),
         authenticator.clone(),
-        config.node_agents.clone(),
+        callers.clone(),
         reports,
         metrics.clone(),
         shutdown.clone(),
@@ -149,7 +152,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         authority,
         store,
         authenticator,
-        node_agents: config.node_agents,
+        callers,
         metrics: metrics.clone(),
     };
     let ads = AggregatedDiscoveryServiceServer::new(discovery.clone())

@@ -86,6 +86,10 @@ pub struct Inner {
     pub api_errors: Family<Verb, Counter>,
     /// Token reviews, and answers from their cache.
     pub token_reviews: Family<Outcome, Counter>,
+    /// Writes of statuses, by result.
+    pub status_writes: Family<Outcome, Counter>,
+    /// Writes of what runs for Gateways, by result.
+    pub proxy_writes: Family<Outcome, Counter>,
     /// Whether this replica is the one that writes.
     pub leader: Gauge,
     /// Whether the authority's Secret has changed in a way that needs a restart.
@@ -191,6 +195,16 @@ impl Metrics {
             "token_reviews",
             "Token reviews by result",
             self.token_reviews.clone(),
+        );
+        r.register(
+            "status_writes",
+            "Writes of statuses by result",
+            self.status_writes.clone(),
+        );
+        r.register(
+            "proxy_writes",
+            "Writes of what runs for Gateways by result",
+            self.proxy_writes.clone(),
         );
         r.register(
             "leader",

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     args::{Config, Source},
-    auth::{Authenticator, ReviewedTokens, TokenRules},
+    auth::{Authenticator, Callers, ReviewedTokens, TokenRules},
     ca::{
         authority::{Authority, AuthoritySource},
         rotation, secret,
@@ -13,8 +13,10 @@ use crate::{
         Cluster, annotations,
         facts::Facts,
         leader::{Candidate, while_leading},
+        proxies::{self, Proxies},
         reports::Reports,
         roots::{self, Bundle},
+        status,
     },
     metrics::Metrics,
     source,
@@ -61,10 +63,12 @@ impl Parts {
                 kubeconfig,
                 system_namespace,
                 pod_name,
+                proxies,
             } => {
                 let cluster =
                     Cluster::connect(kubeconfig.as_deref(), system_namespace, metrics.clone());
-                Self::kube(config, cluster.await?, pod_name, store).await
+                let proxies = Arc::new(proxies.as_ref().clone());
+                Self::kube(config, cluster.await?, pod_name, proxies, store).await
             }
         }
     }
@@ -97,6 +101,7 @@ impl Parts {
         config: &Config,
         cluster: Cluster,
         pod_name: &str,
+        proxies: Arc<Proxies>,
         store: &Arc<Store>,
     ) -> anyhow::Result<Self> {
         let metrics = cluster.metrics().clone();
@@ -123,6 +128,23 @@ impl Parts {
             })
         });
         tokio::spawn({
+            let (cluster, store, facts) = (cluster.clone(), store.clone(), facts.clone());
+            while_leading(candidate.leads(), move || {
+                status::write(cluster.clone(), store.clone(), facts.clone())
+            })
+        });
+        tokio::spawn({
+            let (cluster, store, facts) = (cluster.clone(), store.clone(), facts.clone());
+            while_leading(candidate.leads(), move || {
+                proxies::write(
+                    cluster.clone(),
+                    store.clone(),
+                    facts.clone(),
+                    proxies.clone(),
+                )
+            })
+        });
+        tokio::spawn({
             let (cluster, store) = (cluster.clone(), store.clone());
             let reports = reports.clone();
             while_leading(candidate.leads(), move || {
@@ -134,12 +156,9 @@ impl Parts {
                 )
             })
         });
-        let tokens = ReviewedTokens::new(
-            &cluster,
-            config.token_audience.clone(),
-            config.node_agents.clone(),
-            store.clone(),
-        );
+        let callers = Callers::new(config.node_agents.clone(), store.clone());
+        let audience = config.token_audience.clone();
+        let tokens = ReviewedTokens::new(&cluster, audience, callers, store.clone());
         Ok(Self {
             authority: Arc::new(authority),
             authenticator: Arc::new(Authenticator::reviewed(tokens, metrics)),

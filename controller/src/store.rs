@@ -1,12 +1,17 @@
 //! The index, shared by the source that changes it and the streams that read it.
 
+mod problems;
+
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use karst_core::{Changes, Index, Object, ObjectError, ObjectKey};
+use karst_core::{Changes, GatewayName, Index, Object, ObjectError, ObjectKey, ProxyKind};
 use tokio::sync::{Notify, watch};
+
+use self::problems::Problems;
+use crate::{auth::ServiceAccount, feed::Feeds};
 
 /// Names a stream may have waiting beyond twice the number of resources that exist. A stream that
 /// is further behind is told to compare everything instead, which takes no memory.
@@ -17,6 +22,11 @@ pub struct Store {
     index: RwLock<Index>,
     streams: Mutex<Streams>,
     revision: watch::Sender<u64>,
+    problems: Problems,
+    /// Told of objects whose status may have to be written.
+    pub statuses: Feeds<ObjectKey>,
+    /// Told of Gateways for which something else may have to run.
+    pub wanted: Feeds<GatewayName>,
 }
 
 #[derive(Default)]
@@ -25,11 +35,28 @@ struct Streams {
     open: HashMap<u64, Arc<StreamQueue>>,
 }
 
+/// Whose resources a stream is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of a node's agent.
+    Node(String),
+    /// Those of the Gateways whose proxies run as that account.
+    Proxy(ServiceAccount),
+}
+
+impl Scope {
+    /// Gateways of which it is served the resources; none for a node.
+    pub fn gateways(&self, index: &Index) -> Vec<GatewayName> {
+        match self {
+            Self::Node(_) => Vec::new(),
+            Self::Proxy(account) => index.gateways_of_account(&account.namespace, &account.name),
+        }
+    }
+}
+
 /// What changed since a stream last looked. Bounded: names, not messages, and each name once.
-#[derive(Default)]
 pub struct StreamQueue {
-    /// The stream's node; it is told of that node's pods.
-    node: String,
+    scope: Scope,
     dirty: Mutex<Dirty>,
     /// Wakes the stream.
     pub changed: Notify,
@@ -44,6 +71,10 @@ pub struct Dirty {
     pub addresses: BTreeSet<String>,
     /// `karst.node.v1.NodePod` resources of the stream's node.
     pub node_pods: BTreeSet<String>,
+    /// Resources of the stream's Gateways.
+    pub proxies: BTreeMap<ProxyKind, BTreeSet<String>>,
+    /// The stream's Gateways, as they were at the last change.
+    gateways: Vec<GatewayName>,
 }
 
 /// Keeps a stream's queue registered.
@@ -54,9 +85,26 @@ pub struct Registration<'a> {
     pub queue: Arc<StreamQueue>,
 }
 
+impl Registration<'_> {
+    /// What the stream's proxy has rejected of a kind, by name, with its reasons.
+    pub fn set_rejected(&self, kind: ProxyKind, rejected: BTreeMap<String, String>) {
+        let gateways = self.queue.scope.gateways(&self.store.index());
+        let Some(gateway) = gateways.first() else {
+            return;
+        };
+        let changed = self
+            .store
+            .problems
+            .set_rejected(self.id, gateway, kind, rejected);
+        self.store.statuses.tell(&changed);
+    }
+}
+
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         self.store.streams().open.remove(&self.id);
+        let changed = self.store.problems.ended(self.id);
+        self.store.statuses.tell(&changed);
     }
 }
 
@@ -75,6 +123,9 @@ impl Store {
             index: RwLock::new(index),
             streams: Mutex::default(),
             revision: watch::Sender::new(0),
+            problems: Problems::default(),
+            statuses: Feeds::default(),
+            wanted: Feeds::default(),
         }
     }
 
@@ -116,7 +167,9 @@ impl Store {
     /// Whether the agent of a node has a stream open here.
     pub fn has_stream(&self, node: &str) -> bool {
         let streams = self.streams();
-        streams.open.values().any(|queue| queue.node == node)
+        let of_node =
+            |queue: &Arc<StreamQueue>| matches!(&queue.scope, Scope::Node(own) if own == node);
+        streams.open.values().any(of_node)
     }
 
     /// Takes a node's report of its enrolled pods. Returns how many of them are pods of that node.
@@ -130,11 +183,16 @@ impl Store {
         known
     }
 
-    /// Registers a stream of a node; from now on its queue collects what changes.
-    pub fn register(&self, node: &str) -> Registration<'_> {
+    /// Registers a stream; from now on its queue collects what changes.
+    pub fn register(&self, scope: Scope) -> Registration<'_> {
+        let gateways = scope.gateways(&self.index());
         let queue = Arc::new(StreamQueue {
-            node: node.to_owned(),
-            ..StreamQueue::default()
+            scope,
+            dirty: Mutex::new(Dirty {
+                gateways,
+                ..Dirty::default()
+            }),
+            changed: Notify::new(),
         });
         let mut streams = self.streams();
         let id = streams.next;
@@ -147,6 +205,18 @@ impl Store {
         }
     }
 
+    /// Why what is wanted for an object is not in force, as far as this replica knows: a proxy has
+    /// rejected it, or its own could not be made.
+    pub fn problem(&self, key: &ObjectKey) -> Option<String> {
+        self.problems.of(key)
+    }
+
+    /// Says why the proxies of a Gateway could not be made; `None` when they are as they should be.
+    pub fn set_unmade(&self, gateway: &GatewayName, problem: Option<String>) {
+        let changed = self.problems.set_unmade(gateway, problem);
+        self.statuses.tell(&changed);
+    }
+
     fn streams(&self) -> MutexGuard<'_, Streams> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,10 +225,13 @@ impl Store {
         if changes.is_empty() {
             return;
         }
-        let limit = 2 * self.index().addresses().count() + MAX_DIRTY_EXTRA;
+        self.statuses.tell(&changes.statuses);
+        self.wanted.tell(&changes.workloads_wanted);
         let queues: Vec<Arc<StreamQueue>> = self.streams().open.values().cloned().collect();
+        let index = self.index();
+        let limit = 2 * index.addresses().count() + MAX_DIRTY_EXTRA;
         for queue in queues {
-            queue.add(changes, limit);
+            queue.add(changes, &index, limit);
         }
     }
 }
@@ -166,26 +239,73 @@ impl Store {
 impl StreamQueue {
     /// Takes what has been collected.
     pub fn take(&self) -> Dirty {
-        std::mem::take(&mut *self.dirty())
+        let mut dirty = self.dirty();
+        let gateways = dirty.gateways.clone();
+        std::mem::replace(
+            &mut *dirty,
+            Dirty {
+                gateways,
+                ..Dirty::default()
+            },
+        )
     }
 
     fn dirty(&self) -> MutexGuard<'_, Dirty> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, changes: &Changes, limit: usize) {
+    fn add(&self, changes: &Changes, index: &Index, limit: usize) {
         let mut dirty = self.dirty();
-        dirty.addresses.extend(changes.addresses.iter().cloned());
-        let own = changes.node_pods.iter();
-        let own = own.filter(|(node, _)| *node == self.node);
-        dirty.node_pods.extend(own.map(|(_, name)| name.clone()));
-        if dirty.addresses.len() + dirty.node_pods.len() > limit {
-            *dirty = Dirty {
-                everything: true,
-                ..Dirty::default()
-            };
+        let some = match &self.scope {
+            Scope::Node(node) => dirty.add_of_node(changes, node),
+            Scope::Proxy(_) => dirty.add_of_gateways(changes, self.scope.gateways(index)),
+        };
+        let proxies: usize = dirty.proxies.values().map(BTreeSet::len).sum();
+        if dirty.addresses.len() + dirty.node_pods.len() + proxies > limit {
+            dirty.forget_names();
         }
         drop(dirty);
-        self.changed.notify_one();
+        if some {
+            self.changed.notify_one();
+        }
     }
 }
+
+impl Dirty {
+    /// Whether something of it concerns the node.
+    fn add_of_node(&mut self, changes: &Changes, node: &str) -> bool {
+        self.addresses.extend(changes.addresses.iter().cloned());
+        let own = changes.node_pods.iter().filter(|(of, _)| of == node);
+        self.node_pods.extend(own.map(|(_, name)| name.clone()));
+        !self.addresses.is_empty() || !self.node_pods.is_empty() || self.everything
+    }
+
+    /// Whether something of it concerns these Gateways.
+    fn add_of_gateways(&mut self, changes: &Changes, gateways: Vec<GatewayName>) -> bool {
+        if self.gateways != gateways {
+            // One has come or gone, with all that is its.
+            self.gateways = gateways;
+            self.forget_names();
+            return true;
+        }
+        let own = |gateway: &GatewayName| self.gateways.contains(gateway);
+        for change in changes.proxies.iter().filter(|change| own(&change.gateway)) {
+            let names = self.proxies.entry(change.kind).or_default();
+            names.insert(change.name.clone());
+        }
+        !self.proxies.is_empty() || self.everything
+    }
+
+    fn forget_names(&mut self) {
+        *self = Self {
+            everything: true,
+            gateways: std::mem::take(&mut self.gateways),
+            ..Self::default()
+        };
+    }
+}
+
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! Each check is a [`Finding`]: what was looked at, how it is, and what to do when it is not well.
 //! A check that the caller may not make, or that cannot be made, says so as a warning and never
 //! passes in silence. [`before`] is what must hold before an installation, [`conflicts`] looks for
-//! other software that would get in the way, [`system`], [`certificates`] and [`clocks`] look at an
+//! other software that would get in the way, [`gateway_api`] at the API that others install, [`system`], [`certificates`] and [`clocks`] look at an
 //! installation. Start with [`run`].
 
 mod before;
@@ -12,6 +12,7 @@ mod clocks;
 mod conflicts;
 mod counters;
 mod finding;
+mod gateway_api;
 mod mesh;
 
 mod system;
@@ -56,6 +57,7 @@ async fn checks(pre: bool, client: &Client) -> Result<Report, Failure> {
     report.extend(conflicts::all(client).await);
     report.extend(clocks::all(client).await);
     report.extend(before::permissions(client).await);
+    report.extend(gateway_api::all(client).await);
     if pre {
         report.extend(before::namespace(client).await);
         return Ok(report);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use kube::Client;
 
 use crate::args::{DryRun, Install};
-use crate::cluster::kinds::Item;
+use crate::cluster::kinds::{self, Item};
 use crate::cluster::{self, SYSTEM_NAMESPACE};
 use crate::failure::Failure;
 use crate::style::{self, GOOD, WARN, paint};
@@ -85,7 +85,7 @@ async fn install(args: &Install, intent: Intent, client: &Client) -> Result<Stri
     if let Some(record) = recorded.filter(|_| !args.values.reset_values) {
         values.insert(0, record.values);
     }
-    let plan = Plan::new(values)?;
+    let plan = Plan::for_cluster(values, kinds::served(client).await?)?;
     apply::refuse_foreign(client, &plan.items).await?;
     if args.dry_run == Some(DryRun::Server) {
         return try_all(client, &plan).await;

@@ -2,8 +2,10 @@
 //!
 //! The nodes come first, while there is still somebody to clean them: the agents' DaemonSet is
 //! turned into one that runs `karst-node-agent cleanup`, which is ready when its node is as before.
-//! Then the objects go, those that write others before those that were written. Start with [`run`].
+//! Then the objects go, those that write others before those that were written. Definitions of
+//! kinds of which there are objects stay, as the objects would go with them. Start with [`run`].
 
+mod definitions;
 mod leftovers;
 mod namespace;
 pub mod nodes;
@@ -16,7 +18,7 @@ use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use kube::{Api, Client};
 
 use crate::args::Uninstall;
-use crate::cluster::kinds::{self, Kind};
+use crate::cluster::kinds::{self, Kind, Presence};
 use crate::cluster::removal::stuck;
 use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found, is_ours};
 use crate::failure::Failure;
@@ -70,7 +72,11 @@ async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure>
         .filter(|kind| !is_workload(kind))
         .partition(|kind| kind.resource.kind == "Namespace");
     for kind in others {
-        removed += delete_all(client, kind, &dependents, limit).await?;
+        if is_definition(kind) {
+            removed += definitions::remove(client, kind, limit).await?;
+        } else {
+            removed += delete_all(client, kind, &dependents, limit).await?;
+        }
     }
     if args.keep_ca {
         style::result(
@@ -91,6 +97,10 @@ async fn uninstall(args: &Uninstall, client: &Client) -> Result<String, Failure>
         0 => "Karst is not installed; nothing was removed.\n".to_owned(),
         removed => format!("Karst is gone: {removed} objects removed.\n"),
     })
+}
+
+fn is_definition(kind: &Kind) -> bool {
+    kind.resource.kind == "CustomResourceDefinition"
 }
 
 fn is_workload(kind: &Kind) -> bool {
@@ -154,7 +164,12 @@ async fn delete_all(
     let deadline = Instant::now() + limit;
     let mut removed = 0;
     loop {
-        let found = api.list(&params).await.map_err(|e| failure(&doing, &e))?;
+        let found = match api.list(&params).await {
+            Err(error) if kind.presence == Presence::WhereDefined && is_not_found(&error) => {
+                return Ok(removed);
+            }
+            other => other.map_err(|e| failure(&doing, &e))?,
+        };
         let ours: Vec<_> = found.iter().filter(|o| is_ours(&o.metadata)).collect();
         if ours.is_empty() {
             return Ok(removed);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use karst_deploy::chart::{KARST, KARST_CRDS, Release};
+use karst_deploy::chart::{Chart, GATEWAY_CLASSES, KARST, KARST_CRDS, Release};
 use karst_deploy::{values, yaml};
 use serde_json::Value;
 
@@ -42,10 +42,17 @@ fn by_name(objects: Vec<Value>) -> BTreeMap<String, Value> {
 
 /// Renders with both and compares.
 fn check(sets: &[&str]) {
-    let folder = chart("karst");
+    check_chart(&KARST, sets, &[]);
+}
+
+fn check_chart(chart_of: &Chart, sets: &[&str], api_versions: &[&str]) {
+    let folder = chart(chart_of.name);
     let mut args = vec!["template", "karst", &folder, "--namespace", "karst-system"];
     for set in sets {
         args.extend(["--set", set]);
+    }
+    for version in api_versions {
+        args.extend(["--api-versions", version]);
     }
     let output = helm(&args);
     assert!(
@@ -56,12 +63,13 @@ fn check(sets: &[&str]) {
     let theirs = yaml::read_all(&String::from_utf8_lossy(&output.stdout)).expect("Helm's YAML");
 
     let overrides = sets.iter().map(|set| values::parse_set(set).expect("set"));
-    let values = KARST.values_with(overrides.collect()).expect("values");
+    let values = chart_of.values_with(overrides.collect()).expect("values");
     let release = Release {
         service: "Helm".to_owned(),
+        api_versions: api_versions.iter().map(ToString::to_string).collect(),
         ..Release::by_karst("karst-system")
     };
-    let ours = KARST.render(&release, &values).expect("renders");
+    let ours = chart_of.render(&release, &values).expect("renders");
     let ours = by_name(ours.into_iter().flat_map(|file| file.objects).collect());
     let theirs = by_name(theirs);
     assert_eq!(
@@ -95,7 +103,11 @@ fn helm_renders_the_same_objects() {
         "agent.priorityClassName=",
         "controller.priorityClassName=,controller.replicas=3",
         "mesh.trustDomain=example.org",
+        "proxy.minReplicas=1,proxy.maxReplicas=3,proxy.logLevel=debug,gateways.serviceType=ClusterIP",
+        r"proxy.nodeSelector.example\.com/edge=yes,proxy.priorityClassName=high",
     ]);
+    check_chart(&KARST, &[], &[GATEWAY_CLASSES]);
+    check_chart(&KARST_CRDS, &[], &[]);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::{
-    AuthError, Caller, MAX_TOKEN_BYTES, NodeAgents, ServiceAccount,
+    AuthError, Caller, Callers, MAX_TOKEN_BYTES, ServiceAccount,
     cache::{Cache, TokenHash},
 };
 use crate::{
@@ -69,7 +69,7 @@ pub struct ReviewedTokens {
     cluster: Cluster,
     api: Api<TokenReview>,
     audience: String,
-    node_agents: NodeAgents,
+    callers: Callers,
     store: Arc<Store>,
     /// Reviews under way or waited for.
     queue: Semaphore,
@@ -133,19 +133,14 @@ impl Default for Audience {
 }
 
 impl ReviewedTokens {
-    /// Asks about tokens for that audience that say they are a node agent's; the pods that they
+    /// Asks about tokens for that audience that say they are of somebody known; the pods that they
     /// are bound to must be in the store.
-    pub fn new(
-        cluster: &Cluster,
-        audience: String,
-        node_agents: NodeAgents,
-        store: Arc<Store>,
-    ) -> Self {
+    pub fn new(cluster: &Cluster, audience: String, callers: Callers, store: Arc<Store>) -> Self {
         Self {
             cluster: cluster.clone(),
             api: Api::all(cluster.client()),
             audience,
-            node_agents,
+            callers,
             store,
             queue: Semaphore::new(MAX_REVIEWS + MAX_WAITING),
             places: Semaphore::new(MAX_REVIEWS),
@@ -173,7 +168,7 @@ impl ReviewedTokens {
         self.live(bound)
     }
 
-    /// Refuses a token whose own words are not those of a node agent's live pod.
+    /// Refuses a token whose own words are not those of a node agent's or a proxy's live pod.
     fn expected(&self, claimed: &Claimed) -> Result<(), AuthError> {
         let account = ServiceAccount {
             namespace: claimed.namespace.clone(),
@@ -188,7 +183,7 @@ impl ReviewedTokens {
                 return Err(AuthError::MissingClaim(claim.to_owned()));
             }
         }
-        if !self.node_agents.0.contains(&account) {
+        if !self.callers.knows(&account) {
             return Err(AuthError::NotNodeAgent);
         }
         let index = self.store.index();

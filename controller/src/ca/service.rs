@@ -1,8 +1,8 @@
 //! Who gets a certificate for what.
 //!
-//! Only the agent of a node, and only for the identity of a pod that is in the mesh and lives on
-//! that node. The agent could read such a pod's memory anyway, so a stolen node gains nothing
-//! elsewhere.
+//! The agent of a node, for the identity of a pod that is in the mesh and lives on that node: the agent
+//! could read such a pod's memory anyway, so a stolen node gains nothing elsewhere. And the proxy of a
+//! Gateway, for its own identity and no other.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::{
     identity::Identity,
 };
 use crate::{
-    auth::{Authenticator, NodeAgents, NotNodeAgent},
+    auth::{Authenticator, Callers, NotPermitted, Proxy, Subject},
     metrics::{Metrics, Reason},
     store::Store,
 };
@@ -40,7 +40,7 @@ pub struct CertificateService {
     /// Knows who is calling.
     pub authenticator: Arc<Authenticator>,
     /// May ask at all.
-    pub node_agents: NodeAgents,
+    pub callers: Callers,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -49,13 +49,15 @@ pub struct CertificateService {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Refusal {
     #[error("{0}")]
-    NotNodeAgent(NotNodeAgent),
+    NotPermitted(NotPermitted),
     #[error("the request names no identity")]
     NoIdentity,
     #[error("the identity is not of the form spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")]
     BadIdentity,
     #[error("the identity is of another trust domain than {0}")]
     WrongTrustDomain(String),
+    #[error("a gateway's proxy may ask for its own identity only, {0}")]
+    NotOwn(String),
     #[error("no pod with that identity runs on the caller's node")]
     NotOnNode,
     #[error("no pod with that identity on the caller's node is in the mesh")]
@@ -68,11 +70,12 @@ impl Refusal {
     /// Stable label for logs and metrics.
     fn reason(&self) -> &'static str {
         match self {
-            Self::NotNodeAgent(NotNodeAgent::Account) => "ca_not_node_agent",
-            Self::NotNodeAgent(NotNodeAgent::NoNode) => "ca_no_node",
+            Self::NotPermitted(NotPermitted::Account) => "ca_not_node_agent",
+            Self::NotPermitted(NotPermitted::NoNode) => "ca_no_node",
             Self::NoIdentity => "ca_no_identity",
             Self::BadIdentity => "ca_bad_identity",
             Self::WrongTrustDomain(_) => "ca_wrong_trust_domain",
+            Self::NotOwn(_) => "ca_identity_not_own",
             Self::NotOnNode => "ca_identity_not_on_node",
             Self::NotInMesh => "ca_identity_not_in_mesh",
             Self::Csr(CsrError::Key) => "ca_bad_key",
@@ -110,10 +113,10 @@ impl IstioCertificateService for CertificateService {
         let account = caller.account.to_string();
 
         let issued = self
-            .node_agents
-            .agent(caller)
-            .map_err(Refusal::NotNodeAgent)
-            .and_then(|agent| self.permitted(&agent.node, wanted))
+            .callers
+            .subject(caller)
+            .map_err(Refusal::NotPermitted)
+            .and_then(|subject| self.permitted(&subject, wanted))
             .and_then(|identity| {
                 self.authority
                     .sign(&identity, &message.csr, message.validity_duration)
@@ -145,7 +148,7 @@ impl IstioCertificateService for CertificateService {
 }
 
 impl CertificateService {
-    fn permitted(&self, node: &str, wanted: Option<&str>) -> Result<Identity, Refusal> {
+    fn permitted(&self, subject: &Subject, wanted: Option<&str>) -> Result<Identity, Refusal> {
         let wanted = wanted.ok_or(Refusal::NoIdentity)?;
         let identity = Identity::parse(wanted).ok_or(Refusal::BadIdentity)?;
         let index = self.store.index();
@@ -153,12 +156,33 @@ impl CertificateService {
         if identity.trust_domain != *trust_domain {
             return Err(Refusal::WrongTrustDomain(trust_domain.clone()));
         }
-        match index.identity_on_node(node, &identity.namespace, &identity.service_account) {
-            NodeIdentity::InMesh => Ok(identity),
-            NodeIdentity::NotInMesh => Err(Refusal::NotInMesh),
-            NodeIdentity::Absent => Err(Refusal::NotOnNode),
+        if let Subject::Proxy(proxy) = subject {
+            is_own(&identity, proxy)?;
+        }
+        let (namespace, account) = (&identity.namespace, &identity.service_account);
+        match (
+            index.identity_on_node(subject.node(), namespace, account),
+            subject,
+        ) {
+            // A proxy is no pod that is captured, and need not be in the mesh like one.
+            (NodeIdentity::InMesh, _) | (NodeIdentity::NotInMesh, Subject::Proxy(_)) => {
+                Ok(identity)
+            }
+            (NodeIdentity::NotInMesh, Subject::Agent(_)) => Err(Refusal::NotInMesh),
+            (NodeIdentity::Absent, _) => Err(Refusal::NotOnNode),
         }
     }
+}
+
+fn is_own(identity: &Identity, proxy: &Proxy) -> Result<(), Refusal> {
+    let own = &proxy.account;
+    if identity.namespace == own.namespace && identity.service_account == own.name {
+        return Ok(());
+    }
+    Err(Refusal::NotOwn(format!(
+        "spiffe://{}/ns/{}/sa/{}",
+        identity.trust_domain, own.namespace, own.name
+    )))
 }
 
 fn requested_identity(metadata: Option<&Struct>) -> Option<&str> {

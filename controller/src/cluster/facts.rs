@@ -2,18 +2,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use karst_core::{Kind, ObjectKey};
+use kube::core::{ApiResource, DynamicObject};
+use serde_json::Value;
 use tokio::sync::watch;
 
 use super::annotations::ENROLLED;
+use crate::feed::Feeds;
 
-/// Noted by the source as objects pass by: uids of nodes, and which pods have our annotation.
+/// Noted by the source as objects pass by: uids of nodes, which pods have our annotation, and the status
+/// of objects whose status the mesh writes.
 pub struct Facts {
     state: Mutex<State>,
+    /// Told of objects that have been seen with another status.
+    pub statuses: Feeds<ObjectKey>,
     /// Grows whenever a pod gets or loses the annotation.
     annotations: watch::Sender<u64>,
 }
@@ -23,12 +29,25 @@ struct State {
     nodes: HashMap<String, String>,
     /// Namespace and name, to uid.
     annotated: BTreeMap<(String, String), String>,
+    statuses: HashMap<ObjectKey, Seen>,
+}
+
+/// An object whose status the mesh writes, as it was last seen.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Where it is.
+    pub resource: Arc<ApiResource>,
+    /// Its `resourceVersion`.
+    pub version: String,
+    /// Its status; null if it has none.
+    pub status: Arc<Value>,
 }
 
 impl Default for Facts {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
+            statuses: Feeds::default(),
             annotations: watch::Sender::new(0),
         }
     }
@@ -59,8 +78,42 @@ impl Facts {
                 self.state().nodes.remove(&key.name);
             }
             Kind::Pod => self.note_pod(key, None),
-            _ => {}
+            _ => {
+                self.state().statuses.remove(key);
+            }
         }
+    }
+
+    /// Notes the status of an object as it is now.
+    pub fn note_status(
+        &self,
+        key: &ObjectKey,
+        resource: &Arc<ApiResource>,
+        object: &DynamicObject,
+    ) {
+        let seen = Seen {
+            resource: resource.clone(),
+            version: object.metadata.resource_version.clone().unwrap_or_default(),
+            status: Arc::new(object.data.get("status").cloned().unwrap_or_default()),
+        };
+        let mut state = self.state();
+        let status = seen.status.clone();
+        let former = state.statuses.insert(key.clone(), seen);
+        drop(state);
+        // Most changes are of the status itself, and our own.
+        if former.is_none_or(|former| former.status != status) {
+            self.statuses.tell([key]);
+        }
+    }
+
+    /// An object whose status the mesh writes.
+    pub fn seen(&self, key: &ObjectKey) -> Option<Seen> {
+        self.state().statuses.get(key).cloned()
+    }
+
+    /// All of them.
+    pub fn all_seen(&self) -> Vec<ObjectKey> {
+        self.state().statuses.keys().cloned().collect()
     }
 
     fn note_pod(&self, key: &ObjectKey, annotated_uid: Option<&String>) {

@@ -35,7 +35,7 @@ const RESUME_PAUSE: Duration = Duration::from_millis(100);
 /// A list must make progress within this time.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 
-/// Objects in a page of a list.
+/// Objects in a page of a list, unless told otherwise.
 const PAGE: u32 = 500;
 
 /// Events that a follower in a task of its own has ready; it waits when nobody takes them.
@@ -131,6 +131,8 @@ pub struct Follower<K> {
     cluster: Cluster,
     labels: Option<String>,
     fields: Option<String>,
+    /// Objects in a page.
+    page: u32,
     /// Whether the next list is asked for as a stream.
     streaming: bool,
     state: State<K>,
@@ -154,6 +156,7 @@ where
             cluster: cluster.clone(),
             labels: None,
             fields: None,
+            page: PAGE,
             streaming: true,
             state: State::Empty,
             retry: Retry::default(),
@@ -173,6 +176,13 @@ where
     #[must_use]
     pub fn fields(mut self, selector: &str) -> Self {
         self.fields = Some(selector.to_owned());
+        self
+    }
+
+    /// So many objects in a page of a list, for kinds whose objects are large.
+    #[must_use]
+    pub fn page(mut self, objects: u32) -> Self {
+        self.page = objects;
         self
     }
 
@@ -251,7 +261,7 @@ where
                 let params = ListParams {
                     label_selector: self.labels.clone(),
                     field_selector: self.fields.clone(),
-                    limit: Some(PAGE),
+                    limit: Some(self.page),
                     continue_token: continue_token.clone(),
                     ..ListParams::default()
                 };

@@ -451,7 +451,9 @@ mod tests {
     #[tokio::test]
     async fn what_another_wrote_over_a_connected_agents_report_is_repaired() {
         let reports = reports();
-        let stream = reports.store.register("n");
+        let stream = reports
+            .store
+            .register(crate::store::Scope::Node("n".to_owned()));
         reports.reported("n", &uids("x"));
         reports.ended("n", &uids("x"), Ok(()));
         take(&reports, applied("x"));
@@ -487,7 +489,9 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_is_gone_gets_no_report_any_more() {
         let reports = reports();
-        let _stream = reports.store.register("n");
+        let _stream = reports
+            .store
+            .register(crate::store::Scope::Node("n".to_owned()));
         reports.reported("n", &uids("x"));
         reports.ended("n", &uids("x"), Ok(()));
         reports.facts.forget(&node());

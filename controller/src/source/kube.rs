@@ -1,12 +1,14 @@
 //! A Kubernetes API server as the source of objects.
 //!
-//! One task a kind follows the objects and reduces each at once to what the mesh needs; a last
+//! Kinds that not every cluster has are followed while they are served, in the best version that there
+//! is; those that are not there hold nothing up. One task a kind follows the objects and reduces each at once to what the mesh needs; a last
 //! task puts what they say together into batches. The store is filled in one step when the first
 //! list of every kind is complete, so that nobody is ever told a half. A faulty object is reported
 //! once, its last good version stays, and everything else applies.
 
 mod batch;
 mod kind;
+mod served;
 
 use std::{
     collections::BTreeMap,
@@ -27,16 +29,6 @@ use crate::{
     metrics::Metrics,
     store::Store,
 };
-
-/// The kinds that are followed.
-const KINDS: [Kind; 6] = [
-    Kind::Namespace,
-    Kind::Node,
-    Kind::ServiceAccount,
-    Kind::Service,
-    Kind::Pod,
-    Kind::EndpointSlice,
-];
 
 /// Messages that may wait between the followers and the batches; followers wait when it is full,
 /// and the API server keeps what they have not read.
@@ -87,9 +79,14 @@ pub fn start(
     let (sender, messages) = mpsc::channel(QUEUE);
     let (done, synced) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    for kind in KINDS {
+    let (server, served) = watch::channel(None);
+    tasks.spawn(served::follow(cluster.clone(), server));
+    for kind in Kind::ALL {
         let follow = Follow::new(kind, cluster, sender.clone(), facts.clone());
-        tasks.spawn(follow.run());
+        tasks.spawn(match served::is_everywhere(kind) {
+            true => follow.run(None),
+            false => follow.run(Some(served.clone())),
+        });
     }
     tasks.spawn(assemble(messages, store, done, metrics.clone()));
     Running {
@@ -108,7 +105,7 @@ async fn assemble(
     let started = Instant::now();
     let mut batch = Batch::default();
     let mut complete: BTreeMap<Kind, usize> = BTreeMap::new();
-    while complete.len() < KINDS.len() {
+    while complete.len() < Kind::ALL.len() {
         let Some(message) = messages.recv().await else {
             return;
         };

@@ -1,4 +1,4 @@
-//! The gRPC services for discovery and for node agents' reports.
+//! The gRPC services for discovery, of node agents and of proxies, and for node agents' reports.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::stream::{SEND_QUEUE, Stream, StreamEnd};
 use crate::{
-    auth::{Authenticator, NodeAgent, NodeAgents, NotNodeAgent},
+    auth::{Authenticator, Callers, NotPermitted, Subject},
     cluster::reports::Reports,
     metrics::{Metrics, Reason},
     store::Store,
@@ -33,7 +33,7 @@ const MAX_REPORTED_PODS: usize = 10_000;
 pub struct Discovery {
     store: Arc<Store>,
     authenticator: Arc<Authenticator>,
-    node_agents: NodeAgents,
+    callers: Callers,
     /// Shares reports with other replicas, where there are any.
     reports: Option<Arc<Reports>>,
     metrics: Metrics,
@@ -46,7 +46,7 @@ impl Discovery {
     pub fn new(
         store: Arc<Store>,
         authenticator: Arc<Authenticator>,
-        node_agents: NodeAgents,
+        callers: Callers,
         reports: Option<Arc<Reports>>,
         metrics: Metrics,
         shutdown: watch::Receiver<bool>,
@@ -54,7 +54,7 @@ impl Discovery {
         Self {
             store,
             authenticator,
-            node_agents,
+            callers,
             reports,
             metrics,
             places: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -62,21 +62,24 @@ impl Discovery {
         }
     }
 
-    async fn agent(&self, metadata: &MetadataMap) -> Result<NodeAgent, Status> {
+    async fn subject(&self, metadata: &MetadataMap) -> Result<Subject, Status> {
         let caller = self.authenticator.caller(metadata).await?;
         let account = caller.account.to_string();
-        self.node_agents.agent(caller).map_err(|error| {
-            let reason = match error {
-                NotNodeAgent::Account => "xds_not_node_agent",
-                NotNodeAgent::NoNode => "xds_no_node",
-            };
-            self.metrics
-                .auth_refused
-                .get_or_create(&Reason { reason })
-                .inc();
-            info!(reason, account, %error, "caller refused");
-            Status::permission_denied(format!("{reason}: {error}"))
-        })
+        let subject = self.callers.subject(caller);
+        subject.map_err(|error| self.refuse(error, &account))
+    }
+
+    fn refuse(&self, error: NotPermitted, account: &str) -> Status {
+        let reason = match error {
+            NotPermitted::Account => "xds_not_node_agent",
+            NotPermitted::NoNode => "xds_no_node",
+        };
+        self.metrics
+            .auth_refused
+            .get_or_create(&Reason { reason })
+            .inc();
+        info!(reason, account, %error, "caller refused");
+        Status::permission_denied(format!("{reason}: {error}"))
     }
 }
 
@@ -89,17 +92,17 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let agent = self.agent(request.metadata()).await?;
+        let subject = self.subject(request.metadata()).await?;
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted("xds_too_many_streams: try another controller")
         })?;
         let (responses, queue) = mpsc::channel(SEND_QUEUE);
-        let stream = Stream {
-            store: self.store.clone(),
-            agent,
-            metrics: self.metrics.clone(),
-            responses: responses.clone(),
-        };
+        let stream = Stream::new(
+            self.store.clone(),
+            subject,
+            self.metrics.clone(),
+            responses.clone(),
+        );
         let requests = request.into_inner();
         let mut shutdown = self.shutdown.clone();
         let metrics = self.metrics.clone();
@@ -112,7 +115,7 @@ impl AggregatedDiscoveryService for Discovery {
             metrics.xds_streams.dec();
             let reason = end.reason();
             metrics.xds_ended.get_or_create(&Reason { reason }).inc();
-            info!(reason, node = stream.agent.node, %end, "stream ended");
+            info!(reason, node = stream.subject.node(), proxy = stream.subject.proxy(), %end, "stream ended");
             if let Some(status) = end.status() {
                 // The queue has a place, or the client is gone.
                 let _ = responses.try_send(Err(status));
@@ -129,7 +132,12 @@ impl NodeService for Discovery {
         &self,
         request: Request<ReportEnrolmentRequest>,
     ) -> Result<Response<ReportEnrolmentResponse>, Status> {
-        let agent = self.agent(request.metadata()).await?;
+        let agent = match self.subject(request.metadata()).await? {
+            Subject::Agent(agent) => agent,
+            Subject::Proxy(proxy) => {
+                return Err(self.refuse(NotPermitted::Account, &proxy.account.to_string()));
+            }
+        };
         let pod_uids = request.into_inner().pod_uids;
         if pod_uids.len() > MAX_REPORTED_PODS {
             return Err(Status::invalid_argument(format!(

@@ -1,24 +1,25 @@
 //! The loop of one stream.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use karst_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use karst_core::ProxyKind;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
     resources::{ResourceKind, View},
-    subscription::{Answer, Subscription},
+    subscription::{Answer, Part, Subscription},
 };
 use crate::{
-    auth::NodeAgent,
+    auth::Subject,
     metrics::{Metrics, ResourceType},
-    store::Store,
+    store::{Registration, Scope, Store},
 };
 
 /// A client that does not answer a response for this long is given up; it will come back with what
@@ -44,6 +45,9 @@ pub enum StreamEnd {
     /// The client asked for something that does not exist.
     #[error("unknown resource type {0:?}")]
     UnknownType(String),
+    /// The client asked for something that is for others.
+    #[error("resources of type {0} are not for this client")]
+    ForbiddenType(&'static str),
     /// The client broke a limit.
     #[error("{0}")]
     Protocol(super::subscription::ProtocolError),
@@ -65,6 +69,7 @@ impl StreamEnd {
             Self::Closed => "xds_closed",
             Self::Lost(_) => "xds_lost",
             Self::UnknownType(_) => "xds_unknown_type",
+            Self::ForbiddenType(_) => "xds_type_not_allowed",
             Self::Protocol(_) => "xds_protocol_error",
             Self::Silent => "xds_no_answer",
             Self::TokenExpired => "auth_expired",
@@ -78,6 +83,7 @@ impl StreamEnd {
         match self {
             Self::Closed | Self::Lost(_) => None,
             Self::UnknownType(_) | Self::Protocol(_) => Some(Status::invalid_argument(message)),
+            Self::ForbiddenType(_) => Some(Status::permission_denied(message)),
             Self::Silent => Some(Status::deadline_exceeded(message)),
             Self::TokenExpired => Some(Status::unauthenticated(message)),
             Self::Shutdown => Some(Status::unavailable(message)),
@@ -87,27 +93,47 @@ impl StreamEnd {
 
 /// One stream.
 pub struct Stream {
-    pub store: Arc<Store>,
-    pub agent: NodeAgent,
-    pub metrics: Metrics,
-    pub responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    store: Arc<Store>,
+    /// Who is served.
+    pub subject: Subject,
+    scope: Scope,
+    metrics: Metrics,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
+type Types = BTreeMap<ResourceKind, Subscription>;
+
 impl Stream {
+    /// A stream of a client; responses go to `responses`, which takes [`SEND_QUEUE`] of them.
+    pub fn new(
+        store: Arc<Store>,
+        subject: Subject,
+        metrics: Metrics,
+        responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    ) -> Self {
+        Self {
+            store,
+            scope: subject.scope(),
+            subject,
+            metrics,
+            responses,
+        }
+    }
+
     /// Runs until the stream ends, and says why it did.
     pub async fn run(&self, mut requests: Streaming<DeltaDiscoveryRequest>) -> StreamEnd {
         // Registered before the first look at the index, so that no change is missed.
-        let registration = self.store.register(&self.agent.node);
-        let mut types: BTreeMap<ResourceKind, Subscription> = BTreeMap::new();
+        let registration = self.store.register(self.scope.clone());
+        let mut types = Types::new();
         let opened = Instant::now();
-        let token_end = tokio::time::sleep(remaining(self.agent.expires_at));
+        let token_end = tokio::time::sleep(remaining(self.subject.expires_at()));
         tokio::pin!(token_end);
         let mut answer_by = opened + FIRST_REQUEST_LIMIT;
         loop {
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => {
-                        if let Err(end) = self.request(&mut types, &request) {
+                        if let Err(end) = self.request(&mut types, &request, &registration) {
                             return end;
                         }
                     }
@@ -119,11 +145,14 @@ impl Stream {
                     for (kind, subscription) in &mut types {
                         if dirty.everything {
                             subscription.everything_changed();
-                        } else if *kind == ResourceKind::Address {
-                            subscription.changed(dirty.addresses.clone());
-                        } else if *kind == ResourceKind::NodePod {
-                            subscription.changed(dirty.node_pods.clone());
+                            continue;
                         }
+                        subscription.changed(match (kind.proxy(), kind) {
+                            (Some(kind), _) => dirty.proxies.get(&kind).cloned().unwrap_or_default(),
+                            (None, ResourceKind::Address) => dirty.addresses.clone(),
+                            (None, ResourceKind::NodePod) => dirty.node_pods.clone(),
+                            (None, _) => BTreeSet::new(),
+                        });
                     }
                 }
                 () = self.responses.closed() => return StreamEnd::Closed,
@@ -142,31 +171,49 @@ impl Stream {
 
     fn request(
         &self,
-        types: &mut BTreeMap<ResourceKind, Subscription>,
+        types: &mut Types,
         request: &DeltaDiscoveryRequest,
+        registration: &Registration<'_>,
     ) -> Result<(), StreamEnd> {
         if let Some(node) = &request.node {
-            debug!(node = self.agent.node, client = node.id, "stream opened");
+            debug!(
+                node = self.subject.node(),
+                proxy = self.subject.proxy(),
+                client = node.id,
+                "stream opened"
+            );
         }
         let kind = ResourceKind::of(&request.type_url)
             .ok_or_else(|| StreamEnd::UnknownType(request.type_url.chars().take(200).collect()))?;
+        if !kind.is_served_to(&self.scope) {
+            return Err(StreamEnd::ForbiddenType(kind.type_url()));
+        }
         let Some(subscription) = types.get_mut(&kind) else {
             let subscription = Subscription::new(kind, request).map_err(StreamEnd::Protocol)?;
             types.insert(kind, subscription);
             return Ok(());
         };
         match subscription.request(request).map_err(StreamEnd::Protocol)? {
-            Answer::None => {}
-            Answer::Ack => debug!(r#type = kind.label(), node = self.agent.node, "applied"),
+            Answer::None => return Ok(()),
+            Answer::Ack => debug!(
+                r#type = kind.label(),
+                node = self.subject.node(),
+                proxy = self.subject.proxy(),
+                "applied"
+            ),
             Answer::Nack(resources, message) => {
                 self.note_rejection(kind, &resources, &message);
                 info!(
                     r#type = kind.label(),
-                    node = self.agent.node,
-                    rejected = subscription.rejected(),
+                    node = self.subject.node(),
+                    proxy = self.subject.proxy(),
+                    rejected = subscription.rejected().count(),
                     "resources that the client does not have right"
                 );
             }
+        }
+        if let Some(kind) = kind.proxy() {
+            registration.set_rejected(kind, rejections(kind, subscription));
         }
         Ok(())
     }
@@ -176,12 +223,13 @@ impl Stream {
             r#type: kind.label(),
         };
         self.metrics.xds_nacks.get_or_create(&label).inc();
-        let node = &self.agent.node;
+        let (node, proxy) = (self.subject.node(), self.subject.proxy());
         if resources.is_empty() {
             warn!(
                 reason = "xds_rejected",
                 r#type = kind.label(),
                 node,
+                proxy,
                 message,
                 "response rejected"
             );
@@ -191,6 +239,7 @@ impl Stream {
                 reason = "xds_rejected",
                 r#type = kind.label(),
                 node,
+                proxy,
                 resource,
                 error,
                 "resource rejected"
@@ -198,37 +247,64 @@ impl Stream {
         }
     }
 
-    /// Sends what there is to say.
-    fn respond(&self, types: &mut BTreeMap<ResourceKind, Subscription>) {
-        for (kind, subscription) in types {
-            let response = {
-                let index = self.store.index();
-                subscription.respond(&View {
-                    index: &index,
-                    node: &self.agent.node,
-                    kind: *kind,
-                })
-            };
-            let Some(response) = response else { continue };
-            let label = ResourceType {
-                r#type: kind.label(),
-            };
-            self.metrics.xds_pushes.get_or_create(&label).inc();
-            self.metrics
-                .xds_resources
-                .get_or_create(&label)
-                .inc_by(response.resources.len() as u64);
-            debug!(
-                r#type = kind.label(),
-                node = self.agent.node,
-                resources = response.resources.len(),
-                removed = response.removed_resources.len(),
-                "sent"
-            );
-            // There is a place for each type. If the transport is gone, `closed` says so.
-            let _ = self.responses.try_send(Ok(response));
+    /// Sends what there is to say. To a proxy, what others refer to comes before what refers to it, and
+    /// goes after it: a listener never points at a route that the proxy does not have yet, or any more.
+    fn respond(&self, types: &mut Types) {
+        if matches!(self.scope, Scope::Node(_)) {
+            for (kind, subscription) in types {
+                self.send(*kind, subscription, Part::All);
+            }
+            return;
+        }
+        for (kind, subscription) in types.iter_mut() {
+            self.send(*kind, subscription, Part::Updates);
+            if subscription.has_updates() {
+                return;
+            }
+        }
+        for (kind, subscription) in types.iter_mut().rev() {
+            self.send(*kind, subscription, Part::Removals);
+            if subscription.has_removals() {
+                return;
+            }
         }
     }
+
+    fn send(&self, kind: ResourceKind, subscription: &mut Subscription, part: Part) {
+        let response = {
+            let index = self.store.index();
+            subscription.respond(&View::new(&index, &self.scope, kind), part)
+        };
+        let Some(response) = response else { return };
+        let label = ResourceType {
+            r#type: kind.label(),
+        };
+        self.metrics.xds_pushes.get_or_create(&label).inc();
+        self.metrics
+            .xds_resources
+            .get_or_create(&label)
+            .inc_by(response.resources.len() as u64);
+        debug!(
+            r#type = kind.label(),
+            node = self.subject.node(),
+            proxy = self.subject.proxy(),
+            resources = response.resources.len(),
+            removed = response.removed_resources.len(),
+            "sent"
+        );
+        // There is a place for each type. If the transport is gone, `closed` says so.
+        let _ = self.responses.try_send(Ok(response));
+    }
+}
+
+/// What a client has rejected and still not got right, for the status of what it is made of.
+fn rejections(kind: ProxyKind, subscription: &Subscription) -> BTreeMap<String, String> {
+    if kind != ProxyKind::Route {
+        return BTreeMap::new();
+    }
+    let all = subscription.rejected();
+    all.map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+        .collect()
 }
 
 /// Longer than any stream.

@@ -55,6 +55,17 @@ pub enum Answer {
     Nack(Vec<(String, String)>, String),
 }
 
+/// What a response is to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Everything.
+    All,
+    /// What is new or has changed. What is gone is put aside.
+    Updates,
+    /// What was put aside.
+    Removals,
+}
+
 /// A response that has not been answered.
 #[derive(Debug)]
 struct Outstanding {
@@ -88,6 +99,8 @@ pub struct Subscription {
     rejected: HashMap<String, (String, String)>,
     /// Names of resources that may have to be sent.
     dirty: BTreeSet<String>,
+    /// Names of resources that the client has and that it is to be told the end of, later.
+    withheld: BTreeSet<String>,
     /// Names that were asked for and are to be answered even if there is nothing new.
     asked: BTreeSet<String>,
     /// All resources are to be compared.
@@ -111,6 +124,7 @@ impl Subscription {
             has: HashMap::new(),
             rejected: HashMap::new(),
             dirty: BTreeSet::new(),
+            withheld: BTreeSet::new(),
             asked: BTreeSet::new(),
             compare: true,
             prune: false,
@@ -158,17 +172,31 @@ impl Subscription {
             .map(|outstanding| outstanding.since)
     }
 
-    /// Resources that the client has rejected and still not got right.
-    pub fn rejected(&self) -> usize {
-        self.rejected.len()
+    /// Resources that the client has rejected and still not got right, with its reasons.
+    pub fn rejected(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        let all = self.rejected.iter();
+        all.map(|(name, (_, reason))| (name.as_str(), reason.as_str()))
+    }
+
+    /// Whether [`Part::Updates`] may have something to say, now or when the last response is answered.
+    pub fn has_updates(&self) -> bool {
+        self.compare || !self.dirty.is_empty() || !self.asked.is_empty() || !self.answered_once
+    }
+
+    /// Whether [`Part::Removals`] has something to say.
+    pub fn has_removals(&self) -> bool {
+        !self.withheld.is_empty()
     }
 
     /// The next response, if there is something to say and the last one has been answered.
-    pub fn respond(&mut self, view: &View<'_>) -> Option<DeltaDiscoveryResponse> {
+    pub fn respond(&mut self, view: &View<'_>, part: Part) -> Option<DeltaDiscoveryResponse> {
         if self.outstanding.is_some() {
             return None;
         }
         self.expand(view);
+        if part != Part::Updates {
+            self.dirty.append(&mut self.withheld);
+        }
         let mut draft = Draft::default();
         while draft.bytes < RESPONSE_BYTES {
             let Some((name, is_asked)) = self.next() else {
@@ -176,9 +204,16 @@ impl Subscription {
             };
             if is_asked {
                 self.put_asked(view, &name, &mut draft);
+            } else if part == Part::Updates && self.is_gone(view, &name) {
+                self.withheld.insert(name);
             } else {
+                self.withheld.remove(&name);
                 self.put_changed(view, &name, &mut draft);
             }
+        }
+        if part == Part::Removals {
+            // What did not fit is still the end of something.
+            self.withheld.append(&mut self.dirty);
         }
         if draft.sent.is_empty() && self.answered_once {
             return None;
@@ -214,7 +249,7 @@ impl Subscription {
         if self.everything {
             let differs =
                 |rendered: &&Arc<Rendered>| self.has.get(&rendered.name) != Some(&rendered.version);
-            let names = view.all().filter(differs);
+            let names = view.all().into_iter().filter(differs);
             self.dirty
                 .extend(names.map(|rendered| rendered.name.clone()));
         }
@@ -245,6 +280,11 @@ impl Subscription {
             self.has.remove(name);
             draft.remove(name);
         }
+    }
+
+    /// Whether the client has a resource that it is not to have any more.
+    fn is_gone(&self, view: &View<'_>, name: &str) -> bool {
+        self.has.contains_key(name) && !view.get(name).is_some_and(|rendered| self.wants(rendered))
     }
 
     /// Says what has become of a resource, if the client does not know it yet.
@@ -374,3 +414,6 @@ fn rejected_resources(detail: &Status) -> Vec<(String, String)> {
         .map(|rejected| (rejected.name, rejected.error))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

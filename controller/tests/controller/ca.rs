@@ -34,13 +34,13 @@ fn server() -> Server {
     ])
 }
 
-fn csr(key: &KeyPair) -> String {
+pub fn csr(key: &KeyPair) -> String {
     // Names in the request are not to be believed.
     let params = CertificateParams::new(vec!["evil.example".to_owned()]).unwrap();
     params.serialize_request(key).unwrap().pem().unwrap()
 }
 
-async fn ask(
+pub async fn ask(
     config: &ControllerConfig,
     csr: String,
     identity: &str,

@@ -130,6 +130,16 @@ pub fn agent_claims(node: &str) -> Value {
     })
 }
 
+/// The claims of a token of a proxy in the namespace `shop`, on a node.
+pub fn proxy_claims(gateway: &str, node: &str) -> Value {
+    let mut claims = agent_claims(node);
+    claims["sub"] = json!(format!("system:serviceaccount:shop:{gateway}"));
+    claims["kubernetes.io"]["namespace"] = json!("shop");
+    claims["kubernetes.io"]["serviceaccount"]["name"] = json!(gateway);
+    claims["kubernetes.io"]["pod"]["name"] = json!(format!("{gateway}-1"));
+    claims
+}
+
 impl Server {
     /// Starts a controller that reads these manifests (file name, text).
     pub fn start(manifests: &[(&str, &str)]) -> Self {
@@ -223,6 +233,12 @@ impl Server {
     /// How the agent of a node reaches the controller.
     pub fn agent(&self, node: &str) -> ControllerConfig {
         self.client(&format!("agent-{node}"), &self.token(&agent_claims(node)))
+    }
+
+    /// How the proxy of a Gateway in the namespace `shop` reaches the controller.
+    pub fn proxy(&self, gateway: &str, node: &str) -> ControllerConfig {
+        let token = self.token(&proxy_claims(gateway, node));
+        self.client(&format!("proxy-{gateway}-{node}"), &token)
     }
 
     /// How a client with that token reaches the controller.
@@ -517,6 +533,27 @@ pub fn pod(name: &str, node: &str, ip: &str) -> String {
         "apiVersion: v1\nkind: Pod\n\
          metadata: {{name: {name}, namespace: shop, uid: uid-{name}, labels: {{app: web}}}}\n\
          spec: {{nodeName: {node}, serviceAccountName: web, containers: [{{name: c}}]}}\n\
+         status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n"
+    )
+}
+
+/// A waypoint in the namespace `shop`.
+pub fn waypoint(name: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+         metadata: {{name: {name}, namespace: shop, uid: uid-{name}, generation: 1}}\n\
+         spec: {{gatewayClassName: karst-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n"
+    )
+}
+
+/// A proxy of a waypoint in the namespace `shop`.
+pub fn proxy_pod(gateway: &str, node: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\n\
+         metadata: {{name: {gateway}-1, namespace: shop, uid: uid-{gateway}-1, labels: {{\
+         gateway.networking.k8s.io/gateway-name: {gateway}, \
+         gateway.networking.k8s.io/gateway-class-name: karst-waypoint}}}}\n\
+         spec: {{nodeName: {node}, serviceAccountName: {gateway}, containers: [{{name: c}}]}}\n\
          status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n"
     )
 }

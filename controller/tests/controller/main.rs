@@ -11,5 +11,6 @@ mod ca;
 mod discovery;
 mod harness;
 mod process;
+mod proxies;
 mod source;
 mod stream;

@@ -8,7 +8,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::Finding;
-use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure};
+use crate::cluster::{self, MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, kinds};
 use crate::failure::Failure;
 use crate::install::rollout::{self, Workload, is_ready};
 use crate::install::{Plan, Record};
@@ -26,6 +26,10 @@ const OPTIONAL: [&str; 4] = [
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
 ];
+
+/// Kinds without which the mesh still carries traffic. GatewayClasses are missing where the Gateway API
+/// came after Karst.
+const DISPENSABLE: [&str; 2] = ["NetworkPolicy", "GatewayClass"];
 
 /// Who installed, which decides what can be known of it and what mends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +73,7 @@ pub async fn objects(client: &Client) -> Vec<Finding> {
 async fn look(client: &Client) -> Result<Vec<Finding>, Failure> {
     let record = Record::read(client).await?;
     let values = record.map_or_else(Vec::new, |record| vec![record.values]);
-    let plan = Plan::new(values)?;
+    let plan = Plan::for_cluster(values, kinds::served(client).await?)?;
     let mut looked = Vec::new();
     let mut installer = Installer::Karst;
     for item in &plan.items {
@@ -126,7 +130,10 @@ fn object_findings(installer: Installer, looked: &[Looked]) -> Vec<Finding> {
         let names: Vec<&str> = missing.iter().map(|object| object.shown.as_str()).collect();
         let message = format!("missing: {}", names.join(", "));
         findings.push(
-            if missing.iter().any(|object| object.kind != "NetworkPolicy") {
+            if missing
+                .iter()
+                .any(|object| !DISPENSABLE.contains(&object.kind.as_str()))
+            {
                 Finding::failed(ID, message, installer.repair())
             } else {
                 Finding::warning(ID, message, installer.repair())
@@ -336,6 +343,7 @@ mod tests {
         check(&[], &[Level::Ok, Level::Ok]);
         check(&[("Deployment", None)], &[Level::Failed, Level::Ok]);
         check(&[("NetworkPolicy", None)], &[Level::Warning, Level::Ok]);
+        check(&[("GatewayClass", None)], &[Level::Warning, Level::Ok]);
         check(
             &[("ValidatingAdmissionPolicy", None)],
             &[Level::Failed, Level::Ok],

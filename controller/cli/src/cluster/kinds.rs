@@ -8,10 +8,13 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
-use kube::api::{Api, ApiResource, DynamicObject};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use karst_deploy::chart::GATEWAY_CLASSES;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Client, Resource};
 use serde_json::Value;
 
+use super::{failure, is_not_found};
 use crate::failure::Failure;
 
 /// A kind of object.
@@ -24,8 +27,19 @@ pub struct Kind {
     /// Whether an object of this kind that the chart no longer has is removed. Not where the
     /// controller makes objects of the kind, which the chart does not know.
     pub prunable: bool,
+    /// Whether every cluster has the kind.
+    pub presence: Presence,
     /// Reads an object as its type and writes it again.
     parse: fn(Value) -> Result<Value, serde_json::Error>,
+}
+
+/// Whether every cluster has a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is Kubernetes' own.
+    Always,
+    /// Only where somebody has installed its definition.
+    WhereDefined,
 }
 
 fn kind<K>(namespaced: bool) -> Kind
@@ -36,13 +50,54 @@ where
         resource: ApiResource::erase::<K>(&()),
         namespaced,
         prunable: true,
+        presence: Presence::Always,
         parse: |value| serde_json::to_value(serde_json::from_value::<K>(value)?),
     }
+}
+
+/// Of the Gateway API, for which Kubernetes has no types: the server alone checks its objects.
+fn gateway_class() -> Kind {
+    let gvk = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
+    Kind {
+        resource: ApiResource::from_gvk(&gvk),
+        namespaced: false,
+        prunable: true,
+        presence: Presence::WhereDefined,
+        parse: Ok,
+    }
+}
+
+/// What the cluster serves of what the chart has only where it is served, as Helm names it.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn served(client: &Client) -> Result<Vec<String>, Failure> {
+    let kind = gateway_class();
+    let found = client
+        .list_api_group_resources(&kind.resource.api_version)
+        .await;
+    let resources = match found {
+        Err(error) if is_not_found(&error) => Vec::new(),
+        other => {
+            let doing = format!("asking what {} has", kind.resource.api_version);
+            other.map_err(|e| failure(&doing, &e))?.resources
+        }
+    };
+    let has_classes = resources.iter().any(|one| one.kind == kind.resource.kind);
+    Ok(has_classes
+        .then(|| GATEWAY_CLASSES.to_owned())
+        .into_iter()
+        .collect())
 }
 
 /// Every kind: what others need comes first.
 pub fn all() -> Vec<Kind> {
     vec![
+        // With a definition go all objects of its kind, so none is removed in passing.
+        Kind {
+            prunable: false,
+            ..kind::<CustomResourceDefinition>(false)
+        },
         Kind {
             prunable: false,
             ..kind::<Namespace>(false)
@@ -63,6 +118,7 @@ pub fn all() -> Vec<Kind> {
         kind::<PodDisruptionBudget>(true),
         kind::<Deployment>(true),
         kind::<DaemonSet>(true),
+        gateway_class(),
     ]
 }
 

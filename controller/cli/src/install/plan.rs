@@ -1,6 +1,6 @@
 //! What is to be installed: values from everywhere, and the objects that they make.
 
-use karst_deploy::chart::{KARST, Release, manifest};
+use karst_deploy::chart::{KARST, KARST_CRDS, Release, manifest};
 use karst_deploy::{Error, values, yaml};
 use serde_json::{Value, json};
 
@@ -21,11 +21,20 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Renders the chart with `overrides` laid upon its values in order.
+    /// Renders the charts with `overrides` laid upon the values in order, for a cluster of which nothing
+    /// is known but that it is Kubernetes.
     ///
     /// # Errors
     /// Every mistake in the values.
     pub fn new(overrides: Vec<Value>) -> Result<Self, Failure> {
+        Self::for_cluster(overrides, Vec::new())
+    }
+
+    /// The same, for a cluster that serves these APIs besides Kubernetes' own.
+    ///
+    /// # Errors
+    /// Every mistake in the values.
+    pub fn for_cluster(overrides: Vec<Value>, served: Vec<String>) -> Result<Self, Failure> {
         let mut all = json!({});
         for over in overrides {
             // A null that takes a default away is kept, to be recorded and to do so again.
@@ -36,9 +45,16 @@ impl Plan {
         let values = KARST
             .values_with(vec![own, all.clone()])
             .map_err(|error| chart_failure(&error))?;
-        let rendered = KARST
-            .render(&Release::by_karst(SYSTEM_NAMESPACE), &values)
-            .map_err(|error| chart_failure(&error))?;
+        let release = Release {
+            api_versions: served,
+            ..Release::by_karst(SYSTEM_NAMESPACE)
+        };
+        let definitions = KARST_CRDS
+            .values_with(Vec::new())
+            .and_then(|values| KARST_CRDS.render(&release, &values));
+        let mut rendered = definitions.map_err(|error| chart_failure(&error))?;
+        let others = KARST.render(&release, &values);
+        rendered.extend(others.map_err(|error| chart_failure(&error))?);
         let objects = rendered.iter().flat_map(|file| file.objects.clone());
         Ok(Self {
             items: ordered(objects.collect())?,
@@ -97,18 +113,32 @@ mod tests {
 
     use serde_json::json;
 
+    use karst_deploy::chart::GATEWAY_CLASSES;
+
     use super::{Plan, is_newer, overrides};
     use crate::args::ValueArgs;
+    use crate::cluster::kinds::Item;
     use crate::failure::Kind;
 
     #[test]
     fn every_object_of_the_chart_is_of_its_type() {
         // `ordered` reads each as its type and refuses fields that the type does not have.
         let plan = Plan::new(Vec::new()).expect("plan");
-        assert_eq!(plan.items.len(), 19);
-        assert_eq!(plan.items[0].shown(), "Namespace karst-system");
+        assert_eq!(plan.items.len(), 26);
+        let first = plan.items.iter().map(Item::shown).take(2);
+        assert_eq!(
+            first.collect::<Vec<_>>(),
+            [
+                "CustomResourceDefinition backendtrafficpolicies.karst.dev",
+                "Namespace karst-system"
+            ]
+        );
         let last = plan.items.last().expect("items").shown();
         assert_eq!(last, "DaemonSet karst-system/karst-node-agent");
+        let with_classes = Plan::for_cluster(Vec::new(), vec![GATEWAY_CLASSES.to_owned()]);
+        let items = with_classes.expect("plan").items;
+        assert_eq!(items.len(), 28);
+        assert_eq!(items[27].shown(), "GatewayClass karst-waypoint");
     }
 
     #[test]

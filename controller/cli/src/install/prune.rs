@@ -3,7 +3,7 @@
 use kube::Client;
 use kube::api::{DeleteParams, ListParams};
 
-use crate::cluster::kinds::{self, Item};
+use crate::cluster::kinds::{self, Item, Presence};
 use crate::cluster::{MANAGED_BY, PART_OF, SYSTEM_NAMESPACE, failure, is_not_found};
 use crate::failure::Failure;
 use crate::style::{self, WARN};
@@ -20,7 +20,12 @@ pub async fn prune(client: &Client, wanted: &[Item], record: &Item) -> Result<us
     for kind in kinds::all().into_iter().rev().filter(|kind| kind.prunable) {
         let api = kinds::api(client, &kind, kind.namespaced.then_some(SYSTEM_NAMESPACE));
         let doing = format!("listing {}", kind.resource.plural);
-        let found = api.list(&params).await.map_err(|e| failure(&doing, &e))?;
+        let found = match api.list(&params).await {
+            Err(error) if kind.presence == Presence::WhereDefined && is_not_found(&error) => {
+                continue;
+            }
+            other => other.map_err(|e| failure(&doing, &e))?,
+        };
         for object in found {
             let name = object.metadata.name.unwrap_or_default();
             let stays = wanted

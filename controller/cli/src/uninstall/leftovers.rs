@@ -1,10 +1,17 @@
-//! Removes what the controller wrote beside the chart's objects: root bundles, reports, the lease,
-//! and annotations on pods.
+//! Removes what the controller wrote beside the chart's objects: proxies of Gateways, root bundles,
+//! reports, the lease, and annotations on pods.
 
+use std::fmt::Debug;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::cluster::{FIELD_MANAGER, SYSTEM_NAMESPACE, failure, is_not_found};
@@ -20,6 +27,10 @@ pub const LEASE: &str = "karst-controller-leader";
 /// Label of the reports of which pods are enrolled.
 const REPORT: &str = "karst.dev/node-enrolment";
 
+/// Labels of what runs for a Gateway.
+const PROXIES: &str =
+    "app.kubernetes.io/managed-by=karst-controller,gateway.networking.k8s.io/gateway-name";
+
 /// The annotation of enrolled pods.
 pub const ENROLLED: &str = "karst.dev/enrolled";
 
@@ -32,6 +43,12 @@ const PAGE: u32 = 500;
 /// The server refuses.
 pub async fn remove(client: &Client) -> Result<usize, Failure> {
     let mut removed = 0;
+    // What makes others before what is made.
+    removed += remove_proxies::<HorizontalPodAutoscaler>(client).await?;
+    removed += remove_proxies::<Deployment>(client).await?;
+    removed += remove_proxies::<PodDisruptionBudget>(client).await?;
+    removed += remove_proxies::<Service>(client).await?;
+    removed += remove_proxies::<ServiceAccount>(client).await?;
     let everywhere: Api<ConfigMap> = Api::all(client.clone());
     let by_name = ListParams::default().fields(&format!("metadata.name={ROOT_BUNDLE}"));
     removed += remove_maps(client, &everywhere, &by_name).await?;
@@ -39,6 +56,38 @@ pub async fn remove(client: &Client) -> Result<usize, Failure> {
     removed += remove_maps(client, &own, &ListParams::default().labels(REPORT)).await?;
     removed += remove_lease(client).await?;
     removed += remove_annotations(client).await?;
+    Ok(removed)
+}
+
+/// Removes objects of a kind that the controller made for Gateways, in whatever namespace.
+async fn remove_proxies<K>(client: &Client) -> Result<usize, Failure>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let kind = K::kind(&());
+    let everywhere: Api<K> = Api::all(client.clone());
+    let found = everywhere
+        .list_metadata(&ListParams::default().labels(PROXIES))
+        .await;
+    let found = found.map_err(|e| failure(&format!("listing {}", K::plural(&())), &e))?;
+    let mut removed = 0;
+    for object in found {
+        let name = object.metadata.name.unwrap_or_default();
+        let namespace = object.metadata.namespace.unwrap_or_default();
+        let shown = format!("{kind} {namespace}/{name}");
+        let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+        match api.delete(&name, &DeleteParams::background()).await {
+            Err(error) if is_not_found(&error) => {}
+            Err(error) => return Err(failure(&format!("deleting {shown}"), &error)),
+            Ok(_) => {
+                style::result(GOOD, "removed", &shown);
+                removed += 1;
+            }
+        }
+    }
     Ok(removed)
 }
 

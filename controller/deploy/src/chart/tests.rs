@@ -3,7 +3,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Chart, KARST, KARST_CRDS, Release, for_kubectl, manifest};
+use super::{
+    GATEWAY_CLASSES, KARST, KARST_CRDS, Release, for_kubectl, gateway_classes_for_kubectl, manifest,
+};
 use crate::{Error, values, yaml};
 
 fn render(overrides: Value) -> Vec<Value> {
@@ -116,7 +118,7 @@ fn every_object_is_labelled_and_named_once() {
         let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
         assert!(seen.insert(name.clone()), "{name} twice");
     }
-    assert_eq!(objects.len(), 19, "{seen:?}");
+    assert_eq!(objects.len(), 25, "{seen:?}");
 }
 
 #[test]
@@ -187,15 +189,141 @@ fn the_agent_is_not_privileged_and_has_no_access_to_the_api() {
 }
 
 #[test]
-fn no_role_has_a_wildcard_or_may_delete() {
-    for role in render(Value::Null)
-        .iter()
-        .filter(|o| o.get("rules").is_some())
-    {
-        let text = role["rules"].to_string();
-        for word in ["\"*\"", "delete", "escalate", "impersonate", "bind"] {
+fn no_role_has_a_wildcard_or_may_delete_but_proxies() {
+    const PROXIES: [&str; 5] = [
+        "deployments",
+        "horizontalpodautoscalers",
+        "poddisruptionbudgets",
+        "serviceaccounts",
+        "services",
+    ];
+    let objects = render(Value::Null);
+    let roles = objects.iter().filter(|o| o.get("rules").is_some());
+    for rule in roles.flat_map(|role| role["rules"].as_array().expect("rules")) {
+        let text = rule.to_string();
+        for word in ["\"*\"", "escalate", "impersonate", "bind"] {
             assert!(!text.contains(word), "{word} in {text}");
         }
+        if text.contains("delete") {
+            let resources = rule["resources"].as_array().expect("resources");
+            let known = |one: &Value| PROXIES.contains(&one.as_str().unwrap_or_default());
+            assert!(resources.iter().all(known), "{text}");
+        }
+    }
+    // What may be deleted is what the policy is about.
+    let policy = find(
+        &objects,
+        "ValidatingAdmissionPolicy",
+        "karst-controller-proxies",
+    );
+    let rules = policy["spec"]["matchConstraints"]["resourceRules"].to_string();
+    for resource in PROXIES {
+        assert!(rules.contains(resource), "{resource} in {rules}");
+    }
+    assert!(rules.contains("DELETE"), "{rules}");
+}
+
+#[test]
+fn what_the_controller_runs_is_the_image_that_it_is_told_of() {
+    let set = json!({"image": {"registry": "localhost:5000/k", "tag": "dev", "pullSecrets": ["s"]},
+                     "proxy": {"minReplicas": 1}, "gateways": {"serviceType": "NodePort"}});
+    let objects = render(set);
+    let controller = find(&objects, "Deployment", "karst-controller");
+    let args = controller["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    let image = "localhost:5000/k/waypoint:dev";
+    for wanted in [
+        &format!("--proxy-image={image}"),
+        "--proxy-pull-secret=s",
+        "--gateway-service-type=NodePort",
+        r#"\"minReplicas\":1"#,
+    ] {
+        assert!(args.contains(wanted), "{wanted} in {args}");
+    }
+    let policy = find(
+        &objects,
+        "ValidatingAdmissionPolicy",
+        "karst-controller-deployments",
+    );
+    let text = policy["spec"]["validations"].to_string();
+    assert!(text.contains(&format!("== '{image}'")), "{text}");
+}
+
+#[test]
+fn gateway_classes_are_there_where_the_gateway_api_is() {
+    let values = KARST.values_with(Vec::new()).expect("values");
+    let classes = |api_versions: &[&str]| {
+        let release = Release {
+            api_versions: api_versions.iter().map(ToString::to_string).collect(),
+            ..Release::by_karst("karst-system")
+        };
+        let files = KARST.render(&release, &values).expect("renders");
+        let objects = files.into_iter().flat_map(|file| file.objects);
+        let classes = objects.filter(|object| object["kind"] == "GatewayClass");
+        classes
+            .map(|class| {
+                format!(
+                    "{} {}",
+                    class["metadata"]["name"], class["spec"]["controllerName"]
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    assert!(classes(&["gateway.networking.k8s.io/v1beta1/GatewayClass"]).is_empty());
+    assert_eq!(
+        classes(&[GATEWAY_CLASSES]),
+        [
+            r#""karst" "karst.dev/gateway-controller""#,
+            r#""karst-waypoint" "karst.dev/waypoint-controller""#
+        ]
+    );
+}
+
+#[test]
+fn definitions_have_schemas_and_a_status() {
+    let values = KARST_CRDS.values_with(Vec::new()).expect("values");
+    let files = KARST_CRDS.render(&Release::by_karst("karst-system"), &values);
+    let objects: Vec<Value> = files
+        .expect("renders")
+        .into_iter()
+        .flat_map(|file| file.objects)
+        .collect();
+    assert_eq!(objects.len(), 1);
+    for definition in &objects {
+        assert_eq!(definition["kind"], "CustomResourceDefinition");
+        let spec = &definition["spec"];
+        let name = format!(
+            "{}.{}",
+            spec["names"]["plural"].as_str().expect("plural"),
+            spec["group"].as_str().expect("group")
+        );
+        assert_eq!(definition["metadata"]["name"], name);
+        let stored = spec["versions"].as_array().expect("versions").iter();
+        assert_eq!(
+            stored.filter(|version| version["storage"] == true).count(),
+            1
+        );
+        for version in spec["versions"].as_array().expect("versions") {
+            assert!(version["subresources"]["status"].is_object(), "{name}");
+            let schema = &version["schema"]["openAPIV3Schema"];
+            undescribed(schema, &name);
+        }
+    }
+}
+
+/// Fails at a field that `kubectl explain` would say nothing of.
+fn undescribed(schema: &Value, path: &str) {
+    let described = schema["description"]
+        .as_str()
+        .is_some_and(|text| text.ends_with('.'));
+    assert!(
+        described || path.ends_with(".metadata"),
+        "{path} is not described"
+    );
+    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+        undescribed(schema, &format!("{path}.{name}"));
+    }
+    if let Some(items) = schema.get("items") {
+        undescribed(items, &format!("{path}[]"));
     }
 }
 
@@ -206,32 +334,30 @@ fn a_manifest_names_the_file_of_each_part() {
         .render(&Release::by_karst("karst-system"), &values)
         .expect("renders");
     let text = manifest(&rendered);
-    assert!(text.starts_with("---\n# Source: karst/templates/admission.yaml\n"));
+    assert!(text.starts_with("---\n# Source: karst/templates/admission-proxies.yaml\n"));
     let objects: usize = rendered.iter().map(|file| file.objects.len()).sum();
     assert_eq!(yaml::read_all(&text).expect("YAML").len(), objects);
 }
 
 #[test]
-fn a_chart_without_templates_renders_nothing() {
-    let chart: Chart = KARST_CRDS;
-    let values = chart.values_with(Vec::new()).expect("values");
+fn the_checked_in_manifests_are_the_charts() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
+    let check = |name: &str, expected: Result<String, Error>| {
+        let text = std::fs::read_to_string(folder.join(name)).expect(name);
+        assert_eq!(
+            text,
+            expected.expect("renders"),
+            "run `cargo xtask codegen`"
+        );
+        yaml::read_all(&text).expect("YAML")
+    };
+    let objects = check("karst.yaml", for_kubectl());
+    let kinds: Vec<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
+    assert_eq!(kinds[..2], ["CustomResourceDefinition", "Namespace"]);
     assert!(
-        chart
-            .render(&Release::by_karst("karst-system"), &values)
-            .expect("renders")
-            .is_empty()
+        !kinds.contains(&"GatewayClass"),
+        "they need the Gateway API"
     );
-}
-
-#[test]
-fn the_checked_in_manifest_is_the_chart() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/karst.yaml");
-    let text = std::fs::read_to_string(file).expect("manifests/karst.yaml");
-    assert_eq!(
-        text,
-        for_kubectl().expect("renders"),
-        "run `cargo xtask codegen`"
-    );
-    let objects = yaml::read_all(&text).expect("YAML");
-    assert_eq!(objects[0]["kind"], "Namespace");
+    let classes = check("gateway-classes.yaml", gateway_classes_for_kubectl());
+    assert_eq!(classes.len(), 2);
 }

@@ -1,6 +1,6 @@
 //! The functions that templates may call: `default`, `eq`, `fail`, `gt`, `indent`, `int`, `join`,
 //! `ne`, `nindent`, `not`, `printf` (with `%s` and `%d`), `quote`, `required`, `toJson`, `toString`,
-//! `toYaml`, `trimSuffix`. `and`, `or` and `include` need more than values and are with the evaluation.
+//! `toYaml`, `trimSuffix`, and the method `Has` of a list. `and`, `or` and `include` need more than values and are with the evaluation.
 
 use serde_json::Value;
 
@@ -51,6 +51,9 @@ pub fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
         ("join", [Value::String(separator), Value::Array(items)]) => {
             let items: Vec<_> = items.iter().map(print).collect::<Result<_, _>>()?;
             Ok(Value::from(items.join(separator)))
+        }
+        ("Has", [Value::Array(items), wanted @ Value::String(_)]) => {
+            Ok(Value::from(items.contains(wanted)))
         }
         ("printf", [Value::String(format), values @ ..]) => printf(format, values),
         ("fail", [Value::String(message)]) => Err(message.clone()),

@@ -250,7 +250,28 @@ fn command(line: usize, tokens: &mut Tokens, piped: Option<Expr>) -> Result<Expr
     if piped.is_some() {
         return Err("a value cannot be piped into a value".to_owned());
     }
-    term(line, tokens)
+    let value = term(line, tokens)?;
+    method(value, tokens)
+}
+
+/// `LIST.Has TEXT`, the one method that there is: Helm's lists of API versions have it.
+fn method(value: Expr, tokens: &mut Tokens) -> Result<Expr, String> {
+    let line = value.line;
+    let (path, is_root) = match &value.kind {
+        ExprKind::Dot(path) => (path, false),
+        ExprKind::Root(path) => (path, true),
+        _ => return Ok(value),
+    };
+    let Some((_, list)) = path.split_last().filter(|(last, _)| *last == "Has") else {
+        return Ok(value);
+    };
+    let kind = match is_root {
+        true => ExprKind::Root(list.to_vec()),
+        false => ExprKind::Dot(list.to_vec()),
+    };
+    let arguments = vec![Expr { line, kind }, term(line, tokens)?];
+    let kind = ExprKind::Call("Has".to_owned(), arguments);
+    Ok(Expr { line, kind })
 }
 
 fn term(line: usize, tokens: &mut Tokens) -> Result<Expr, String> {

@@ -63,6 +63,17 @@ fn conditions_take_the_first_branch_that_holds() {
 }
 
 #[test]
+fn a_list_is_asked_what_it_has() {
+    check(
+        "{{ if .Values.list.Has \"b\" }}1{{ end }}{{ if $.Values.list.Has \"c\" }}2{{ end }}",
+        "1",
+    );
+    check("{{ if not (.Values.no.Has \"a\") }}1{{ end }}", "1");
+    fails("{{ .Values.list.Has }}", "a value is missing");
+    fails("{{ .Values.map.Has \"k\" }}", "Has");
+}
+
+#[test]
 fn range_and_with_move_the_dot_but_not_the_root() {
     check(
         "{{ range .Values.list }}{{ . }}{{ $.Name }},{{ end }}",

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     cluster::fake::{Answer, Fake},
-    store::Update,
+    store::{Update, testing},
 };
 use karst_core::{Index, MeshConfig, Object};
 use serde_json::{Value, json};
@@ -116,30 +116,41 @@ async fn reviewing() -> Fake {
 }
 
 fn tokens(fake: &Fake) -> ReviewedTokens {
-    let store = Store::new(Index::new(MeshConfig::default()));
-    let pod = |name: &str, uid: &str, account: &str, phase: &str| {
+    let store = Arc::new(Store::new(Index::new(MeshConfig::default())));
+    testing::apply_gateway(&store, "shop", "front");
+    let pod = |namespace: &str, name: &str, uid: &str, account: &str, phase: &str| {
         let value = json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "karst-system", "uid": uid},
+            "metadata": {"name": name, "namespace": namespace, "uid": uid},
             "spec": {"nodeName": "n1", "serviceAccountName": account, "containers": []},
             "status": {"phase": phase}});
         Update::Apply(Object::from_value(value).unwrap().unwrap())
     };
     let refused = store.update(vec![
-        pod("agent-x", "uid-x", "karst-node-agent", "Running"),
-        pod("ended", "uid-ended", "karst-node-agent", "Failed"),
-        pod("other", "uid-other", "other", "Running"),
+        pod(
+            "karst-system",
+            "agent-x",
+            "uid-x",
+            "karst-node-agent",
+            "Running",
+        ),
+        pod(
+            "karst-system",
+            "ended",
+            "uid-ended",
+            "karst-node-agent",
+            "Failed",
+        ),
+        pod("karst-system", "other", "uid-other", "other", "Running"),
+        pod("shop", "front-1", "uid-front", "front", "Running"),
+        pod("shop", "front-2", "uid-gone", "front", "Succeeded"),
     ]);
     assert!(refused.is_empty());
-    let agents = NodeAgents(vec![ServiceAccount {
+    let agents = crate::auth::NodeAgents(vec![ServiceAccount {
         namespace: "karst-system".to_owned(),
         name: "karst-node-agent".to_owned(),
     }]);
-    ReviewedTokens::new(
-        &fake.cluster,
-        "karst-ca".to_owned(),
-        agents,
-        Arc::new(store),
-    )
+    let callers = Callers::new(agents, store.clone());
+    ReviewedTokens::new(&fake.cluster, "karst-ca".to_owned(), callers, store)
 }
 
 fn claims() -> Value {
@@ -167,6 +178,56 @@ async fn an_agents_token_is_asked_about_once() {
     let asked = fake.asked();
     assert_eq!(asked.len(), 1);
     assert!(asked[0].body.contains(&token));
+}
+
+/// The claims of a token of the Gateway shop/front.
+fn proxy_claims() -> Value {
+    let mut claims = claims();
+    claims["kubernetes.io"] = json!({
+        "namespace": "shop", "serviceaccount": {"name": "front", "uid": "2"},
+        "pod": {"name": "front-1", "uid": "uid-front"}, "node": {"name": "n1"},
+    });
+    claims
+}
+
+#[tokio::test]
+async fn a_proxys_token_is_asked_about_and_must_be_of_its_live_pod() {
+    let fake = Fake::start(|_| {
+        let mut status = accepted();
+        status["user"] = json!({
+            "username": "system:serviceaccount:shop:front",
+            "extra": {NODE_NAME: ["n1"], POD_NAME: ["front-1"], POD_UID: ["uid-front"]},
+        });
+        Answer::json(&json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+            "metadata": {}, "spec": {}, "status": status,
+        }))
+    })
+    .await;
+    let tokens = tokens(&fake);
+    let caller = tokens.check(&token(&proxy_claims())).await.unwrap();
+    assert_eq!(caller.account.to_string(), "shop/front");
+    assert_eq!(fake.asked().len(), 1);
+    for (place, value, reason) in [
+        ("/kubernetes.io/pod/uid", "uid-gone", "auth_pod_unknown"),
+        ("/kubernetes.io/pod/uid", "uid-x", "auth_pod_mismatch"),
+        (
+            "/kubernetes.io/serviceaccount/name",
+            "web",
+            "auth_not_node_agent",
+        ),
+        ("/kubernetes.io/namespace", "other", "auth_not_node_agent"),
+    ] {
+        let mut claims = proxy_claims();
+        *claims.pointer_mut(place).unwrap() = json!(value);
+        let error = tokens.check(&token(&claims)).await.unwrap_err();
+        assert_eq!(error.reason(), reason, "{place} {value}");
+    }
+    assert_eq!(fake.asked().len(), 1, "none of them was asked about");
+    // With its Gateway goes what it may ask for, whatever was answered before.
+    testing::delete_gateway(&tokens.store, "shop", "front");
+    let error = tokens.check(&token(&proxy_claims())).await.unwrap_err();
+    assert_eq!(error, AuthError::NotNodeAgent);
 }
 
 #[tokio::test]

@@ -11,27 +11,44 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind},
 };
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::Message;
+use super::{
+    Message,
+    served::{Place, Served},
+};
 use crate::{
     cluster::{
         Cluster,
         facts::Facts,
         follow::{Event, Follower},
     },
-    metrics::Metrics,
+    metrics::{Metrics, Watched},
 };
 
 /// Faulty objects of a kind that are remembered, so that each fault is logged once. With more, new
 /// ones are logged again whenever the object changes.
 const MAX_FAULTY: usize = 10_000;
 
+/// Objects in a page of Secrets or ConfigMaps, which may have a megabyte each.
+const LARGE_PAGE: u32 = 50;
+
+/// Secrets that are read: no others leave the API server. Authorities in a Secret are read from this type too.
+const TLS_SECRETS: &str = "type=kubernetes.io/tls";
+
+/// ConfigMaps that are not read: our own, of which each namespace has one.
+const OTHER_CONFIG_MAPS: &str = "metadata.name!=karst-ca-root-cert";
+
 /// Follows one kind.
 pub struct Follow {
     kind: Kind,
-    follower: Follower<DynamicObject>,
+    cluster: Cluster,
+    /// Where the objects are had from now; `None`: it is not known yet, `Some(None)`: nowhere.
+    place: Option<Option<Place>>,
+    /// What is asked; none where the kind is not served.
+    follower: Option<Follower<DynamicObject>>,
+    resource: Arc<ApiResource>,
     messages: mpsc::Sender<Message>,
     facts: Arc<Facts>,
     metrics: Metrics,
@@ -59,32 +76,12 @@ impl Follow {
         messages: mpsc::Sender<Message>,
         facts: Arc<Facts>,
     ) -> Self {
-        let label = match kind {
-            Kind::Namespace => "namespace",
-            Kind::Node => "node",
-            Kind::ServiceAccount => "service_account",
-            Kind::GatewayClass => "gateway_class",
-            Kind::Gateway => "gateway",
-            Kind::ListenerSet => "listener_set",
-            Kind::ReferenceGrant => "reference_grant",
-            Kind::Secret => "secret",
-            Kind::ConfigMap => "config_map",
-            Kind::BackendTlsPolicy => "backend_tls_policy",
-            Kind::BackendTrafficPolicy => "backend_traffic_policy",
-            Kind::HttpRoute => "http_route",
-            Kind::GrpcRoute => "grpc_route",
-            Kind::TlsRoute => "tls_route",
-            Kind::TcpRoute => "tcp_route",
-            Kind::Service => "service",
-            Kind::Pod => "pod",
-            Kind::EndpointSlice => "endpoint_slice",
-        };
-        let gvk = GroupVersionKind::gvk(kind.group(), "v1", kind.name());
-        let resource = ApiResource::from_gvk(&gvk);
-        let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
         Self {
             kind,
-            follower: Follower::new(cluster, api, label),
+            cluster: cluster.clone(),
+            place: None,
+            follower: None,
+            resource: Arc::new(resource(kind, &usual(kind))),
             messages,
             facts,
             metrics: cluster.metrics().clone(),
@@ -92,16 +89,51 @@ impl Follow {
         }
     }
 
-    /// Follows until nobody listens any more.
-    pub async fn run(mut self) {
+    /// Follows until nobody listens any more: where `served` says, or else where every cluster has it.
+    pub async fn run(mut self, mut served: Option<watch::Receiver<Served>>) {
+        if served.is_none() {
+            self.follow(Some(usual(self.kind)));
+        }
         loop {
-            let event = self.follower.next().await;
-            for message in self.take(event) {
+            let messages = tokio::select! {
+                biased;
+                place = moved(&mut served, self.kind, self.place.as_ref()) => self.follow(place),
+                event = next(&mut self.follower) => self.take(event),
+            };
+            for message in messages {
                 if self.messages.send(message).await.is_err() {
                     return;
                 }
             }
         }
+    }
+
+    /// From now on the objects are had from there.
+    fn follow(&mut self, place: Option<Place>) -> Vec<Message> {
+        let (kind, former) = (self.kind.name(), self.place.replace(place.clone()));
+        let Some(place) = place else {
+            info!(kind, "kind is not served");
+            let label = label(self.kind);
+            let synced = &self.metrics.watch_synced;
+            synced.get_or_create(&Watched { kind: label }).set(0);
+            self.follower = None;
+            self.objects.listed.clear();
+            self.objects.first.clear();
+            return self.synced();
+        };
+        if former.is_some() {
+            info!(kind, version = place.version, "kind is served");
+        }
+        let resource = resource(self.kind, &place);
+        let api: Api<DynamicObject> = Api::all_with(self.cluster.client(), &resource);
+        let follower = Follower::new(&self.cluster, api, label(self.kind));
+        self.follower = Some(match self.kind {
+            Kind::Secret => follower.fields(TLS_SECRETS).page(LARGE_PAGE),
+            Kind::ConfigMap => follower.fields(OTHER_CONFIG_MAPS).page(LARGE_PAGE),
+            _ => follower,
+        });
+        self.resource = Arc::new(resource);
+        Vec::new()
     }
 
     /// What an event means.
@@ -177,7 +209,10 @@ impl Follow {
     /// Reduces an object and reports what is wrong with it.
     fn reduce(&mut self, key: ObjectKey, raw: DynamicObject) -> Option<Object> {
         self.facts.note(&key, &raw.metadata);
-        let (object, faults) = match Object::from_value(value(self.kind, raw)) {
+        if has_status(self.kind) {
+            self.facts.note_status(&key, &self.resource, &raw);
+        }
+        let (object, faults) = match Object::from_value(value(&self.resource, raw)) {
             Ok(Some(object)) => {
                 let findings = object.findings.clone();
                 (Some(object), findings)
@@ -218,22 +253,115 @@ fn key(kind: Kind, raw: &DynamicObject) -> ObjectKey {
     }
 }
 
+/// Whether the mesh writes the status of objects of a kind.
+fn has_status(kind: Kind) -> bool {
+    match kind {
+        Kind::GatewayClass
+        | Kind::Gateway
+        | Kind::ListenerSet
+        | Kind::BackendTlsPolicy
+        | Kind::BackendTrafficPolicy
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute => true,
+        Kind::Namespace
+        | Kind::Node
+        | Kind::ServiceAccount
+        | Kind::ReferenceGrant
+        | Kind::Secret
+        | Kind::ConfigMap
+        | Kind::Service
+        | Kind::Pod
+        | Kind::EndpointSlice => false,
+    }
+}
+
+/// Name of a kind in metrics.
+fn label(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Namespace => "namespace",
+        Kind::Node => "node",
+        Kind::ServiceAccount => "service_account",
+        Kind::GatewayClass => "gateway_class",
+        Kind::Gateway => "gateway",
+        Kind::ListenerSet => "listener_set",
+        Kind::ReferenceGrant => "reference_grant",
+        Kind::Secret => "secret",
+        Kind::ConfigMap => "config_map",
+        Kind::BackendTlsPolicy => "backend_tls_policy",
+        Kind::BackendTrafficPolicy => "backend_traffic_policy",
+        Kind::HttpRoute => "http_route",
+        Kind::GrpcRoute => "grpc_route",
+        Kind::TlsRoute => "tls_route",
+        Kind::TcpRoute => "tcp_route",
+        Kind::Service => "service",
+        Kind::Pod => "pod",
+        Kind::EndpointSlice => "endpoint_slice",
+    }
+}
+
+/// Where a kind is had from unless somebody says otherwise.
+fn usual(kind: Kind) -> Place {
+    Place {
+        version: kind.versions().first().copied().unwrap_or("v1"),
+        plural: None,
+    }
+}
+
+fn resource(kind: Kind, place: &Place) -> ApiResource {
+    let gvk = GroupVersionKind::gvk(kind.group(), place.version, kind.name());
+    match &place.plural {
+        Some(plural) => ApiResource::from_gvk_with_plural(&gvk, plural),
+        None => ApiResource::from_gvk(&gvk),
+    }
+}
+
+/// Waits until the kind is had from elsewhere than `now`. May be dropped while it waits.
+async fn moved(
+    served: &mut Option<watch::Receiver<Served>>,
+    kind: Kind,
+    now: Option<&Option<Place>>,
+) -> Option<Place> {
+    let Some(served) = served else {
+        return std::future::pending().await;
+    };
+    loop {
+        if let Some(all) = &*served.borrow_and_update() {
+            let place = all.get(&kind).cloned();
+            if now != Some(&place) {
+                return place;
+            }
+        }
+        if served.changed().await.is_err() {
+            // The source ends, and this with it.
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn next(follower: &mut Option<Follower<DynamicObject>>) -> Event<DynamicObject> {
+    match follower {
+        Some(follower) => follower.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The object as a document, without what nobody reads. Its memory is given back as soon as it has
 /// been reduced.
-fn value(kind: Kind, raw: DynamicObject) -> Value {
+fn value(resource: &ApiResource, raw: DynamicObject) -> Value {
     let mut metadata = raw.metadata;
     metadata.managed_fields = None;
     metadata.finalizers = None;
-    let api_version = match kind {
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-        _ => "v1",
-    };
     let mut document = match raw.data {
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
-    document.insert("apiVersion".to_owned(), Value::from(api_version));
-    document.insert("kind".to_owned(), Value::from(kind.name()));
+    document.insert(
+        "apiVersion".to_owned(),
+        Value::from(resource.api_version.as_str()),
+    );
+    document.insert("kind".to_owned(), Value::from(resource.kind.as_str()));
     // Metadata is text and lists of text, which always have a JSON form.
     let metadata = serde_json::to_value(metadata).unwrap_or_default();
     document.insert("metadata".to_owned(), metadata);
@@ -241,67 +369,4 @@ fn value(kind: Kind, raw: DynamicObject) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cluster::annotations::ENROLLED;
-    use serde_json::json;
-
-    /// Follows pods of a server that is not there: events are handed over by hand.
-    fn follow() -> Follow {
-        let cluster = Cluster::at("http://127.0.0.1:1", Metrics::default());
-        let (messages, _) = mpsc::channel(1);
-        Follow::new(Kind::Pod, &cluster, messages, Arc::new(Facts::default()))
-    }
-
-    fn pod(name: &str) -> DynamicObject {
-        serde_json::from_value(json!({
-            "metadata": {
-                "name": name, "namespace": "a", "uid": format!("uid-{name}"),
-                "annotations": {ENROLLED: "true"},
-            },
-            "spec": {"containers": []},
-        }))
-        .unwrap()
-    }
-
-    fn taken(follow: &mut Follow, event: Event<DynamicObject>) -> Vec<String> {
-        let said = |message: Message| match message {
-            Message::Initial(_, objects) => {
-                let names = objects.into_iter().map(|object| object.key.name);
-                format!("initial {}", names.collect::<Vec<_>>().join(" "))
-            }
-            Message::Apply(object) => format!("apply {}", object.key.name),
-            Message::Delete(key) => format!("delete {}", key.name),
-        };
-        follow.take(event).into_iter().map(said).collect()
-    }
-
-    #[tokio::test]
-    async fn what_only_a_broken_list_had_is_deleted_by_the_next() {
-        let mut follow = follow();
-        for event in [Event::Started, Event::Listed(pod("a"))] {
-            assert!(taken(&mut follow, event).is_empty());
-        }
-        assert_eq!(taken(&mut follow, Event::Synced), ["initial a"]);
-        assert!(taken(&mut follow, Event::Started).is_empty());
-        assert_eq!(taken(&mut follow, Event::Listed(pod("x"))), ["apply x"]);
-        // It breaks off here, and the pod is gone before the next one.
-        assert!(taken(&mut follow, Event::Started).is_empty());
-        assert_eq!(taken(&mut follow, Event::Listed(pod("a"))), ["apply a"]);
-        assert_eq!(taken(&mut follow, Event::Synced), ["delete x"]);
-        assert_eq!(follow.facts.annotated().len(), 1);
-    }
-
-    #[tokio::test]
-    async fn what_only_a_broken_first_list_had_is_forgotten() {
-        let mut follow = follow();
-        taken(&mut follow, Event::Started);
-        taken(&mut follow, Event::Listed(pod("x")));
-        taken(&mut follow, Event::Started);
-        taken(&mut follow, Event::Listed(pod("a")));
-        assert_eq!(taken(&mut follow, Event::Synced), ["initial a"]);
-        let annotated = follow.facts.annotated();
-        let names: Vec<&str> = annotated.keys().map(|(_, name)| name.as_str()).collect();
-        assert_eq!(names, ["a"]);
-    }
-}
+mod tests;

@@ -74,7 +74,14 @@ fn granted(cluster: &Cluster, account: &str, namespace: &str) -> BTreeSet<Right>
     for line in said.lines() {
         // RESOURCE [URL ...] [NAME ...] [VERB ...]; the resource is empty where there are URLs.
         let lists: Vec<&str> = line.split(['[', ']']).collect();
-        let kind = format!("{}{}", lists[0].trim().split('.').next().unwrap(), lists[1]);
+        // PLURAL[.GROUP][/SUBRESOURCE]; documented without the group.
+        let resource = lists[0].trim();
+        let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
+        let plural = resource.split('.').next().unwrap();
+        let kind = match part {
+            "" => format!("{plural}{}", lists[1]),
+            part => format!("{plural}/{part}"),
+        };
         for verb in lists[5].split(' ') {
             for name in lists[3].split(' ') {
                 rights.insert((kind.clone(), name.to_owned(), verb.to_owned()));

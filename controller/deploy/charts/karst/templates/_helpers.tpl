@@ -16,3 +16,6 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end }}
+{{- define "karst.proxyImage" -}}
+{{ printf "%s/waypoint:%s" .Values.image.registry (include "karst.tag" .) }}
+{{- end }}

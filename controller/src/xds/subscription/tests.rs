@@ -1,0 +1,123 @@
+use karst_core::{Index, MeshConfig, Object};
+use serde_json::json;
+
+use super::*;
+use crate::store::Scope;
+
+fn index(services: &[&str]) -> Index {
+    let mut index = Index::new(MeshConfig::default());
+    for name in services {
+        let value = json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+        let object = Object::from_value(value).unwrap().unwrap();
+        index.apply(object).unwrap();
+    }
+    index
+}
+
+fn resource(name: &str) -> String {
+    format!("shop/{name}.shop.svc.cluster.local")
+}
+
+/// What a part says: `+` for a resource, `-` for its end.
+fn said(subscription: &mut Subscription, index: &Index, part: Part) -> Option<Vec<String>> {
+    let scope = Scope::Node("n".to_owned());
+    let view = View::new(index, &scope, ResourceKind::Address);
+    let response = subscription.respond(&view, part)?;
+    let ack = DeltaDiscoveryRequest {
+        response_nonce: response.nonce.clone(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(subscription.request(&ack), Ok(Answer::Ack));
+    let there = response
+        .resources
+        .iter()
+        .map(|one| format!("+{}", one.name));
+    let gone = response
+        .removed_resources
+        .iter()
+        .map(|one| format!("-{one}"));
+    Some(there.chain(gone).collect())
+}
+
+fn subscription() -> Subscription {
+    Subscription::new(ResourceKind::Address, &DeltaDiscoveryRequest::default()).unwrap()
+}
+
+fn changed(subscription: &mut Subscription, names: &[&str]) {
+    subscription.changed(names.iter().map(|name| resource(name)).collect());
+}
+
+#[test]
+fn what_is_gone_is_said_in_a_part_of_its_own() {
+    let mut subscription = subscription();
+    assert!(subscription.has_updates(), "nothing has been said yet");
+    let first = said(&mut subscription, &index(&["a", "b"]), Part::Updates);
+    assert_eq!(first.unwrap().len(), 2);
+    assert!(!subscription.has_updates());
+    let now = index(&["b", "c"]);
+    changed(&mut subscription, &["a", "c"]);
+    assert!(subscription.has_updates());
+    let updates = said(&mut subscription, &now, Part::Updates);
+    assert_eq!(updates.unwrap(), [format!("+{}", resource("c"))]);
+    assert!(!subscription.has_updates() && subscription.has_removals());
+    let removals = said(&mut subscription, &now, Part::Removals);
+    assert_eq!(removals.unwrap(), [format!("-{}", resource("a"))]);
+    assert!(!subscription.has_removals());
+    assert_eq!(said(&mut subscription, &now, Part::Updates), None);
+}
+
+#[test]
+fn what_comes_back_before_its_end_was_said_has_no_end() {
+    let mut subscription = subscription();
+    said(&mut subscription, &index(&["a"]), Part::Updates);
+    changed(&mut subscription, &["a"]);
+    assert_eq!(said(&mut subscription, &index(&[]), Part::Updates), None);
+    assert!(subscription.has_removals());
+    changed(&mut subscription, &["a"]);
+    assert_eq!(said(&mut subscription, &index(&["a"]), Part::Updates), None);
+    assert!(!subscription.has_removals());
+}
+
+#[test]
+fn what_a_client_that_comes_back_has_too_much_is_put_aside_as_well() {
+    let first = DeltaDiscoveryRequest {
+        initial_resource_versions: [(resource("old"), "1".to_owned())].into(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut subscription = Subscription::new(ResourceKind::Address, &first).unwrap();
+    let now = index(&["a"]);
+    let updates = said(&mut subscription, &now, Part::Updates);
+    assert_eq!(updates.unwrap(), [format!("+{}", resource("a"))]);
+    let removals = said(&mut subscription, &now, Part::Removals);
+    assert_eq!(removals.unwrap(), [format!("-{}", resource("old"))]);
+}
+
+#[test]
+fn an_unanswered_response_keeps_updates_waiting() {
+    let mut subscription = subscription();
+    let scope = Scope::Node("n".to_owned());
+    let now = index(&["a"]);
+    let view = View::new(&now, &scope, ResourceKind::Address);
+    assert!(subscription.respond(&view, Part::Updates).is_some());
+    assert!(
+        !subscription.has_updates(),
+        "others may be told what refers to it"
+    );
+    changed(&mut subscription, &["a"]);
+    assert!(subscription.respond(&view, Part::Updates).is_none());
+    assert!(subscription.has_updates(), "others wait");
+}
+
+#[test]
+fn everything_is_said_at_once_where_no_order_is_needed() {
+    let mut subscription = subscription();
+    said(&mut subscription, &index(&["a"]), Part::All);
+    changed(&mut subscription, &["a", "b"]);
+    let both = said(&mut subscription, &index(&["b"]), Part::All).unwrap();
+    assert_eq!(
+        both,
+        [format!("+{}", resource("b")), format!("-{}", resource("a"))]
+    );
+}
