@@ -213,7 +213,8 @@ impl Listener {
                 _ => None,
             };
             if version.is_none() {
-                unknown_options.push(format!("{key}: {value}"));
+                let shown: String = value.chars().take(80).collect();
+                unknown_options.push(format!("{key}: {shown}"));
             }
             version
         };

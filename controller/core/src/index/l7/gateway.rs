@@ -1,6 +1,8 @@
 //! GatewayClasses, Gateways and ListenerSets: what is listened on, what is attached, what shall run.
 
+mod addresses;
 mod attach;
+mod conflicts;
 mod sockets;
 mod status;
 mod view;

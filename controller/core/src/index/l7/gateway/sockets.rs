@@ -7,7 +7,7 @@ use karst_api::waypoint as wire;
 use super::{
     super::{GatewayName, Index},
     Sockets,
-    status::static_addresses,
+    addresses::static_addresses,
     view::{Attached, Entry, View},
 };
 use crate::{
@@ -101,7 +101,11 @@ fn by_port(view: &View) -> BTreeMap<u16, Vec<&Entry>> {
     let ports: BTreeSet<u16> = served.map(|entry| entry.listener.port).collect();
     let mut found: BTreeMap<u16, Vec<&Entry>> = BTreeMap::new();
     for entry in &view.entries {
-        let is_told = entry.conflict.is_none() && protocol(&entry.listener.protocol).is_some();
+        let is_one_too_many =
+            entry.fault.as_ref().map(|fault| fault.reason) == Some("TooManyListeners");
+        let is_told = entry.conflict.is_none()
+            && !is_one_too_many
+            && protocol(&entry.listener.protocol).is_some();
         if is_told && ports.contains(&entry.listener.port) {
             found.entry(entry.listener.port).or_default().push(entry);
         }

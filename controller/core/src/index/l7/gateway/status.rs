@@ -1,11 +1,13 @@
 //! Statuses of GatewayClasses, Gateways and ListenerSets.
 
-use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use serde_json::{Value, json};
 
 use super::{
     super::{GatewayName, Index, NsName, Stored},
+    addresses::address,
+    conflicts::listed,
     view::{Entry, Fault, Owner, SetState, View},
 };
 use crate::{
@@ -16,7 +18,7 @@ use crate::{
         pod::PodPhase,
     },
     proxy::ProxyClass,
-    status::{Condition, ObjectStatus, StatusContent},
+    status::{Condition, ConditionStatus, ObjectStatus, StatusContent},
 };
 
 /// Versions 1.x of the Gateway API whose objects are read as they are meant.
@@ -124,7 +126,7 @@ impl Index {
         let key = NsName::new(name.namespace.as_str(), name.name.as_str());
         let service = self.services.get(&key);
         let (addresses, unusable) = self.addresses_of(name, &stored.body);
-        let condition = if accepted.status != crate::status::ConditionStatus::True {
+        let condition = if accepted.status != ConditionStatus::True {
             no(
                 "Invalid",
                 format!("The Gateway is not accepted: {}", accepted.message),
@@ -151,38 +153,6 @@ impl Index {
         (addresses, condition)
     }
 
-    /// The addresses at which a Gateway is reached, and what is wrong with one that it asks for.
-    fn addresses_of(&self, name: &GatewayName, gateway: &Gateway) -> (Vec<String>, Option<Fault>) {
-        let key = NsName::new(name.namespace.as_str(), name.name.as_str());
-        let Some(service) = self.services.get(&key) else {
-            return (Vec::new(), unusable(gateway));
-        };
-        let cluster = || {
-            service
-                .vips
-                .iter()
-                .map(IpAddr::to_string)
-                .collect::<Vec<_>>()
-        };
-        let asked: Vec<String> = static_addresses(gateway).map(|ip| ip.to_string()).collect();
-        if asked.is_empty() {
-            let fault = unusable(gateway);
-            return match service.published.is_empty() {
-                true => (cluster(), fault),
-                false => (service.published.clone(), fault),
-            };
-        }
-        let has = |ip: &String| service.published.contains(ip) || cluster().contains(ip);
-        let missing = asked.iter().find(|ip| !has(ip)).map(|ip| {
-            Fault::new(
-                "AddressNotUsable",
-                format!("The Service {name} does not have the address {ip} (so far)"),
-            )
-        });
-        let found = asked.iter().filter(|ip| has(ip)).cloned().collect();
-        (found, unusable(gateway).or(missing))
-    }
-
     fn has_ready_proxy(&self, gateway: &GatewayName) -> bool {
         let namespace = gateway.namespace.as_str();
         let mut pods = self
@@ -206,7 +176,7 @@ impl Index {
         let owner = Owner::Set(name.clone());
         let state = view.sets.get(name).copied().unwrap_or(SetState::NotAllowed);
         let of_parent = accepted(&gateway, parent, view);
-        let parent_accepted = of_parent.status == crate::status::ConditionStatus::True;
+        let parent_accepted = of_parent.status == ConditionStatus::True;
         let outcome = match set_accepted(view, name, state) {
             Ok(()) if !parent_accepted => Err(Fault::new(
                 "ParentNotAccepted",
@@ -228,7 +198,7 @@ impl Index {
                     "Some of its listeners are added"
                 };
                 let (_, parent) = self.programmed(&gateway, parent, view, &of_parent);
-                let programmed = if parent.status == crate::status::ConditionStatus::True {
+                let programmed = if parent.status == ConditionStatus::True {
                     Condition::yes("Programmed", "Programmed", "Its listeners are served")
                 } else {
                     let message = format!(
@@ -348,12 +318,12 @@ fn accepted(name: &GatewayName, stored: &Stored<Gateway>, view: &View) -> Condit
     }
     let own: Vec<&Entry> = view.of(&Owner::Gateway).collect();
     let invalid = own.iter().filter(|entry| !entry.is_served());
-    let invalid: Vec<&str> = invalid.map(|entry| entry.listener.name.as_str()).collect();
-    let listed = invalid.join(", ");
+    let invalid: Vec<String> = invalid.map(|entry| entry.listener.name.clone()).collect();
+    let names = listed(&invalid);
     if !own.iter().any(|entry| entry.is_accepted()) {
         return no(
             "ListenersNotValid",
-            format!("No listener of {name} is valid: {listed}"),
+            format!("No listener of {name} is valid: {names}"),
         );
     }
     if invalid.is_empty() {
@@ -362,7 +332,7 @@ fn accepted(name: &GatewayName, stored: &Stored<Gateway>, view: &View) -> Condit
         Condition::yes(
             "Accepted",
             "ListenersNotValid",
-            format!("Not served, see their conditions: {listed}"),
+            format!("Not served, see their conditions: {names}"),
         )
     }
 }
@@ -379,8 +349,8 @@ fn resolved(name: &GatewayName, view: &View) -> Condition {
     let unresolved = view
         .of(&Owner::Gateway)
         .filter(|entry| entry.unresolved.is_some());
-    let unresolved: Vec<&str> = unresolved
-        .map(|entry| entry.listener.name.as_str())
+    let unresolved: Vec<String> = unresolved
+        .map(|entry| entry.listener.name.clone())
         .collect();
     if unresolved.is_empty() {
         Condition::yes(
@@ -389,10 +359,10 @@ fn resolved(name: &GatewayName, view: &View) -> Condition {
             "All references can be followed",
         )
     } else {
-        let listed = unresolved.join(", ");
+        let names = listed(&unresolved);
         no(
             "ListenersNotResolved",
-            format!("Listeners of {name} with bad references: {listed}"),
+            format!("Listeners of {name} with bad references: {names}"),
         )
     }
 }
@@ -455,68 +425,9 @@ fn listener_conditions(entry: &Entry) -> Vec<Condition> {
             format!(
                 "Clients that use a connection for several names get 421 where their request is for \
                  another one of {}",
-                entry.overlaps.join(", ")
+                listed(&entry.overlaps)
             ),
         ));
     }
     conditions
-}
-
-fn address(text: &str) -> Value {
-    let kind = match text.parse::<IpAddr>() {
-        Ok(_) => "IPAddress",
-        Err(_) => "Hostname",
-    };
-    json!({"type": kind, "value": text})
-}
-
-/// Addresses that a Gateway asks for and that anybody could have.
-pub(super) fn static_addresses(gateway: &Gateway) -> impl Iterator<Item = IpAddr> {
-    gateway
-        .addresses
-        .iter()
-        .filter_map(|address| match address {
-            RequestedAddress::Ip(ip) if is_usable(*ip) => Some(*ip),
-            _ => None,
-        })
-}
-
-/// What is wrong with an address that a Gateway asks for.
-fn unusable(gateway: &Gateway) -> Option<Fault> {
-    let mut addresses = gateway.addresses.iter();
-    let bad = addresses.find_map(|address| match address {
-        RequestedAddress::Ip(ip) if !is_usable(*ip) => Some(ip.to_string()),
-        RequestedAddress::NoIp(text) => Some(text.clone()),
-        _ => None,
-    })?;
-    Some(Fault::new(
-        "AddressNotUsable",
-        format!("{bad:?} is no IP address that clients can connect to; remove it from addresses"),
-    ))
-}
-
-/// Whether it is an address of one host that others can reach. Those for documentation (RFC 5737, RFC 3849)
-/// are nobody's.
-fn is_usable(ip: IpAddr) -> bool {
-    let special = match ip {
-        IpAddr::V4(ip) => {
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-                || ip.is_link_local()
-                || ip.is_documentation()
-                || ip.octets()[0] == 0
-                || ip.octets()[0] >= 240
-        }
-        IpAddr::V6(ip) => {
-            let segments = ip.segments();
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || (segments[0] & 0xffc0) == 0xfe80
-                || (segments[0], segments[1]) == (0x2001, 0x0db8)
-        }
-    };
-    !special
 }

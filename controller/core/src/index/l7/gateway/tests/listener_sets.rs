@@ -341,3 +341,30 @@ fn a_set_without_a_gateway_of_ours_is_left_alone() {
     edge.delete(all());
     assert_eq!(edge.condition(SET, "set", "Accepted"), "-");
 }
+
+#[test]
+fn listeners_have_a_limit_for_all_sets_together() {
+    let set = |at: usize| {
+        let listener =
+            |number: usize| named(&format!("l{number}"), &format!("l{number}.s{at}.com"));
+        let listeners: Vec<Value> = (0..64).map(listener).collect();
+        listener_set(&format!("set-{at:02}"), "web", json!(listeners))
+    };
+    let mut edge = Edge::new([all()]);
+    for at in 0..16 {
+        edge.0
+            .stage(crate::index::tests::support::object(set(at)))
+            .unwrap();
+    }
+    edge.0.flush();
+    // The Gateway has one of its own.
+    assert_eq!(
+        edge.of_set_listener("set-15", "l62", "Accepted"),
+        "True Accepted"
+    );
+    assert_eq!(
+        edge.of_set_listener("set-15", "l63", "Accepted"),
+        "False TooManyListeners"
+    );
+    assert_eq!(edge.sockets("web")[0].1.len(), 1024);
+}
