@@ -162,7 +162,7 @@ fn objects_that_are_none_are_refused() {
 fn other_kinds_are_ignored() {
     for (version, kind) in [
         ("apps/v1", "Deployment"),
-        ("v1", "ConfigMap"),
+        ("v1", "ResourceQuota"),
         ("v2", "Pod"),
         ("karst.dev/v1", "Pod"),
     ] {

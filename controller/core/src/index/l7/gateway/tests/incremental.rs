@@ -27,7 +27,7 @@ fn a_certificate_that_comes_later_repairs_its_listener() {
     assert!(statuses(&changes).contains(&"Gateway shop/web".to_owned()));
     // Another certificate is another resource, but the same status.
     let changes = edge.apply(secret("cert", 1));
-    assert_eq!(statuses(&changes), [String::new(); 0]);
+    assert!(statuses(&changes).is_empty());
     edge.delete(secret("cert", 1));
     assert_eq!(
         edge.of_listener("web", "https", "ResolvedRefs"),
