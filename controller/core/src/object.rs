@@ -1,6 +1,7 @@
 //! Kubernetes objects, reduced to what the mesh needs and checked once.
 
 pub(crate) mod backend_tls_policy;
+pub(crate) mod duration;
 pub(crate) mod endpoint_slice;
 pub(crate) mod gateway;
 pub(crate) mod gateway_api;
@@ -205,7 +206,7 @@ impl fmt::Display for ObjectKey {
 }
 
 /// An object that has been checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     /// Which object it is.
     pub key: ObjectKey,
@@ -237,7 +238,7 @@ impl Metadata {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Body {
     Namespace(namespace::Namespace),
     Node(node::Node),

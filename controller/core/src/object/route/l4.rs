@@ -1,23 +1,54 @@
 //! TLSRoutes and TCPRoutes.
 
-use super::{CommonSpec, RouteKind};
+use karst_api::waypoint as wire;
+use serde::Deserialize;
+
+use super::{
+    Place, Route, RouteKind, Rule, Spec, Unusable,
+    http::{self, BackendSpec},
+};
 use crate::{
     error::{Faults, ObjectError},
     object::{Body, gateway_api::Resource},
 };
 
+/// `TLSRouteRule` and `TCPRouteRule`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+struct RuleSpec {
+    name: Option<String>,
+    backend_refs: Vec<BackendSpec>,
+}
+
 pub(crate) fn tls_body(
-    object: Resource<CommonSpec>,
-    _faults: &Faults,
-    _findings: &mut Vec<ObjectError>,
+    object: Resource<Spec>,
+    faults: &Faults,
+    findings: &mut Vec<ObjectError>,
 ) -> Result<Body, ObjectError> {
-    Ok(Body::Route(Box::new(object.spec.route(RouteKind::Tls))))
+    Ok(body(RouteKind::Tls, object, faults, findings))
 }
 
 pub(crate) fn tcp_body(
-    object: Resource<CommonSpec>,
-    _faults: &Faults,
-    _findings: &mut Vec<ObjectError>,
+    object: Resource<Spec>,
+    faults: &Faults,
+    findings: &mut Vec<ObjectError>,
 ) -> Result<Body, ObjectError> {
-    Ok(Body::Route(Box::new(object.spec.route(RouteKind::Tcp))))
+    Ok(body(RouteKind::Tcp, object, faults, findings))
+}
+
+fn body(
+    kind: RouteKind,
+    object: Resource<Spec>,
+    faults: &Faults,
+    findings: &mut Vec<ObjectError>,
+) -> Body {
+    let read = |spec: RuleSpec, place: Place<'_>, failing: &mut Vec<Unusable>| {
+        let template = wire::HttpRule {
+            name: spec.name.unwrap_or_default(),
+            ..wire::HttpRule::default()
+        };
+        http::with_backends(kind, template, (&[], &spec.backend_refs), place, failing)
+    };
+    let route: Route = object.spec.route(kind, faults, findings, read);
+    Body::Route(Box::new(route))
 }
