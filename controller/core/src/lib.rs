@@ -4,6 +4,11 @@
 //! what is wrong with a bad one. [`Index`] holds all objects and keeps the resources they make up
 //! to date; every change touches what it changes and says what that was. There is no I/O here, no
 //! Kubernetes client, no gRPC and no clock. Start with [`Index`].
+//!
+//! What node agents are told (workloads, services, pods of a node) follows each object at once. What
+//! waypoints and gateways are told (listeners, routes, backends, secrets), what shall run for a
+//! Gateway and the statuses of its kinds are worked out by [`Index::flush`], which [`Index::apply`]
+//! and [`Index::delete`] end with, and which comes once after many [`Index::stage`]s.
 
 mod config;
 mod error;

@@ -11,6 +11,8 @@ mod binding;
 mod gateway;
 mod grants;
 mod mesh;
+mod policy;
+mod proxy;
 mod routes;
 mod status;
 mod tls;
@@ -20,7 +22,13 @@ use std::{
     sync::Arc,
 };
 
-use self::gateway::View;
+use self::{
+    binding::{PodMesh, Waypoint},
+    gateway::View,
+    mesh::ServiceMesh,
+    proxy::Proxy,
+    routes::{Compiled, RouteIndex},
+};
 use super::{Changes, Index, NsName};
 use crate::{
     object::{
@@ -62,6 +70,11 @@ impl RouteKey {
         format!("{}/{namespace}/{name}", self.kind.kind().name())
     }
 
+    /// Whether its rules are for requests, not connections.
+    pub(super) fn is_http(&self) -> bool {
+        matches!(self.kind, RouteKind::Grpc | RouteKind::Http)
+    }
+
     pub(super) fn object(&self) -> ObjectKey {
         ObjectKey {
             kind: self.kind.kind(),
@@ -88,6 +101,19 @@ pub(super) struct L7 {
     views: BTreeMap<GatewayName, View>,
     /// The condition `SupportedVersion` of our GatewayClasses, once it is known.
     supported_version: Option<Condition>,
+    compiled: BTreeMap<RouteKey, Compiled>,
+    route_index: RouteIndex,
+    waypoints: BTreeMap<GatewayName, Waypoint>,
+    /// Services about which there is anything to say.
+    services: BTreeMap<NsName, ServiceMesh>,
+    /// Pods about which there is anything to say.
+    pods: BTreeMap<NsName, PodMesh>,
+    /// Services that ask for a waypoint.
+    bound_services: BTreeMap<GatewayName, BTreeSet<NsName>>,
+    /// Pods that ask for a waypoint.
+    bound_pods: BTreeMap<GatewayName, BTreeSet<NsName>>,
+    /// Proxies that have backends of a Service.
+    backend_users: BTreeMap<NsName, BTreeSet<GatewayName>>,
     proxies: BTreeMap<GatewayName, Proxy>,
     statuses: BTreeMap<ObjectKey, ObjectStatus>,
     wanted: BTreeMap<GatewayName, ProxyWanted>,
@@ -112,25 +138,8 @@ pub(super) struct Dirty {
     pub(super) statuses: BTreeSet<ObjectKey>,
 }
 
-/// Resources of a proxy, by name.
-#[derive(Debug, Default)]
-pub(super) struct Proxy {
-    pub(super) listeners: BTreeMap<String, Arc<Rendered>>,
-    pub(super) routes: BTreeMap<String, Arc<Rendered>>,
-    pub(super) backends: BTreeMap<String, Arc<Rendered>>,
-    pub(super) secrets: BTreeMap<String, Arc<Rendered>>,
-}
-
-impl Proxy {
-    fn of(&self, kind: ProxyKind) -> &BTreeMap<String, Arc<Rendered>> {
-        match kind {
-            ProxyKind::Listener => &self.listeners,
-            ProxyKind::Route => &self.routes,
-            ProxyKind::Backend => &self.backends,
-            ProxyKind::TlsSecret => &self.secrets,
-        }
-    }
-}
+/// A port of a Service as a destination.
+pub(super) type BackendKey = (NsName, u16);
 
 impl L7 {
     pub(super) fn object_count(&self, kind: Kind) -> usize {
@@ -160,6 +169,19 @@ fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>)
             true
         }
         None => map.remove(&key).is_some(),
+    }
+}
+
+fn link<K: Ord + Clone, V: Ord + Clone>(map: &mut BTreeMap<K, BTreeSet<V>>, from: &K, to: &V) {
+    map.entry(from.clone()).or_default().insert(to.clone());
+}
+
+fn unlink<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, from: &K, to: &V) {
+    if let Some(all) = map.get_mut(from) {
+        all.remove(to);
+        if all.is_empty() {
+            map.remove(from);
+        }
     }
 }
 

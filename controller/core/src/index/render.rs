@@ -28,6 +28,7 @@ use crate::{
         pod::{Pod, PodNetwork, PodPhase},
         service::{Families, Preference, Reach, Service, ServicePort, TargetPort, Unready},
     },
+    proxy::ProxyClass,
     resource::Rendered,
 };
 
@@ -203,13 +204,15 @@ impl Index {
         if pod.phase == PodPhase::Terminal || pod.ips.is_empty() {
             return None;
         }
+        let services = self.services_of_pod(key, pod);
         Some(Workload {
             uid: uid.to_owned(),
             name: key.name.clone(),
             namespace: key.namespace.clone(),
             addresses: pod.ips.iter().copied().map(address_bytes).collect(),
             network: self.config.network.clone(),
-            tunnel_protocol: entry.tunnel.protocol().into(),
+            tunnel_protocol: self.tunnel_protocol(key, entry).into(),
+            waypoint: self.pod_waypoint(key),
             trust_domain: self.wire_trust_domain(),
             service_account: pod.service_account.clone(),
             node: pod.node.clone().unwrap_or_default(),
@@ -217,7 +220,10 @@ impl Index {
             canonical_revision: pod.canonical_revision.clone(),
             workload_type: pod.workload_type.into(),
             workload_name: pod.workload_name.clone(),
-            services: self.services_of_pod(key, pod),
+            services: services
+                .into_iter()
+                .map(|(service, ports)| (self.service_resource_name(&service), ports))
+                .collect(),
             status: status(pod.phase == PodPhase::Ready).into(),
             cluster_id: self.config.cluster_id.clone(),
             locality: self.locality(pod.node.as_deref()),
@@ -254,7 +260,7 @@ impl Index {
             }
             .into(),
             workload_uid: uid.to_owned(),
-            waypoints: Vec::new(),
+            waypoints: self.pod_requirements(key),
         };
         Some((node, Rendered::new(node_uid, Vec::new(), &message)))
     }
@@ -286,6 +292,7 @@ impl Index {
                 })
                 .collect(),
             load_balancing: load_balancing(service),
+            waypoint: self.service_waypoint(key),
             ip_families: match service.families {
                 Families::Unknown => IpFamilies::Automatic,
                 Families::V4 => IpFamilies::Ipv4Only,
@@ -338,16 +345,24 @@ impl Index {
         })
     }
 
+    /// A waypoint's own pods take tunnels themselves, whatever the mode of their namespace.
+    fn tunnel_protocol(&self, key: &NsName, entry: &PodEntry) -> TunnelProtocol {
+        match self.proxy_of_pod(key, &entry.pod) {
+            Some((_, ProxyClass::Waypoint)) => TunnelProtocol::Hbone,
+            _ => entry.tunnel.protocol(),
+        }
+    }
+
     /// The services of which a pod is an endpoint: those whose selector matches, and those without
     /// a selector whose slices have the pod.
-    fn services_of_pod(&self, key: &NsName, pod: &Pod) -> BTreeMap<String, PortList> {
+    pub(super) fn services_of_pod(&self, key: &NsName, pod: &Pod) -> BTreeMap<NsName, PortList> {
         let selecting = self
             .services
             .range(NsName::new(key.namespace.as_str(), "")..)
             .take_while(|(service, _)| service.namespace == key.namespace)
             .filter(|(_, service)| service.selects(&pod.labels));
-        let mut services: BTreeMap<String, PortList> = selecting
-            .map(|(name, service)| (self.service_resource_name(name), pod_ports(service, pod)))
+        let mut services: BTreeMap<NsName, PortList> = selecting
+            .map(|(name, service)| (name.clone(), pod_ports(service, pod)))
             .collect();
         for slice_key in self.relations.slices_of_pod(key, pod) {
             let Some(slice) = self.slices.get(&slice_key) else {
@@ -361,19 +376,18 @@ impl Index {
             };
             // With a selector, the selector decides; its slices only repeat it, later.
             if service.reach == Reach::Endpoints && service.selector.is_none() {
-                let ports = slice_ports(service, slice);
-                services.insert(self.service_resource_name(&name), ports);
+                services.insert(name, slice_ports(service, slice));
             }
         }
         services
     }
 
-    fn service_resource_name(&self, key: &NsName) -> String {
+    pub(super) fn service_resource_name(&self, key: &NsName) -> String {
         let hostname = self.config.hostname(&key.namespace, &key.name);
         workload::service_key(&key.namespace, &hostname)
     }
 
-    fn locality(&self, node: Option<&str>) -> Option<workload::Locality> {
+    pub(super) fn locality(&self, node: Option<&str>) -> Option<workload::Locality> {
         self.nodes.get(node?).cloned().flatten()
     }
 

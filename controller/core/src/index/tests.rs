@@ -1,11 +1,18 @@
 //! Objects in, resources out: table-driven tests of the whole core.
 
+mod backends;
 mod endpoints;
 mod incremental;
 mod lookups;
+mod mesh_routes;
 mod modes;
 mod objects;
 mod pods;
+mod properties;
+mod route_rules;
 mod services;
 mod static_pods;
 pub(super) mod support;
+mod support_l7;
+mod traffic_policies;
+mod waypoints;

@@ -29,6 +29,8 @@ pub(crate) struct SlicePort {
 pub(crate) struct Endpoint {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) ready: bool,
+    /// It is about to end, and still serves.
+    pub(crate) draining: bool,
     /// Name of the pod, in the slice's namespace, that the endpoint is.
     pub(crate) pod: Option<String>,
     pub(crate) node: Option<String>,
@@ -97,8 +99,13 @@ fn one(index: usize, endpoint: &v1::Endpoint, faults: &Faults) -> Result<Endpoin
         .enumerate()
         .map(|(at, text)| parse_ip(&format!("endpoints[{index}].addresses[{at}]"), text, faults))
         .collect::<Result<_, _>>()?;
+    let conditions = endpoint.conditions.as_ref();
+    let draining = conditions.is_some_and(|conditions| {
+        conditions.terminating == Some(true) && conditions.serving == Some(true)
+    });
     Ok(Endpoint {
         ips,
+        draining,
         ready: endpoint
             .conditions
             .as_ref()

@@ -61,8 +61,10 @@ pub(crate) enum PodNetwork {
 pub(crate) enum PodPhase {
     /// May receive traffic.
     Ready,
-    /// Runs, or will, but is not ready or is being deleted.
+    /// Runs, or will, but is not ready.
     NotReady,
+    /// Is being deleted, and still serves.
+    Draining,
     /// Has ended for good.
     Terminal,
 }
@@ -194,10 +196,10 @@ fn phase(object: &v1::Pod) -> PodPhase {
                 .iter()
                 .any(|condition| condition.type_ == "Ready" && condition.status == "True")
         });
-    if ready && object.metadata.deletion_timestamp.is_none() {
-        PodPhase::Ready
-    } else {
-        PodPhase::NotReady
+    match (ready, object.metadata.deletion_timestamp.is_some()) {
+        (true, false) => PodPhase::Ready,
+        (true, true) => PodPhase::Draining,
+        (false, _) => PodPhase::NotReady,
     }
 }
 
