@@ -1,8 +1,10 @@
 //! What kinds of the Gateway API have in common.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::labels::Labels;
 
 /// An object: metadata and spec.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -50,4 +52,26 @@ impl ParentRef {
         // Text and numbers always have a JSON form.
         serde_json::to_value(self).unwrap_or_default()
     }
+}
+
+/// Whether a selector matches (`metav1.LabelSelector`): every label and every expression must. An operator
+/// that is not known matches nothing.
+pub(crate) fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
+    let mut exact = selector.match_labels.iter().flatten();
+    let mut expressions = selector.match_expressions.iter().flatten();
+    exact.all(|(key, value)| labels.get(key) == Some(value))
+        && expressions.all(|expression| {
+            let value = labels.get(&expression.key);
+            let listed = || {
+                value
+                    .is_some_and(|value| expression.values.iter().flatten().any(|one| one == value))
+            };
+            match expression.operator.as_str() {
+                "In" => listed(),
+                "NotIn" => !listed(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
 }

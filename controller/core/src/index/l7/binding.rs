@@ -27,6 +27,14 @@ pub(super) struct Serves {
     workloads: bool,
 }
 
+impl Serves {
+    /// What a waypoint is for that says nothing about it.
+    const SERVICES: Self = Self {
+        services: true,
+        workloads: false,
+    };
+}
+
 /// What bindings look at of a waypoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Waypoint {
@@ -190,10 +198,7 @@ impl Index {
                 services: false,
                 workloads: false,
             },
-            _ => Serves {
-                services: true,
-                workloads: false,
-            },
+            _ => Serves::SERVICES,
         };
         let service = NsName::new(gateway.namespace.as_str(), gateway.name.as_str());
         let service = self.services.get(&service);
@@ -226,6 +231,9 @@ impl Index {
         let enforcement = own.enforcement;
         let enforcement = enforcement.or_else(|| above.and_then(|above| above.enforcement));
         let state = match self.l7.waypoints.get(gateway) {
+            // What a Gateway that is not there would be for, nobody knows: it is taken for one of services,
+            // and for whatever names it itself.
+            None if own.choice.is_none() && !meant(Serves::SERVICES) => BindingState::NotMeant,
             None => BindingState::NoWaypoint,
             Some(waypoint) if !meant(waypoint.serves) => BindingState::NotMeant,
             Some(_) if !self.waypoint_admits(gateway, namespace) => BindingState::NotPermitted,

@@ -109,6 +109,11 @@ impl Index {
                 None => self.l7.compiled.remove(&key),
             };
             self.l7.dirty.statuses.insert(key.object());
+            // Port or section of a parent may have changed though nothing else did.
+            for compiled in former.iter().chain(&now) {
+                let parents = compiled.parents.iter().cloned();
+                self.l7.dirty.services.extend(parents);
+            }
             if former == now {
                 continue;
             }
@@ -128,7 +133,6 @@ impl Index {
             let dirty = &mut self.l7.dirty;
             dirty.proxies.extend(users);
             for compiled in former.iter().chain(&now) {
-                dirty.services.extend(compiled.parents.iter().cloned());
                 dirty.proxies.extend(compiled.gateways.iter().cloned());
             }
         }

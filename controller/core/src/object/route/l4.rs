@@ -4,7 +4,7 @@ use karst_api::waypoint as wire;
 use serde::Deserialize;
 
 use super::{
-    Place, Route, RouteKind, Rule, Spec, Unusable,
+    Place, Route, RouteKind, Spec, Unusable,
     http::{self, BackendSpec},
 };
 use crate::{
