@@ -215,28 +215,12 @@ impl Index {
 
     /// Gateways whose proxies send to a target of a policy.
     fn ancestors(&self, policy: &NsName, targets: &[Target]) -> BTreeSet<GatewayName> {
-        let prefixes: Vec<String> = targets
-            .iter()
-            .filter(|target| target.is_service())
-            .map(|target| {
-                let hostname = self.config.hostname(&policy.namespace, &target.name);
-                format!("{}/{hostname}/", policy.namespace)
-            })
-            .collect();
-        let sends = |gateway: &GatewayName| {
-            prefixes.iter().any(|prefix| {
-                let resources = self.l7.proxies.get(gateway).map(|proxy| &proxy.backends);
-                let mut from = resources
-                    .into_iter()
-                    .flat_map(|backends| backends.range(prefix.clone()..));
-                from.next()
-                    .is_some_and(|(name, _)| name.starts_with(prefix))
-            })
-        };
-        self.l7
-            .proxies
-            .keys()
-            .filter(|gateway| sends(gateway))
+        let targets = targets.iter().filter(|target| target.is_service());
+        let services =
+            targets.map(|target| NsName::new(policy.namespace.as_str(), target.name.as_str()));
+        services
+            .filter_map(|service| self.l7.backend_users.get(&service))
+            .flatten()
             .cloned()
             .collect()
     }

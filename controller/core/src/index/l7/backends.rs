@@ -93,6 +93,10 @@ impl Index {
             BackendTls::None => BTreeSet::new(),
             BackendTls::Tls(tls, secrets) => {
                 backend.tls = Some(tls);
+                // The policy sees to the TLS that is declared; what is spoken inside is not.
+                if backend.protocol() == wire::Protocol::Tls {
+                    backend.set_protocol(wire::Protocol::Undeclared);
+                }
                 secrets
             }
             BackendTls::Invalid(reason) => {

@@ -8,13 +8,10 @@ use std::{
 use karst_api::{convert::address_bytes, waypoint as wire};
 
 use super::{
-    BackendKey, Changes, GatewayName, Index, NsName, ObjectKey, ProxyChange, ProxyKind, Rendered,
-    RouteKey, backends, mesh::RouteSets,
+    BackendKey, Changes, GatewayName, Index, NsName, ProxyChange, ProxyKind, Rendered, RouteKey,
+    backends, mesh::RouteSets,
 };
-use crate::{
-    object::{Kind, service::ServicePort},
-    proxy::ProxyClass,
-};
+use crate::{object::service::ServicePort, proxy::ProxyClass};
 
 /// Resources of a proxy, by name, and what they depend on.
 #[derive(Debug, Default)]
@@ -74,15 +71,6 @@ impl Index {
                 };
                 changes.workloads_wanted.insert(gateway.clone());
             }
-            let users = self.l7.compiled.iter();
-            let users = users.filter(|(_, compiled)| compiled.gateways.contains(&gateway));
-            let users: Vec<ObjectKey> = users.map(|(route, _)| route.object()).collect();
-            self.l7.dirty.statuses.extend(users);
-            self.l7.dirty.statuses.insert(ObjectKey {
-                kind: Kind::Gateway,
-                namespace: gateway.namespace.clone(),
-                name: gateway.name.clone(),
-            });
             self.l7.dirty.proxies.insert(gateway);
         }
     }
@@ -251,9 +239,11 @@ impl Index {
         let (before, now) = (services(&former), services(&wanted));
         for service in before.difference(&now) {
             super::unlink(&mut self.l7.backend_users, service, gateway);
+            self.backend_tls_changed(service);
         }
         for service in now.difference(&before) {
             super::link(&mut self.l7.backend_users, service, gateway);
+            self.backend_tls_changed(service);
         }
         // Those that were there before are rendered again when they themselves are concerned.
         for key in wanted.difference(&former) {
@@ -354,6 +344,7 @@ impl Index {
         };
         for (service, _) in proxy.backend_keys.keys() {
             super::unlink(&mut self.l7.backend_users, service, gateway);
+            self.backend_tls_changed(service);
         }
         for kind in [
             ProxyKind::Listener,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    super::{GatewayName, Index, NsName, ParentRef, RouteKey, Stored},
+    super::{GatewayName, Index, NsName, ParentRef, RouteKey, Stored, routes::Usability},
     Attachment,
     view::{Attached, Entry, Owner, SetState, View},
 };
@@ -121,6 +121,18 @@ impl Index {
                 namespace,
                 self.namespace_labels(namespace),
             )
+    }
+
+    /// Whether a route is accepted as far as it itself decides that.
+    pub(super) fn is_route_sound(&self, route: &RouteKey) -> bool {
+        let compiled = self.l7.compiled.get(route);
+        compiled.is_some_and(|compiled| compiled.refused.is_none())
+    }
+
+    /// Whether there is anything in a route that can be in force.
+    pub(super) fn is_route_usable(&self, route: &RouteKey) -> bool {
+        let compiled = self.l7.compiled.get(route);
+        compiled.is_some_and(|compiled| compiled.usability == Usability::Usable)
     }
 
     /// How a route stands with a parent that is a Gateway or ListenerSet; `None` if the parent is not ours.

@@ -29,7 +29,7 @@ impl Index {
             let mut listeners = Vec::with_capacity(entries.len());
             for entry in entries {
                 if entry.is_served() {
-                    listeners.push(served(entry, gateway, &mut sockets));
+                    listeners.push(self.served(entry, gateway, &mut sockets));
                 } else {
                     listeners.push(withheld(entry, gateway));
                 }
@@ -43,6 +43,38 @@ impl Index {
             });
         }
         sockets
+    }
+
+    /// A listener with all that is needed to serve it, which is noted in `sockets`.
+    fn served(
+        &self,
+        entry: &Entry,
+        gateway: &GatewayName,
+        sockets: &mut Sockets,
+    ) -> wire::GatewayListener {
+        // Nothing tells connections apart on a port of bytes, so that the oldest route has them all.
+        let most = match entry.listener.protocol {
+            ListenerProtocol::Tcp => 1,
+            _ => usize::MAX,
+        };
+        let usable = entry.attached.iter();
+        let usable = usable.filter(|attached| self.is_route_usable(&attached.route));
+        let attached: Vec<&Attached> = usable.take(most).collect();
+        sockets
+            .routes
+            .extend(attached.iter().map(|one| one.route.clone()));
+        sockets.secrets.extend(entry.certificates.iter().cloned());
+        let authorities = entry.validation.iter();
+        let authorities = authorities.flat_map(|validation| &validation.authorities);
+        sockets.secrets.extend(authorities.cloned());
+        wire::GatewayListener {
+            certificates: entry.certificates.clone(),
+            client_validation: entry.validation.clone(),
+            tls_min: tls_version(entry.listener.tls_min).into(),
+            tls_max: tls_version(entry.listener.tls_max).into(),
+            routes: attached.into_iter().map(attached_route).collect(),
+            ..withheld(entry, gateway)
+        }
     }
 
     /// What shall run for a Gateway.
@@ -66,31 +98,6 @@ impl Index {
                 .map(|ip| ip.to_string())
                 .collect(),
         })
-    }
-}
-
-/// A listener with all that is needed to serve it, which is noted in `sockets`.
-fn served(entry: &Entry, gateway: &GatewayName, sockets: &mut Sockets) -> wire::GatewayListener {
-    // Nothing tells connections apart on a port of bytes, so that the oldest route has them all.
-    let most = match entry.listener.protocol {
-        ListenerProtocol::Tcp => 1,
-        _ => usize::MAX,
-    };
-    let attached: Vec<&Attached> = entry.attached.iter().take(most).collect();
-    sockets
-        .routes
-        .extend(attached.iter().map(|one| one.route.clone()));
-    sockets.secrets.extend(entry.certificates.iter().cloned());
-    let authorities = entry.validation.iter();
-    let authorities = authorities.flat_map(|validation| &validation.authorities);
-    sockets.secrets.extend(authorities.cloned());
-    wire::GatewayListener {
-        certificates: entry.certificates.clone(),
-        client_validation: entry.validation.clone(),
-        tls_min: tls_version(entry.listener.tls_min).into(),
-        tls_max: tls_version(entry.listener.tls_max).into(),
-        routes: attached.into_iter().map(attached_route).collect(),
-        ..withheld(entry, gateway)
     }
 }
 

@@ -103,7 +103,7 @@ impl Index {
         let attached = sets.filter(|(set, state)| set_accepted(view, set, **state).is_ok());
         let mut fields = json!({
             "addresses": addresses,
-            "listeners": listeners(view, &Owner::Gateway, generation),
+            "listeners": self.listeners(view, &Owner::Gateway, generation),
         });
         if view.class == ProxyClass::Gateway {
             fields["attachedListenerSets"] = json!(attached.count());
@@ -211,7 +211,7 @@ impl Index {
             }
         };
         let listeners = match state {
-            SetState::Allowed => listeners(view, &owner, generation),
+            SetState::Allowed => self.listeners(view, &owner, generation),
             SetState::NotAllowed => Vec::new(),
         };
         Some(ObjectStatus {
@@ -222,32 +222,34 @@ impl Index {
             },
         })
     }
-}
 
-/// `status.listeners` of one owner.
-fn listeners(view: &View, owner: &Owner, generation: i64) -> Vec<Value> {
-    let entries = view.of(owner);
-    entries
-        .map(|entry| listener_status(entry, generation))
-        .collect()
-}
+    /// `status.listeners` of one owner.
+    fn listeners(&self, view: &View, owner: &Owner, generation: i64) -> Vec<Value> {
+        let entries = view.of(owner);
+        entries
+            .map(|entry| self.listener_status(entry, generation))
+            .collect()
+    }
 
-fn listener_status(entry: &Entry, generation: i64) -> Value {
-    let kinds: Vec<Value> = entry
-        .kinds
-        .iter()
-        .map(|kind| json!({"group": kind.kind().group(), "kind": kind.kind().name()}))
-        .collect();
-    let conditions: Vec<Value> = listener_conditions(entry)
-        .iter()
-        .map(|condition| nested(condition, generation))
-        .collect();
-    json!({
-        "name": entry.listener.name,
-        "supportedKinds": kinds,
-        "attachedRoutes": entry.attached.len(),
-        "conditions": conditions,
-    })
+    fn listener_status(&self, entry: &Entry, generation: i64) -> Value {
+        let kinds: Vec<Value> = entry
+            .kinds
+            .iter()
+            .map(|kind| json!({"group": kind.kind().group(), "kind": kind.kind().name()}))
+            .collect();
+        let attached = entry.attached.iter();
+        let attached = attached.filter(|attached| self.is_route_sound(&attached.route));
+        let conditions: Vec<Value> = listener_conditions(entry)
+            .iter()
+            .map(|condition| nested(condition, generation))
+            .collect();
+        json!({
+            "name": entry.listener.name,
+            "supportedKinds": kinds,
+            "attachedRoutes": attached.count(),
+            "conditions": conditions,
+        })
+    }
 }
 
 /// The condition `SupportedVersion` of GatewayClasses.

@@ -1,16 +1,14 @@
 //! BackendTLSPolicies.
 
-use std::sync::Arc;
-
 use karst_api::waypoint as wire;
 use serde_json::{Value, json};
 
 use super::support::{Edge, GENERATION, config_map, gateway, http, pem, secret, service};
 use crate::{
-    AncestorStatus, GatewayName, Kind, ObjectKey, Rendered, StatusContent,
+    AncestorStatus, GatewayName, Kind, ObjectKey, StatusContent,
     index::{
         NsName,
-        l7::{Proxy, tls::BackendTls},
+        l7::tls::BackendTls,
         tests::support::{error, merged},
     },
 };
@@ -46,14 +44,11 @@ fn edge(objects: impl IntoIterator<Item = Value>) -> Edge {
         config_map("ca", &pem(0).certificate),
     ];
     let mut edge = Edge::new(fixed);
-    let name = "shop/api.shop.svc.cluster.local/443".to_owned();
-    let backend = Rendered::new(name.clone(), Vec::new(), &wire::Backend::default());
-    let mut proxy = Proxy::default();
-    proxy.backends.insert(name, Arc::new(backend));
+    let users = [GatewayName::new("shop", "web")].into();
     edge.0
         .l7
-        .proxies
-        .insert(GatewayName::new("shop", "web"), proxy);
+        .backend_users
+        .insert(NsName::new("shop", "api"), users);
     for value in objects {
         // As when the proxy sends there already: nothing else is looked at.
         let object = crate::index::tests::support::object(value);

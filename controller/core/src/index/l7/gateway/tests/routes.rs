@@ -449,3 +449,64 @@ fn a_namespace_that_is_not_there_is_not_selected() {
     edge.apply(namespace("new", json!({})));
     assert_eq!(accepted(&edge), "True Accepted");
 }
+
+#[test]
+fn a_route_that_can_never_be_in_force_is_not_counted() {
+    let bad = json!([{"matches": [{"path": {"type": "RegularExpression", "value": "("}}],
+        "backendRefs": [{"name": "web", "port": 80}]}]);
+    let refused = merged(
+        route("HTTPRoute", "bad", json!({"name": "web"})),
+        json!({"spec": {"rules": bad}}),
+    );
+    let edge = Edge::new([
+        gateway("web", json!([http(json!({}))])),
+        refused,
+        route("HTTPRoute", "good", json!({"name": "web"})),
+    ]);
+    assert_eq!(edge.attached("web", "http"), 1);
+    let served = edge.served("web", "http").unwrap();
+    let names: Vec<&str> = served
+        .routes
+        .iter()
+        .map(|route| route.route.as_str())
+        .collect();
+    assert_eq!(names, ["HTTPRoute/shop/good"]);
+}
+
+#[test]
+fn the_status_of_a_route_has_what_parent_and_references_say() {
+    let edge = Edge::new([
+        gateway("web", json!([http(json!({}))])),
+        route(
+            "HTTPRoute",
+            "r",
+            json!({"name": "web", "sectionName": "http"}),
+        ),
+    ]);
+    let key = crate::ObjectKey {
+        kind: Kind::HttpRoute,
+        namespace: "shop".to_owned(),
+        name: "r".to_owned(),
+    };
+    let status = edge.0.status(&key).unwrap();
+    let crate::StatusContent::Parents(parents) = status.content else {
+        panic!("a route has parents")
+    };
+    assert_eq!(parents.len(), 1);
+    assert_eq!(
+        parents[0].parent_ref,
+        json!({"name": "web", "sectionName": "http"})
+    );
+    assert_eq!(parents[0].controller, "karst.dev/gateway-controller");
+    let conditions: Vec<(&str, &str)> = parents[0]
+        .conditions
+        .iter()
+        .map(|condition| (condition.kind, condition.reason))
+        .collect();
+    // There is no Service `web`.
+    let expected = [
+        ("Accepted", "Accepted"),
+        ("ResolvedRefs", "BackendNotFound"),
+    ];
+    assert_eq!(conditions, expected);
+}
