@@ -81,6 +81,7 @@ impl Fixture {
             identity: karst_identity::SpiffeId::new("cluster.local", "ns", "sa").expect("id"),
             addresses: vec!["10.0.0.1".parse().expect("address")],
             mode,
+            waypoints: Arc::default(),
         };
         self.events
             .send(Event::NodePods(vec![(Arc::from(uid), Some(pod))]))

@@ -26,6 +26,7 @@ use serde::Serialize;
 use crate::context::{Certificates, Kernel};
 use crate::pod::{Pod, PodSpec};
 use crate::sockets::Listeners;
+use crate::waypoints::Waypoints;
 use plan::{Action, Situation, Wanted, plan};
 use registry::{Registry, Sandbox};
 
@@ -62,6 +63,8 @@ pub struct NodePod {
     pub addresses: Vec<IpAddr>,
     /// Whether the operator wants it in the mesh.
     pub mode: Mode,
+    /// What connections to it must satisfy.
+    pub waypoints: Arc<Waypoints>,
 }
 
 /// What the operator wants.
@@ -82,6 +85,8 @@ pub trait Workers {
     fn release(&mut self, uid: &Arc<str>);
     /// Ends everything.
     fn kill(&mut self, uid: &Arc<str>);
+    /// Holds connections to the pod to these requirements, new and live ones.
+    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>);
     /// Opens the listeners of a pod, one set for each worker.
     ///
     /// # Errors
@@ -127,6 +132,8 @@ pub struct PodView {
     pub identity: Option<String>,
     /// Whether it is captured and served.
     pub enrolled: bool,
+    /// What connections to it must satisfy.
+    pub waypoints: Arc<Waypoints>,
     /// What stands in the way.
     pub problem: Option<Problem>,
     /// Live connections, counted when it is read.
@@ -279,10 +286,16 @@ impl<W: Workers> Enrolment<W> {
         let pods = self.node_pods.as_mut().unwrap_or(&mut self.early);
         for (uid, pod) in changes {
             self.failing.remove(&uid);
-            match pod {
-                Some(pod) => pods.insert(uid, pod),
-                None => pods.remove(&uid),
+            let Some(pod) = pod else {
+                pods.remove(&uid);
+                continue;
             };
+            let same = |old: &NodePod| old.waypoints == pod.waypoints && old.mode == pod.mode;
+            let differs = !pods.get(&uid).is_some_and(same);
+            if differs && pod.mode == Mode::Ambient && self.running.contains_key(&uid) {
+                self.workers.require(&uid, &pod.waypoints);
+            }
+            pods.insert(uid, pod);
         }
     }
 
@@ -512,6 +525,7 @@ impl<W: Workers> Enrolment<W> {
             workload_uid: Arc::clone(&wanted.workload_uid),
             identity,
             addresses: sandbox.addresses.clone(),
+            waypoints: Arc::clone(&wanted.waypoints),
         };
         let former = self.inherited.remove(uid).unwrap_or_default();
         let fits = |one: &Listeners| {
@@ -594,8 +608,8 @@ impl<W: Workers> Enrolment<W> {
         let view = |sandbox: &Sandbox| {
             let uid = &sandbox.pod_uid;
             let running = self.running.get(uid);
-            let (mode, identity) = match self.wanted(uid) {
-                Wanted::Yes(pod) => (Some(Mode::Ambient), Some(pod.identity.to_string())),
+            let (mode, known) = match self.wanted(uid) {
+                Wanted::Yes(pod) => (Some(Mode::Ambient), Some(pod)),
                 Wanted::No => (Some(Mode::None), None),
                 Wanted::Unknown | Wanted::Unlisted => (None, None),
             };
@@ -606,7 +620,10 @@ impl<W: Workers> Enrolment<W> {
                 netns: sandbox.netns.clone(),
                 addresses: sandbox.addresses.clone(),
                 dataplane_mode: mode,
-                identity,
+                identity: known.map(|pod| pod.identity.to_string()),
+                waypoints: known
+                    .map(|pod| Arc::clone(&pod.waypoints))
+                    .unwrap_or_default(),
                 enrolled: running.is_some() && self.in_kernel.contains(uid),
                 problem: self.failing.get(uid).map(|f| f.problem.clone()),
                 connections: running.cloned(),

@@ -39,5 +39,6 @@ pub mod takeover;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod waypoints;
 pub mod worker;
 pub mod xds;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use karst_datapath::netns::Netns;
 use karst_identity::SpiffeId;
 
+use crate::waypoints::Waypoints;
+
 /// Most live connections of one pod, both directions together. A pod beyond it
 /// gets refusals; its neighbours keep their share of file descriptors.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -40,6 +42,9 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: Netns,
+    /// What connections to it must satisfy when it begins to be served; see
+    /// [`LocalPod::require`](crate::worker::LocalPod::require).
+    pub waypoints: Arc<Waypoints>,
     connections: AtomicUsize,
 }
 
@@ -58,6 +63,8 @@ pub struct PodSpec {
     pub identity: SpiffeId,
     /// Its addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// What connections to it must satisfy.
+    pub waypoints: Arc<Waypoints>,
 }
 
 impl Pod {
@@ -71,6 +78,7 @@ impl Pod {
             identity: spec.identity,
             addresses: spec.addresses,
             netns,
+            waypoints: spec.waypoints,
             connections: AtomicUsize::new(0),
         }
     }
@@ -138,6 +146,7 @@ mod tests {
                 "10.0.0.1".parse().expect("ip"),
                 "fd00::1".parse().expect("ip"),
             ],
+            waypoints: Arc::default(),
         };
         Arc::new(Pod::new(
             spec,

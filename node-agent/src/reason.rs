@@ -16,8 +16,18 @@ pub enum Reason {
     ServicePortUnknown,
     /// The service has no endpoint that can be used.
     NoHealthyUpstream,
-    /// The destination is behind a waypoint, which cannot be used yet.
+    /// The destination is behind a waypoint that is described in a way that cannot be followed.
     WaypointUnsupported,
+    /// The mesh knows nothing of the waypoint, or not of its port.
+    WaypointUnknown,
+    /// The waypoint has no pod that can be used.
+    WaypointNoEndpoints,
+    /// What should be a waypoint has no tunnel listener.
+    WaypointNotHbone,
+    /// A waypoint's own connection would go through that waypoint.
+    WaypointLoop,
+    /// The connection did not come through the waypoint that it must come through.
+    WaypointRequired,
     /// The destination is on another network, which cannot be reached yet.
     NetworkUnsupported,
     /// An authorization policy applies that cannot be enforced yet.
@@ -54,6 +64,11 @@ impl Reason {
             Self::ServicePortUnknown => "service_port_unknown",
             Self::NoHealthyUpstream => "no_healthy_upstream",
             Self::WaypointUnsupported => "waypoint_unsupported",
+            Self::WaypointUnknown => "waypoint_unknown",
+            Self::WaypointNoEndpoints => "waypoint_no_endpoints",
+            Self::WaypointNotHbone => "waypoint_not_hbone",
+            Self::WaypointLoop => "waypoint_loop",
+            Self::WaypointRequired => "waypoint_required",
             Self::NetworkUnsupported => "network_unsupported",
             Self::PolicyUnsupported => "policy_unsupported",
             Self::NoCertificate => "no_certificate",
@@ -72,7 +87,7 @@ impl Reason {
     /// The `response_flags` value of Istio's metrics for it.
     pub fn response_flag(self) -> ResponseFlag {
         match self.as_str() {
-            "policy_unsupported" => ResponseFlag::Deny,
+            "policy_unsupported" | "waypoint_required" => ResponseFlag::Deny,
             "no_certificate" | "trust_domain_mismatch" | "identity_mismatch" => {
                 ResponseFlag::Identity
             }

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod service;
 pub mod sharded;
 pub mod store;
+pub mod waypoint;
 pub mod workload;
 
 use std::net::IpAddr;

@@ -31,6 +31,7 @@ use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::{inbound, outbound, plaintext};
 use crate::sockets::{self, Listeners, Listening};
 use crate::state::workload::Workload;
+use crate::waypoints::Waypoints;
 
 /// Ready tasks run between two looks at the kernel's readiness events. Large on
 /// purpose: many streams of one tunnel connection then share a write.
@@ -53,6 +54,8 @@ pub enum Command {
     Release(Arc<str>),
     /// A pod is gone: end everything of it now.
     Kill(Arc<str>),
+    /// Hold connections to a pod to these requirements: new ones, and those that are live.
+    Require(Arc<str>, Arc<Waypoints>),
     /// Leave new connections of every pod in the listeners' queues, and answer with
     /// copies of the listeners.
     Pause(oneshot::Sender<Vec<PodListeners>>),
@@ -182,6 +185,7 @@ pub struct LocalPod {
     listening: RefCell<Listening>,
     kill: CancellationToken,
     baggage: RefCell<Option<(u64, HeaderValue)>>,
+    waypoints: RefCell<Arc<Waypoints>>,
 }
 
 impl LocalPod {
@@ -190,6 +194,7 @@ impl LocalPod {
             dialer: Rc::new(PodDialer {
                 pod: Arc::clone(&pod),
             }),
+            waypoints: RefCell::new(Arc::clone(&pod.waypoints)),
             pod,
             worker: Rc::clone(worker),
             pool: Pool::new(PoolConfig::default()),
@@ -212,6 +217,20 @@ impl LocalPod {
     /// Fires when the pod is gone.
     pub fn killed(&self) -> CancellationToken {
         self.kill.clone()
+    }
+
+    /// What connections to the pod must satisfy.
+    pub fn waypoints(&self) -> Arc<Waypoints> {
+        Arc::clone(&self.waypoints.borrow())
+    }
+
+    /// Holds connections to the pod to `waypoints`: new ones, and those that are live.
+    pub fn require(&self, waypoints: &Arc<Waypoints>) {
+        self.waypoints.replace(Arc::clone(waypoints));
+        let live = self.worker.live.borrow();
+        live.values()
+            .filter(|live| live.pod_uid() == &*self.pod.uid)
+            .for_each(|live| live.require(waypoints));
     }
 
     /// The `baggage` header that speaks of this pod's own `workload`, built once
@@ -362,7 +381,7 @@ fn baggage(workload: &Workload) -> Baggage {
     }
 }
 
-async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut pods: HashMap<Arc<str>, Rc<LocalPod>> = HashMap::new();
     // Released pods whose connections go on, so that they are still killed with the pod.
     let mut released: Vec<Rc<LocalPod>> = Vec::new();
@@ -396,6 +415,11 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                     .iter()
                     .filter(|p| p.pod.uid == uid)
                     .for_each(|p| p.kill());
+            }
+            Command::Require(uid, waypoints) => {
+                let of_pod = |p: &&Rc<LocalPod>| p.pod.uid == uid;
+                let all = pods.values().chain(&released);
+                all.filter(of_pod).for_each(|p| p.require(&waypoints));
             }
             Command::Pause(reply) => {
                 let _ = reply.send(pause(&pods));

@@ -72,7 +72,7 @@ impl Handler {
         let address: Address = resource.unpack(ADDRESS_TYPE)?;
         match address.r#type {
             Some(address::Type::Workload(workload)) => {
-                let workload = convert::workload(&workload)?;
+                let workload = convert::workload(&workload, &self.network)?;
                 same_name(resource, &workload.uid)?;
                 Ok(Change::Workload(workload))
             }
@@ -144,6 +144,7 @@ impl Handler {
                 .map_err(invalid)?,
             addresses: pod.ip_addresses()?,
             mode,
+            waypoints: Arc::new(convert::waypoints(&pod.waypoints)?),
         })
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use karst_api::node::{DataplaneMode, NodePod as NodePodProto};
+use karst_api::node::{DataplaneMode, NodePod as NodePodProto, WaypointRequirement};
 use karst_api::security::{Authorization, Scope};
 use karst_api::workload::{Address, Workload, address};
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, NODE_POD_TYPE};
@@ -147,6 +147,10 @@ fn node_pods_reach_the_enrolment() {
         service_account: "sa".to_owned(),
         trust_domain: "cluster.local".to_owned(),
         dataplane_mode: DataplaneMode::Ambient.into(),
+        waypoints: vec![WaypointRequirement {
+            required: true,
+            ..WaypointRequirement::default()
+        }],
         ..NodePodProto::default()
     };
     let foreign = NodePodProto {
@@ -171,6 +175,7 @@ fn node_pods_reach_the_enrolment() {
         (known.mode, known.identity.as_str()),
         (Mode::Ambient, "spiffe://cluster.local/ns/ns/sa/sa")
     );
+    assert!(known.waypoints.check(80, None).is_err());
     assert!(changes[1].1.is_none());
 }
 

@@ -66,6 +66,7 @@ impl Fixture {
             // As the API server has it while the sandbox is made.
             addresses: Vec::new(),
             mode,
+            waypoints: Arc::default(),
         };
         let event = Event::NodePods(vec![(Arc::from(uid), Some(pod))]);
         self.events.send(event).expect("sent");

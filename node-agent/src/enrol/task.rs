@@ -18,6 +18,7 @@ use super::{
 };
 use crate::pod::Pod;
 use crate::sockets::Listeners;
+use crate::waypoints::Waypoints;
 use crate::worker::Command;
 
 /// How long a registration waits for the pod to be enrolled. Below the usual
@@ -407,6 +408,10 @@ impl Workers for WorkerSet {
 
     fn kill(&mut self, uid: &Arc<str>) {
         self.broadcast(|| Command::Kill(Arc::clone(uid)));
+    }
+
+    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>) {
+        self.broadcast(|| Command::Require(Arc::clone(uid), Arc::clone(waypoints)));
     }
 
     fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>> {

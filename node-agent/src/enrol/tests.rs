@@ -17,6 +17,7 @@ use super::{Enrolment, Mode, NodePod, Standing, Workers};
 use crate::pod::Pod;
 use crate::sockets::Listeners;
 use crate::testing::{FakeCertificates, FakeKernel};
+use crate::waypoints::{Others, Requirement, Waypoints};
 
 #[derive(Clone, Default)]
 pub(super) struct Calls(Rc<RefCell<Vec<String>>>);
@@ -42,6 +43,11 @@ impl Workers for Calls {
 
     fn kill(&mut self, uid: &Arc<str>) {
         self.0.borrow_mut().push(format!("kill {uid}"));
+    }
+
+    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>) {
+        let count = waypoints.0.len();
+        self.0.borrow_mut().push(format!("require {uid} {count}"));
     }
 
     fn listen(&self, _: &Netns, _: &[IpAddr]) -> io::Result<Vec<Listeners>> {
@@ -78,6 +84,7 @@ pub(super) fn node_pod(account: &str, mode: Mode) -> NodePod {
         identity: id(account),
         addresses: vec!["10.0.0.1".parse().expect("address")],
         mode,
+        waypoints: Arc::default(),
     }
 }
 
@@ -216,6 +223,43 @@ fn another_identity_for_the_same_pod_starts_afresh() {
     f.certificates.issue(&id("other"));
     f.want("u", "other", Mode::Ambient);
     assert_eq!(f.settle(), ["kill u", "start u other"]);
+}
+
+/// A waypoint in front of the pod that all connections must come through.
+fn required() -> Arc<Waypoints> {
+    let requirement = Requirement {
+        ports: Vec::new(),
+        identities: vec![id("wp")],
+        others: Others::Refused,
+    };
+    Arc::new(Waypoints(vec![requirement]))
+}
+
+#[test]
+fn what_connections_must_satisfy_changes_while_a_pod_is_served() {
+    let mut f = Fixture::enrolled("u");
+    let update = |f: &mut Fixture, mode, waypoints: &Arc<Waypoints>| {
+        let pod = NodePod {
+            waypoints: Arc::clone(waypoints),
+            ..node_pod("sa", mode)
+        };
+        let change = (Arc::from("u"), Some(pod));
+        f.enrolment.update_node_pods(vec![change]);
+        f.settle()
+    };
+    let required = required();
+    assert_eq!(update(&mut f, Mode::Ambient, &required), ["require u 1"]);
+    assert!(update(&mut f, Mode::Ambient, &required).is_empty());
+    assert_eq!(
+        update(&mut f, Mode::Ambient, &Arc::default()),
+        ["require u 0"]
+    );
+    // Let go of, its connections go on; started again, it comes with what is required.
+    assert_eq!(update(&mut f, Mode::None, &required), ["release u"]);
+    assert_eq!(update(&mut f, Mode::Ambient, &required), ["start u sa"]);
+    let view = f.enrolment.table().pods["u"].clone();
+    assert_eq!(view.waypoints, required);
+    assert_eq!(view.connections.expect("running").waypoints, required);
 }
 
 #[test]

@@ -19,8 +19,8 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Nothing is known yet. `workers` end connections of deleted pods while there is
-    /// no enrolment that would have them do so.
+    /// Nothing is known yet. `workers` end connections of deleted pods, and those that do not
+    /// satisfy what is newly required, while there is no enrolment that would have them do so.
     pub fn new(workers: WorkerSet) -> Self {
         Self {
             pods: HashMap::new(),
@@ -40,8 +40,10 @@ impl Wishes {
                         Some(pod) => self.pods.insert(Arc::clone(uid), pod.clone()),
                         None => self.pods.remove(uid),
                     };
-                    if pod.is_none() && self.follower.is_none() {
-                        self.workers.kill(uid);
+                    match pod {
+                        _ if self.follower.is_some() => {}
+                        Some(pod) => require(&mut self.workers, uid, pod),
+                        None => self.workers.kill(uid),
                     }
                 }
             }
@@ -66,9 +68,12 @@ impl Wishes {
         self.follower = Some(events);
     }
 
-    /// The enrolment has ended.
+    /// The enrolment has ended. What it was told last it may not have done any more.
     pub fn leave(&mut self) {
         self.follower = None;
+        for (uid, pod) in &self.pods {
+            require(&mut self.workers, uid, pod);
+        }
     }
 
     /// Identities of the pods in the mesh; `None` until the list is complete.
@@ -77,6 +82,12 @@ impl Wishes {
         let ambient = pods.filter(|pod| pod.mode == Mode::Ambient);
         self.synced
             .then(|| ambient.map(|pod| pod.identity.clone()).collect())
+    }
+}
+
+fn require(workers: &mut WorkerSet, uid: &Arc<str>, pod: &NodePod) {
+    if pod.mode == Mode::Ambient {
+        workers.require(uid, &pod.waypoints);
     }
 }
 
@@ -100,6 +111,7 @@ mod tests {
             addresses: Vec::new(),
             identity: SpiffeId::new("cluster.local", "ns", account).expect("id"),
             mode,
+            waypoints: Arc::default(),
         })
     }
 
@@ -139,5 +151,24 @@ mod tests {
         wishes.leave();
         wishes.note(Event::NodePods(vec![(Arc::from("b"), None)]));
         assert!(matches!(told.try_recv(), Ok(Command::Kill(uid)) if &*uid == "b"));
+    }
+
+    #[test]
+    fn what_is_required_reaches_connections_also_after_the_hand_over() {
+        let (commands, mut told) = mpsc::unbounded_channel();
+        let mut wishes = Wishes::new(WorkerSet(vec![commands]));
+        let (events, _heard) = mpsc::unbounded_channel();
+        wishes.follow(events);
+        let change = |uid: &str, mode| (Arc::from(uid), pod("sa", mode));
+        wishes.note(Event::NodePods(vec![
+            change("a", Mode::Ambient),
+            change("b", Mode::None),
+        ]));
+        assert!(told.try_recv().is_err(), "the enrolment's business");
+        wishes.leave();
+        assert!(matches!(told.try_recv(), Ok(Command::Require(uid, _)) if &*uid == "a"));
+        assert!(told.try_recv().is_err(), "not for a pod outside the mesh");
+        wishes.note(Event::NodePods(vec![change("c", Mode::Ambient)]));
+        assert!(matches!(told.try_recv(), Ok(Command::Require(uid, _)) if &*uid == "c"));
     }
 }

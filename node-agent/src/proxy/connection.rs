@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use karst_tunnel::relay::RelayEnd;
 use karst_tunnel::{Counters, TlsInfo};
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::Direction;
 use crate::access_log::{Party, Record};
@@ -18,6 +19,7 @@ use crate::pod::{Permit, Pod};
 use crate::reason::Reason;
 use crate::state::endpoint::LiveGuard;
 use crate::state::service::Service;
+use crate::waypoints::Waypoints;
 use crate::worker::Worker;
 
 /// Why a connection is refused, with details for the log.
@@ -143,6 +145,8 @@ impl Flow {
             counters,
             series,
             flushed: Cell::default(),
+            cut: Cell::default(),
+            cut_because: Cell::default(),
         });
         let id = worker.track(Rc::clone(&live));
         Connection {
@@ -184,7 +188,6 @@ struct Ending {
 }
 
 /// An established connection, as its worker tracks it.
-#[derive(Debug)]
 pub struct Live {
     flow: Flow,
     tls: Option<Arc<TlsInfo>>,
@@ -192,9 +195,40 @@ pub struct Live {
     series: Arc<Series>,
     /// (requests, responses) already added to the series.
     flushed: Cell<(u64, u64)>,
+    cut: Cell<Option<oneshot::Sender<()>>>,
+    cut_because: Cell<Option<Reason>>,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live")
+            .field("flow", &self.flow)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Live {
+    /// Kubernetes uid of the pod it belongs to.
+    pub fn pod_uid(&self) -> &str {
+        &self.flow.pod.uid
+    }
+
+    /// Cuts a connection to the pod that does not satisfy `waypoints`.
+    pub fn require(&self, waypoints: &Waypoints) {
+        let flow = &self.flow;
+        let (Direction::Inbound, Some(address)) = (flow.direction, flow.destination.addr) else {
+            return;
+        };
+        let Err(reason) = waypoints.check(address.port(), flow.source.identity.as_ref()) else {
+            return;
+        };
+        if let Some(cut) = self.cut.take() {
+            self.cut_because.set(Some(reason));
+            // A relay that has just ended needs no cutting.
+            let _ = cut.send(());
+        }
+    }
+
     /// Bytes of (requests, responses) so far.
     fn bytes(&self) -> (u64, u64) {
         // The relay's first socket is the application's: the client's when the
@@ -311,6 +345,13 @@ impl Connection {
         Arc::clone(&self.live.counters)
     }
 
+    /// Told when the connection must not go on; then its relay is to be dropped.
+    pub fn cut(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.live.cut.set(Some(sender));
+        receiver
+    }
+
     /// Ends the connection as the relay did.
     pub fn finish(mut self, end: RelayEnd) {
         let reason = (end != RelayEnd::Closed).then(|| Reason::Other(end.reason()));
@@ -321,6 +362,7 @@ impl Connection {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        let reason = self.live.cut_because.take().or(reason);
         self.worker.untrack(self.id);
         self.live.flush();
         self.live.series.closed();

@@ -109,15 +109,16 @@ impl InboundHandler for Handler {
 }
 
 /// The client's address: what the other agent says, if the identity it speaks
-/// for is that of the workload at the address it names. Otherwise any workload
-/// could appear to the application as any other.
+/// for is that of the workload at the address it names, or what a waypoint of this
+/// pod says. Otherwise any workload could appear to the application as any other.
 fn client(local: &LocalPod, request: &ConnectRequest) -> SocketAddr {
     let Some(forwarded) = &request.forwarded else {
         return request.peer_addr;
     };
     let claimed = forwarded.client;
     let owner = local.worker.context.state.workload_at(claimed.ip());
-    let trusted = owner.is_some_and(|w| w.identity.as_ref() == Some(&request.peer));
+    let trusted = owner.is_some_and(|w| w.identity.as_ref() == Some(&request.peer))
+        || local.waypoints().vouches(&request.peer, claimed);
     if trusted { claimed } else { request.peer_addr }
 }
 
@@ -140,15 +141,25 @@ async fn open(
     if is_own_port(address.port()) {
         return Err(Reason::ConnectIllegalPort.into());
     }
+    let waypoint = || {
+        let waypoints = local.waypoints();
+        waypoints.check(address.port(), Some(&request.peer))
+    };
+    waypoint()?;
     flow.destination.workload = Some(authorise(local).await?);
     let client = flow.source.addr.unwrap_or(request.peer_addr);
     let state = &local.worker.context.state;
-    // Only a workload whose identity the peer has proven may stand in the log.
-    flow.source.workload = state
-        .workload_at(client.ip())
-        .filter(|w| w.identity.as_ref() == Some(&request.peer));
+    // Only a workload whose identity the peer has proven may stand in the log: the client's, or
+    // the waypoint's that speaks for it.
+    let proven = |ip| {
+        let workload = state.workload_at(ip);
+        workload.filter(|w| w.identity.as_ref() == Some(&request.peer))
+    };
+    flow.source.workload = proven(client.ip()).or_else(|| proven(request.peer_addr.ip()));
     let permit = Permit::acquire(&local.pod).ok_or(Reason::TooManyConnections)?;
     let upstream = connect_to_application(local, address, client).await?;
+    // What was required meanwhile cuts live connections, of which this is none yet.
+    waypoint()?;
     Ok((upstream, permit))
 }
 
@@ -176,11 +187,13 @@ fn accept(
         Arc::clone(&counters),
         held,
     );
+    let cut = Some(connection.cut());
     let on_end = Box::new(move |end: RelayEnd| connection.finish(end));
     Accepted {
         upstream,
         response_headers,
         counters,
+        cut,
         on_end,
     }
 }
@@ -190,7 +203,7 @@ fn status(reason: Reason) -> RefusalStatus {
         Reason::ConnectBadAuthority | Reason::ConnectNotOwnAddress | Reason::ConnectIllegalPort => {
             RefusalStatus::BadRequest
         }
-        Reason::PolicyUnsupported => RefusalStatus::Denied,
+        Reason::PolicyUnsupported | Reason::WaypointRequired => RefusalStatus::Denied,
         _ => RefusalStatus::Unavailable,
     }
 }
@@ -238,3 +251,7 @@ pub async fn connect_to_application(
         (Err(error), None) => Err(Refused::because(Reason::UpstreamConnectFailed, error)),
     }
 }
+
+#[cfg(test)]
+#[path = "inbound_tests.rs"]
+mod tests;

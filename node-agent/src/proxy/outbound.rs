@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::Direction;
 use super::connection::{Flow, Refused};
-use super::target::{Destination, Target, destination, target};
+use super::target::{Destination, Source, Target, Way};
 use crate::metrics::traffic::Security;
 use crate::pod::Permit;
 use crate::reason::Reason;
@@ -25,7 +25,7 @@ use crate::state::endpoint::{LiveGuard, now_ms};
 use crate::state::workload::Workload;
 use crate::worker::LocalPod;
 
-/// Endpoints of a service that are tried for one connection.
+/// Endpoints of a service, or pods of a waypoint, that are tried for one connection.
 const MAX_TRIES: usize = 3;
 
 /// The way to the destination, open.
@@ -84,11 +84,18 @@ async fn open(
         return Err(Reason::StateNotReady.into());
     }
     flow.source.workload = context.state.workload(&local.pod.workload_uid);
-    let found = destination(&context.state, &local.pod, original)?;
+    let found = source(local).destination(original)?;
     if let Destination::Service(service) = &found {
         flow.service = Some(Arc::clone(service));
     }
     connect(local, &found, original, flow).await
+}
+
+fn source(local: &LocalPod) -> Source<'_> {
+    Source {
+        state: &local.worker.context.state,
+        pod: &local.pod,
+    }
 }
 
 /// Connects, to another endpoint when one fails before a byte was passed.
@@ -101,7 +108,7 @@ async fn connect(
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < MAX_TRIES {
-        let target = match target(found, original, &tried) {
+        let target = match source(local).target(found, original, &tried) {
             Ok(target) => target,
             // No further endpoint: the failure of the last one says more.
             Err(refused) => return Err(last.unwrap_or(refused)),
@@ -117,9 +124,12 @@ async fn connect(
                 return Ok((upstream, load));
             }
             Err(failure) => {
-                let is_service = matches!(found, Destination::Service(_));
-                let retry = failure.again || (is_service && failure.endpoint_is_to_blame);
-                if let (Some(stats), true) = (stats, is_service && failure.endpoint_is_to_blame) {
+                // Where another can take its place.
+                let chosen = matches!(found, Destination::Service(_))
+                    || matches!(target.way, Way::Waypoint(_));
+                let failed = chosen && failure.endpoint_is_to_blame;
+                let retry = failure.again || failed;
+                if let (Some(stats), true) = (stats, failed) {
                     stats.failed(now_ms());
                 }
                 let uid = target
@@ -171,9 +181,11 @@ impl From<Reason> for Failure {
     }
 }
 
-impl From<TunnelError> for Failure {
-    fn from(error: TunnelError) -> Self {
+impl Failure {
+    fn of_tunnel(error: TunnelError, way: Way) -> Self {
         let endpoint_is_to_blame = match &error {
+            // A waypoint that answered is well; what it says is about what is behind it.
+            TunnelError::Refused { .. } if matches!(way, Way::Waypoint(_)) => false,
             // A peer that answered: only "cannot reach the application" is about the endpoint.
             TunnelError::Refused { status } => *status == http::StatusCode::SERVICE_UNAVAILABLE,
             TunnelError::NoCertificate { .. } | TunnelError::PoolClosed => false,
@@ -223,7 +235,8 @@ async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upst
     let mut tunnel = local
         .pool
         .connect(key, &local.dialer, &certificate, request)
-        .await?;
+        .await
+        .map_err(|error| Failure::of_tunnel(error, target.way))?;
     // They have been read; a relay may go on for days.
     tunnel.response_headers = HeaderMap::new();
     Ok(Upstream::Tunnel(Box::new(tunnel)))

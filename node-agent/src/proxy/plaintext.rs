@@ -36,8 +36,13 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     };
     let counters = Arc::new(Counters::default());
     let connection = flow.open(&worker, None, Arc::clone(&counters), (permit, None));
-    let end = relay::tcp_tcp(stream, upstream, &counters).await;
-    connection.finish(end);
+    let mut cut = connection.cut();
+    tokio::select! {
+        biased;
+        end = relay::tcp_tcp(stream, upstream, &counters) => connection.finish(end),
+        // The relay is dropped, which resets both ends.
+        Ok(()) = &mut cut => {}
+    }
 }
 
 async fn open(
@@ -57,7 +62,12 @@ async fn open(
     if !local.pod.addresses.contains(&dialled.ip()) {
         return Err(Reason::NotCaptured.into());
     }
+    let waypoint = || local.waypoints().check(dialled.port(), None);
+    waypoint()?;
     flow.destination.workload = Some(authorise(local).await?);
     flow.source.workload = local.worker.context.state.workload_at(from.ip());
-    connect_to_application(local, dialled, from).await
+    let upstream = connect_to_application(local, dialled, from).await?;
+    // What was required meanwhile cuts live connections, of which this is none yet.
+    waypoint()?;
+    Ok(upstream)
 }

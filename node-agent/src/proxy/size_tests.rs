@@ -21,6 +21,7 @@ async fn idle_connections_are_small() {
         workload_uid: Arc::from("w"),
         identity: SpiffeId::new("cluster.local", "ns", "sa").expect("id"),
         addresses: vec!["10.0.0.1".parse().expect("ip")],
+        waypoints: Arc::default(),
     };
     let netns = Netns::open(Path::new("/proc/self/ns/net")).expect("netns");
     let worker = Worker::new(context(Arc::default(), Arc::default()));

@@ -1,5 +1,5 @@
 //! Where an outbound connection goes: from the address the application asked
-//! for to the address and protocol to dial.
+//! for to the address and protocol to dial, past no waypoint that stands in between.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,90 +26,136 @@ pub enum Destination {
 /// One way to reach the destination.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The application's address and port.
+    /// What is to be connected to: an application's address and port, or for a waypoint
+    /// what the client asked for.
     pub address: SocketAddr,
-    /// The workload; `None` outside the mesh.
+    /// The workload that is dialled; `None` outside the mesh.
     pub workload: Option<Arc<Workload>>,
-    /// How it is reached.
-    pub protocol: Protocol,
+    /// How it is dialled.
+    pub way: Way,
+}
+
+/// How a target is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Plainly.
+    Plain,
+    /// Through the workload's own tunnel listener.
+    Tunnel(SocketAddr),
+    /// Through the tunnel listener of a waypoint, which connects to the application.
+    Waypoint(SocketAddr),
 }
 
 impl Target {
-    /// The tunnel listener of an HBONE workload.
+    /// The tunnel listener, if there is one.
     pub fn hbone_addr(&self) -> Option<SocketAddr> {
-        (self.protocol == Protocol::Hbone).then(|| SocketAddr::new(self.address.ip(), HBONE_PORT))
-    }
-}
-
-/// Finds what `original` stands for.
-pub fn destination(
-    state: &MeshState,
-    pod: &Pod,
-    original: SocketAddr,
-) -> Result<Destination, Refused> {
-    let ip = original.ip().to_canonical();
-    let own = ip.is_loopback() || pod.addresses.contains(&ip);
-    if own && is_own_port(original.port()) {
-        return Err(Reason::SelfCall.into());
-    }
-    match state.lookup(ip) {
-        Some(Address::Workload(workload)) => Ok(Destination::Workload(workload)),
-        Some(Address::Service(service)) => match service.spec.via {
-            _ if service.spec.mode == LoadBalancingMode::Passthrough => Ok(Destination::External),
-            Via::Direct => Ok(Destination::Service(service)),
-            via => Err(unsupported(via).into()),
-        },
-        None => Ok(Destination::External),
-    }
-}
-
-/// Chooses what to dial, leaving out workloads in `tried` (uids).
-pub fn target(
-    destination: &Destination,
-    original: SocketAddr,
-    tried: &[Arc<str>],
-) -> Result<Target, Refused> {
-    let original = SocketAddr::new(original.ip().to_canonical(), original.port());
-    match destination {
-        Destination::External => Ok(Target {
-            address: original,
-            workload: None,
-            protocol: Protocol::Tcp,
-        }),
-        Destination::Workload(workload) => to_workload(workload, original),
-        Destination::Service(service) => {
-            let Some(endpoints) = service.ports.get(&original.port()) else {
-                return Err(Reason::ServicePortUnknown.into());
-            };
-            let Some(endpoint) = endpoints.choose(tried, now_ms()) else {
-                return Err(Reason::NoHealthyUpstream.into());
-            };
-            let Some(ip) = endpoint.workload.address_like(original.ip()) else {
-                return Err(Reason::NoHealthyUpstream.into());
-            };
-            to_workload(
-                &endpoint.workload,
-                SocketAddr::new(ip, endpoint.target_port),
-            )
+        match self.way {
+            Way::Plain => None,
+            Way::Tunnel(address) | Way::Waypoint(address) => Some(address),
         }
     }
 }
 
-fn to_workload(workload: &Arc<Workload>, address: SocketAddr) -> Result<Target, Refused> {
-    if workload.via != Via::Direct {
-        return Err(unsupported(workload.via).into());
-    }
-    Ok(Target {
-        address,
-        workload: Some(Arc::clone(workload)),
-        protocol: workload.protocol,
-    })
+/// The pod that connects, and what its node knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The mesh.
+    pub state: &'a MeshState,
+    /// The pod.
+    pub pod: &'a Pod,
 }
 
-fn unsupported(via: Via) -> Reason {
-    match via {
-        Via::NetworkGateway => Reason::NetworkUnsupported,
-        Via::Waypoint | Via::Direct => Reason::WaypointUnsupported,
+impl Source<'_> {
+    /// Finds what `original` stands for.
+    pub fn destination(&self, original: SocketAddr) -> Result<Destination, Refused> {
+        let ip = original.ip().to_canonical();
+        let own = ip.is_loopback() || self.pod.addresses.contains(&ip);
+        if own && is_own_port(original.port()) {
+            return Err(Reason::SelfCall.into());
+        }
+        match self.state.lookup(ip) {
+            Some(Address::Workload(workload)) => Ok(Destination::Workload(workload)),
+            Some(Address::Service(service)) => match &service.spec.via {
+                Via::Direct if service.spec.mode == LoadBalancingMode::Passthrough => {
+                    Ok(Destination::External)
+                }
+                _ => Ok(Destination::Service(service)),
+            },
+            None => Ok(Destination::External),
+        }
+    }
+
+    /// Chooses what to dial, leaving out workloads in `tried` (uids).
+    pub fn target(
+        &self,
+        destination: &Destination,
+        original: SocketAddr,
+        tried: &[Arc<str>],
+    ) -> Result<Target, Refused> {
+        let original = SocketAddr::new(original.ip().to_canonical(), original.port());
+        match destination {
+            Destination::External => Ok(Target {
+                address: original,
+                workload: None,
+                way: Way::Plain,
+            }),
+            Destination::Workload(workload) => self.to_workload(workload, original, tried),
+            Destination::Service(service) => {
+                let Some(endpoints) = service.ports.get(&original.port()) else {
+                    return Err(Reason::ServicePortUnknown.into());
+                };
+                // The waypoint chooses the endpoint.
+                if service.spec.via != Via::Direct {
+                    return self.via(&service.spec.via, original, tried);
+                }
+                let Some(endpoint) = endpoints.choose(tried, now_ms()) else {
+                    return Err(Reason::NoHealthyUpstream.into());
+                };
+                let Some(ip) = endpoint.workload.address_like(original.ip()) else {
+                    return Err(Reason::NoHealthyUpstream.into());
+                };
+                let address = SocketAddr::new(ip, endpoint.target_port);
+                self.to_workload(&endpoint.workload, address, tried)
+            }
+        }
+    }
+
+    fn to_workload(
+        &self,
+        workload: &Arc<Workload>,
+        address: SocketAddr,
+        tried: &[Arc<str>],
+    ) -> Result<Target, Refused> {
+        if workload.via != Via::Direct {
+            return self.via(&workload.via, address, tried);
+        }
+        let way = match workload.protocol {
+            Protocol::Hbone => Way::Tunnel(SocketAddr::new(address.ip(), HBONE_PORT)),
+            Protocol::Tcp => Way::Plain,
+        };
+        Ok(Target {
+            address,
+            workload: Some(Arc::clone(workload)),
+            way,
+        })
+    }
+
+    /// To `address` through what stands in between.
+    fn via(&self, via: &Via, address: SocketAddr, tried: &[Arc<str>]) -> Result<Target, Refused> {
+        let waypoint = match via {
+            Via::Waypoint(waypoint) => waypoint,
+            Via::NetworkGateway => return Err(Reason::NetworkUnsupported.into()),
+            Via::UnusableWaypoint | Via::Direct => {
+                return Err(Reason::WaypointUnsupported.into());
+            }
+        };
+        let source = &self.pod.workload_uid;
+        let (workload, listener) = waypoint.choose(self.state, source, address.ip(), tried)?;
+        Ok(Target {
+            address,
+            workload: Some(workload),
+            way: Way::Waypoint(listener),
+        })
     }
 }
 

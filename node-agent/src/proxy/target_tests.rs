@@ -5,12 +5,13 @@ use std::sync::Arc;
 use karst_datapath::netns::Netns;
 use karst_identity::SpiffeId;
 
-use super::{Destination, Target, destination, target};
+use super::{Destination, Source, Target, Way};
 use crate::pod::{Pod, PodSpec};
 use crate::reason::Reason;
 use crate::state::MeshState;
 use crate::state::service::{HealthPolicy, LoadBalancingMode, ServiceSpec};
 use crate::state::store::{Change, Store};
+use crate::state::waypoint::{Place, Waypoint};
 use crate::state::workload::{Health, Locality, Protocol, ServiceMembership, Via, Workload};
 
 fn pod() -> Pod {
@@ -21,6 +22,7 @@ fn pod() -> Pod {
         workload_uid: Arc::from("c//Pod/ns/client"),
         identity: SpiffeId::new("cluster.local", "ns", "client").expect("id"),
         addresses: vec!["10.0.0.1".parse().expect("ip")],
+        waypoints: Arc::default(),
     };
     Pod::new(
         spec,
@@ -61,8 +63,11 @@ fn find(changes: Vec<Change>, original: &str, tried: &[Arc<str>]) -> Result<Targ
     let state = Arc::new(MeshState::default());
     Store::new(Arc::clone(&state), Locality::default()).apply(changes);
     let original: SocketAddr = original.parse().expect("address");
-    let found = destination(&state, &pod(), original).map_err(|r| r.reason)?;
-    target(&found, original, tried).map_err(|r| r.reason)
+    let (state, pod) = (&state, &pod());
+    let source = Source { state, pod };
+    let found = source.destination(original).map_err(|r| r.reason)?;
+    let target = source.target(&found, original, tried);
+    target.map_err(|r| r.reason)
 }
 
 fn server() -> Vec<Change> {
@@ -108,7 +113,7 @@ fn refusals_have_their_reason() {
     let changes = vec![Change::Workload(sick), Change::Service(service())];
     assert_eq!(refused(changes, "10.96.0.1:80"), Reason::NoHealthyUpstream);
     let behind = Workload {
-        via: Via::Waypoint,
+        via: Via::UnusableWaypoint,
         ..workload("server", "10.0.0.2")
     };
     assert_eq!(
@@ -124,7 +129,7 @@ fn refusals_have_their_reason() {
         Reason::NetworkUnsupported
     );
     let spec = ServiceSpec {
-        via: Via::Waypoint,
+        via: Via::UnusableWaypoint,
         ..service()
     };
     assert_eq!(
@@ -144,7 +149,7 @@ fn refusals_have_their_reason() {
 #[test]
 fn unknown_addresses_are_external() {
     let t = find(server(), "203.0.113.1:15008", &[]).expect("target");
-    assert!(t.workload.is_none() && t.protocol == Protocol::Tcp);
+    assert!(t.workload.is_none() && t.way == Way::Plain);
     assert_eq!(t.address.to_string(), "203.0.113.1:15008");
 }
 
@@ -179,8 +184,214 @@ fn retry_takes_another_endpoint_or_none() {
 fn destination_tells_services_from_workloads() {
     let state = Arc::new(MeshState::default());
     Store::new(Arc::clone(&state), Locality::default()).apply(server());
-    let kind = |text: &str| destination(&state, &pod(), text.parse().expect("address"));
+    let (state, pod) = (&state, &pod());
+    let source = Source { state, pod };
+    let kind = |text: &str| source.destination(text.parse().expect("address"));
     assert!(matches!(kind("10.96.0.1:80"), Ok(Destination::Service(_))));
     assert!(matches!(kind("10.0.0.2:80"), Ok(Destination::Workload(_))));
     assert!(matches!(kind("192.0.2.1:80"), Ok(Destination::External)));
+}
+
+const WAYPOINT: &str = "infra/waypoint.infra.svc.cluster.local";
+
+/// The way through the waypoint below.
+fn through() -> Via {
+    Via::Waypoint(Waypoint {
+        place: Place::Service(Arc::from(WAYPOINT)),
+        port: 15008,
+    })
+}
+
+fn waypoint_pod(name: &str, ip: &str) -> Workload {
+    Workload {
+        services: vec![ServiceMembership {
+            service: Arc::from(WAYPOINT),
+            ports: vec![(15008, 15008)],
+        }],
+        ..workload(name, ip)
+    }
+}
+
+fn waypoint_service() -> ServiceSpec {
+    ServiceSpec {
+        key: Arc::from(WAYPOINT),
+        vips: vec!["10.96.0.9".parse().expect("ip")],
+        ports: vec![(15008, 15008)],
+        ..service()
+    }
+}
+
+/// A service and its endpoint with `via` in front of the former, and a waypoint of one pod.
+fn behind(via: Via) -> Vec<Change> {
+    vec![
+        Change::Workload(workload("server", "10.0.0.2")),
+        Change::Service(ServiceSpec { via, ..service() }),
+        Change::Service(waypoint_service()),
+        Change::Workload(waypoint_pod("waypoint", "10.0.0.9")),
+    ]
+}
+
+/// (what is asked for, whom is dialled, the tunnel listener if it is a waypoint's)
+fn shape(target: &Target) -> (String, String, Option<String>) {
+    let listener = match target.way {
+        Way::Waypoint(listener) => Some(listener.to_string()),
+        Way::Tunnel(_) | Way::Plain => None,
+    };
+    let uid = target.workload.as_ref().map(|w| w.uid.to_string());
+    (
+        target.address.to_string(),
+        uid.unwrap_or_default(),
+        listener,
+    )
+}
+
+fn expected(asked: &str, listener: &str) -> (String, String, Option<String>) {
+    (
+        asked.to_owned(),
+        "waypoint".to_owned(),
+        Some(listener.to_owned()),
+    )
+}
+
+#[test]
+fn a_service_behind_a_waypoint_is_asked_for_there() {
+    let t = find(behind(through()), "10.96.0.1:80", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.96.0.1:80", "10.0.0.9:15008"));
+    assert_eq!(
+        t.hbone_addr().expect("tunnel").to_string(),
+        "10.0.0.9:15008"
+    );
+    // Endpoints are the waypoint's business, ports are not.
+    let changes = behind(through()).into_iter().skip(1).collect();
+    assert!(find(changes, "10.96.0.1:80", &[]).is_ok());
+    let port = find(behind(through()), "10.96.0.1:81", &[]).expect_err("refused");
+    assert_eq!(port, Reason::ServicePortUnknown);
+    // Also one that is dialled as asked: it would get past the waypoint.
+    let mut changes = behind(Via::Direct);
+    changes.push(Change::Service(ServiceSpec {
+        via: through(),
+        mode: LoadBalancingMode::Passthrough,
+        ..service()
+    }));
+    let t = find(changes, "10.96.0.1:80", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.96.0.1:80", "10.0.0.9:15008"));
+}
+
+#[test]
+fn a_workload_behind_a_waypoint_is_asked_for_there() {
+    let mut changes = behind(Via::Direct);
+    changes.push(Change::Workload(Workload {
+        via: through(),
+        ..workload("server", "10.0.0.2")
+    }));
+    let t = find(changes, "10.0.0.2:9000", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.0.0.2:9000", "10.0.0.9:15008"));
+    // So is the endpoint of a service that has none itself.
+    let mut changes = behind(Via::Direct);
+    changes.push(Change::Workload(Workload {
+        via: through(),
+        ..workload("server", "10.0.0.2")
+    }));
+    let t = find(changes, "10.96.0.1:80", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.0.0.2:8080", "10.0.0.9:15008"));
+}
+
+#[test]
+fn a_waypoint_may_be_named_by_address() {
+    let at = |ip: &str, port| {
+        behind(Via::Waypoint(Waypoint {
+            place: Place::Address(ip.parse().expect("ip")),
+            port,
+        }))
+    };
+    let t = find(at("10.0.0.9", 15008), "10.96.0.1:80", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.96.0.1:80", "10.0.0.9:15008"));
+    let t = find(at("10.96.0.9", 15008), "10.96.0.1:80", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.96.0.1:80", "10.0.0.9:15008"));
+    for (ip, port) in [("10.0.0.99", 15008), ("10.96.0.9", 15009)] {
+        let refused = find(at(ip, port), "10.96.0.1:80", &[]).expect_err("refused");
+        assert_eq!(refused, Reason::WaypointUnknown);
+    }
+}
+
+#[test]
+fn without_a_usable_waypoint_there_is_no_other_way() {
+    let refused = |changes| find(changes, "10.96.0.1:80", &[]).expect_err("refused");
+    let mut changes = behind(through());
+    changes.truncate(2);
+    assert_eq!(refused(changes), Reason::WaypointUnknown);
+    let mut changes = behind(through());
+    changes.truncate(3);
+    assert_eq!(refused(changes), Reason::WaypointNoEndpoints);
+    let with_pod = |pod| {
+        let mut changes = behind(through());
+        changes.push(Change::Workload(pod));
+        changes
+    };
+    let sick = Workload {
+        health: Health::Unhealthy,
+        ..waypoint_pod("waypoint", "10.0.0.9")
+    };
+    assert_eq!(refused(with_pod(sick)), Reason::WaypointNoEndpoints);
+    let plain = || Workload {
+        protocol: Protocol::Tcp,
+        ..waypoint_pod("waypoint", "10.0.0.9")
+    };
+    assert_eq!(refused(with_pod(plain())), Reason::WaypointNotHbone);
+    let far = Workload {
+        via: Via::NetworkGateway,
+        ..waypoint_pod("waypoint", "10.0.0.9")
+    };
+    assert_eq!(refused(with_pod(far)), Reason::NetworkUnsupported);
+    // One that cannot be used does not stand in the way of one that can.
+    for _ in 0..20 {
+        let mut changes = with_pod(plain());
+        changes.push(Change::Workload(waypoint_pod("other", "10.0.0.10")));
+        let t = find(changes, "10.96.0.1:80", &[]).expect("target");
+        assert_eq!(
+            t.hbone_addr().expect("tunnel").ip().to_string(),
+            "10.0.0.10"
+        );
+    }
+}
+
+#[test]
+fn another_pod_of_the_waypoint_is_tried_next() {
+    let tried = [Arc::from("waypoint")];
+    let mut changes = behind(through());
+    changes.push(Change::Workload(waypoint_pod("other", "10.0.0.10")));
+    let t = find(changes, "10.96.0.1:80", &tried).expect("target");
+    assert_eq!(
+        t.hbone_addr().expect("tunnel").ip().to_string(),
+        "10.0.0.10"
+    );
+    let refused = find(behind(through()), "10.96.0.1:80", &tried).expect_err("refused");
+    assert_eq!(refused, Reason::WaypointNoEndpoints);
+}
+
+#[test]
+fn a_waypoint_does_not_ask_itself() {
+    let mut changes = behind(through());
+    changes.push(Change::Workload(waypoint_pod(
+        "c//Pod/ns/client",
+        "10.0.0.1",
+    )));
+    let refused = find(changes, "10.96.0.1:80", &[]).expect_err("refused");
+    assert_eq!(refused, Reason::WaypointLoop);
+}
+
+/// What stands in front of the waypoint itself is not asked for.
+#[test]
+fn a_waypoint_is_reached_directly() {
+    let mut changes = behind(through());
+    changes.push(Change::Service(ServiceSpec {
+        via: through(),
+        ..waypoint_service()
+    }));
+    changes.push(Change::Workload(Workload {
+        via: through(),
+        ..waypoint_pod("waypoint", "10.0.0.9")
+    }));
+    let t = find(changes, "10.96.0.1:80", &[]).expect("target");
+    assert_eq!(shape(&t), expected("10.96.0.1:80", "10.0.0.9:15008"));
 }

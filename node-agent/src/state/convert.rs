@@ -5,22 +5,25 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use karst_api::convert::{FieldError, port};
+use karst_api::node::WaypointRequirement;
 use karst_api::security::{Authorization, Scope as PolicyScopeProto};
-use karst_api::workload as proto;
+use karst_api::workload::{self as proto, gateway_address};
 use karst_identity::SpiffeId;
 
 use super::endpoint::EndpointStats;
 use super::policy::PolicyScope;
 use super::service::{HealthPolicy, LoadBalancingMode, Scope, ServiceSpec};
+use super::waypoint::{Place, Waypoint};
 use super::workload::{
     Health, Locality, Protocol, ServiceMembership, Via, Workload, next_revision,
 };
+use crate::waypoints::{Others, Requirement, Waypoints};
 
-/// Converts a workload.
+/// Converts a workload. `network` is this agent's own.
 ///
 /// # Errors
 /// Names the first field that cannot be used.
-pub fn workload(p: &proto::Workload) -> Result<Workload, FieldError> {
+pub fn workload(p: &proto::Workload, network: &str) -> Result<Workload, FieldError> {
     if p.uid.is_empty() {
         return Err(FieldError::new("uid", "is empty"));
     }
@@ -43,10 +46,10 @@ pub fn workload(p: &proto::Workload) -> Result<Workload, FieldError> {
     }
     let via = if p.network_gateway.is_some() {
         Via::NetworkGateway
-    } else if p.waypoint.is_some() {
-        Via::Waypoint
     } else {
-        Via::Direct
+        p.waypoint
+            .as_ref()
+            .map_or(Via::Direct, |at| through(at, network))
     };
     let workload_type = match p.workload_type() {
         proto::WorkloadType::Deployment => "deployment",
@@ -150,7 +153,11 @@ pub fn service(p: &proto::Service, network: &str) -> Result<ServiceSpec, FieldEr
         proto::load_balancing::HealthPolicy::OnlyHealthy => HealthPolicy::OnlyHealthy,
         proto::load_balancing::HealthPolicy::AllowAll => HealthPolicy::AllowAll,
     };
-    let has_waypoint = p.waypoint.is_some() || !p.weighted_waypoints.is_empty();
+    let via = match &p.waypoint {
+        _ if !p.weighted_waypoints.is_empty() => Via::UnusableWaypoint,
+        Some(at) => through(at, network),
+        None => Via::Direct,
+    };
     let ports = p.ports.iter().map(proto::Port::ports);
     Ok(ServiceSpec {
         key: Arc::from(p.resource_name()),
@@ -161,15 +168,57 @@ pub fn service(p: &proto::Service, network: &str) -> Result<ServiceSpec, FieldEr
         ports: ports
             .map(|pair| pair.map(|(service, target)| (service, target.unwrap_or(0))))
             .collect::<Result<_, _>>()?,
-        via: if has_waypoint {
-            Via::Waypoint
-        } else {
-            Via::Direct
-        },
+        via,
         routing_preference: lb.routing_preference().filter_map(scope).collect(),
         mode,
         health_policy,
     })
+}
+
+/// The way through a waypoint. What cannot be followed is no error: the resource would be left as
+/// it was before, perhaps with a way past the waypoint.
+fn through(at: &proto::GatewayAddress, network: &str) -> Via {
+    let place = match &at.destination {
+        Some(gateway_address::Destination::Hostname(name)) if !name.hostname.is_empty() => {
+            let key = format!("{}/{}", name.namespace, name.hostname);
+            Some(Place::Service(Arc::from(key)))
+        }
+        Some(gateway_address::Destination::Address(address)) if address.network == network => {
+            let ip = address.ip().ok();
+            ip.filter(|ip| !is_range(address, *ip)).map(Place::Address)
+        }
+        _ => None,
+    };
+    match (place, port("waypoint.hbone_mtls_port", at.hbone_mtls_port)) {
+        (Some(place), Ok(port)) => Via::Waypoint(Waypoint { place, port }),
+        _ => Via::UnusableWaypoint,
+    }
+}
+
+/// Converts what is said of the waypoints in front of a pod.
+///
+/// # Errors
+/// Names the first field that cannot be used.
+pub fn waypoints(list: &[WaypointRequirement]) -> Result<Waypoints, FieldError> {
+    let one = |p: &WaypointRequirement| {
+        let ports = p.ports.iter();
+        let identities = p.identities.iter().map(|id| {
+            SpiffeId::parse(id)
+                .map_err(|error| FieldError::new("waypoints.identities", error.to_string()))
+        });
+        Ok(Requirement {
+            ports: ports
+                .map(|number| port("waypoints.ports", *number))
+                .collect::<Result<_, FieldError>>()?,
+            identities: identities.collect::<Result<_, FieldError>>()?,
+            others: if p.required {
+                Others::Refused
+            } else {
+                Others::Pass
+            },
+        })
+    };
+    Ok(Waypoints(list.iter().map(one).collect::<Result<_, _>>()?))
 }
 
 fn scope(scope: proto::load_balancing::Scope) -> Option<Scope> {
@@ -184,12 +233,16 @@ fn scope(scope: proto::load_balancing::Scope) -> Option<Scope> {
     }
 }
 
+fn is_range(address: &proto::NetworkAddress, ip: IpAddr) -> bool {
+    let whole = if ip.is_ipv4() { 32 } else { 128 };
+    address.length.is_some_and(|length| length != whole)
+}
+
 fn vips(p: &proto::Service, network: &str) -> Result<Vec<IpAddr>, FieldError> {
     let mut vips = Vec::with_capacity(p.addresses.len());
     for address in &p.addresses {
         let ip = address.ip()?;
-        let whole = if ip.is_ipv4() { 32 } else { 128 };
-        if address.length.is_some_and(|length| length != whole) {
+        if is_range(address, ip) {
             return Err(FieldError::new(
                 "addresses.length",
                 "is a range, which is not supported",
@@ -218,9 +271,10 @@ pub fn policy(p: &Authorization) -> Option<(Arc<str>, PolicyScope)> {
 
 #[cfg(test)]
 mod tests {
-    use karst_api::workload as proto;
+    use karst_api::node::WaypointRequirement;
+    use karst_api::workload::{self as proto, gateway_address};
 
-    use super::{Protocol, Via, service, workload};
+    use super::{Others, Place, Protocol, Via, Waypoint, service, waypoints, workload};
 
     fn pod() -> proto::Workload {
         proto::Workload {
@@ -236,7 +290,7 @@ mod tests {
 
     #[test]
     fn workload_gets_the_default_trust_domain() {
-        let w = workload(&pod()).expect("valid");
+        let w = workload(&pod(), "").expect("valid");
         let identity = w.identity.expect("identity").to_string();
         assert_eq!(identity, "spiffe://cluster.local/ns/ns/sa/sa");
         assert_eq!((w.protocol, w.via), (Protocol::Hbone, Via::Direct));
@@ -248,7 +302,10 @@ mod tests {
             service_account: String::new(),
             ..pod()
         };
-        assert_eq!(workload(&p).expect_err("refused").field, "service_account");
+        assert_eq!(
+            workload(&p, "").expect_err("refused").field,
+            "service_account"
+        );
     }
 
     #[test]
@@ -257,12 +314,15 @@ mod tests {
             addresses: vec![vec![1, 2, 3]],
             ..pod()
         };
-        assert_eq!(workload(&p).expect_err("refused").field, "addresses");
+        assert_eq!(workload(&p, "").expect_err("refused").field, "addresses");
         let p = proto::Workload {
             tunnel_protocol: 2,
             ..pod()
         };
-        assert_eq!(workload(&p).expect_err("refused").field, "tunnel_protocol");
+        assert_eq!(
+            workload(&p, "").expect_err("refused").field,
+            "tunnel_protocol"
+        );
         let list = proto::PortList {
             ports: vec![proto::Port {
                 service_port: 80,
@@ -275,24 +335,123 @@ mod tests {
             ..pod()
         };
         assert_eq!(
-            workload(&p).expect_err("refused").field,
+            workload(&p, "").expect_err("refused").field,
             "services.ports.target_port"
         );
     }
 
     #[test]
-    fn gateway_and_waypoint_are_seen() {
+    fn a_gateway_comes_before_a_waypoint() {
         let gateway = Some(proto::GatewayAddress::default());
         let p = proto::Workload {
-            waypoint: gateway.clone(),
+            network_gateway: gateway.clone(),
+            waypoint: gateway,
             ..pod()
         };
-        assert_eq!(workload(&p).expect("valid").via, Via::Waypoint);
+        assert_eq!(workload(&p, "").expect("valid").via, Via::NetworkGateway);
+    }
+
+    fn by_name(namespace: &str, hostname: &str, port: u32) -> proto::GatewayAddress {
+        let name = proto::NamespacedHostname {
+            namespace: namespace.to_owned(),
+            hostname: hostname.to_owned(),
+        };
+        proto::GatewayAddress {
+            destination: Some(gateway_address::Destination::Hostname(name)),
+            hbone_mtls_port: port,
+        }
+    }
+
+    fn by_address(network: &str, address: &[u8], length: Option<u32>) -> proto::GatewayAddress {
+        let address = proto::NetworkAddress {
+            network: network.to_owned(),
+            address: address.to_vec(),
+            length,
+        };
+        proto::GatewayAddress {
+            destination: Some(gateway_address::Destination::Address(address)),
+            hbone_mtls_port: 15008,
+        }
+    }
+
+    /// The same for workloads and services.
+    fn via(waypoint: proto::GatewayAddress) -> Via {
         let p = proto::Workload {
-            network_gateway: gateway,
+            waypoint: Some(waypoint.clone()),
             ..pod()
         };
-        assert_eq!(workload(&p).expect("valid").via, Via::NetworkGateway);
+        let of_workload = workload(&p, "net").expect("valid").via;
+        let p = proto::Service {
+            hostname: "svc".to_owned(),
+            waypoint: Some(waypoint),
+            ..proto::Service::default()
+        };
+        let of_service = service(&p, "net").expect("valid").via;
+        assert_eq!(of_workload, of_service);
+        of_service
+    }
+
+    #[test]
+    fn waypoints_are_named_by_service_or_address() {
+        let place = Place::Service("infra/wp.infra.svc.cluster.local".into());
+        let expected = Waypoint { place, port: 15008 };
+        let named = by_name("infra", "wp.infra.svc.cluster.local", 15008);
+        assert_eq!(via(named), Via::Waypoint(expected));
+        let place = Place::Address("10.96.0.9".parse().expect("ip"));
+        let expected = Waypoint { place, port: 15008 };
+        let addressed = by_address("net", &[10, 96, 0, 9], Some(32));
+        assert_eq!(via(addressed), Via::Waypoint(expected));
+    }
+
+    #[test]
+    fn a_waypoint_that_cannot_be_followed_is_not_left_out() {
+        for odd in [
+            proto::GatewayAddress::default(),
+            by_name("infra", "", 15008),
+            by_name("infra", "wp", 0),
+            by_name("infra", "wp", 70_000),
+            by_address("elsewhere", &[10, 96, 0, 9], None),
+            by_address("net", &[10, 96, 0, 0], Some(24)),
+            by_address("net", &[10, 96], None),
+        ] {
+            assert_eq!(via(odd.clone()), Via::UnusableWaypoint, "{odd:?}");
+        }
+        let p = proto::Service {
+            hostname: "svc".to_owned(),
+            waypoint: Some(by_name("infra", "wp", 15008)),
+            weighted_waypoints: vec![proto::WeightedWaypoint::default()],
+            ..proto::Service::default()
+        };
+        assert_eq!(service(&p, "").expect("valid").via, Via::UnusableWaypoint);
+    }
+
+    #[test]
+    fn requirements_name_what_is_wrong_in_them() {
+        let good = WaypointRequirement {
+            ports: vec![80],
+            identities: vec!["spiffe://cluster.local/ns/infra/sa/wp".to_owned()],
+            required: true,
+        };
+        let read = waypoints(std::slice::from_ref(&good)).expect("valid");
+        let [requirement] = read.0.as_slice() else {
+            panic!("{read:?}")
+        };
+        assert_eq!(
+            (&*requirement.ports, requirement.others),
+            (&[80][..], Others::Refused)
+        );
+        assert_eq!(requirement.identities[0].service_account(), "wp");
+        let field = |p: WaypointRequirement| waypoints(&[good.clone(), p]).expect_err("bad").field;
+        let port = WaypointRequirement {
+            ports: vec![70_000],
+            ..good.clone()
+        };
+        assert_eq!(field(port), "waypoints.ports");
+        let identity = WaypointRequirement {
+            identities: vec!["wp".to_owned()],
+            ..good.clone()
+        };
+        assert_eq!(field(identity), "waypoints.identities");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use karst_identity::SpiffeId;
 use serde::Serialize;
 
 use super::endpoint::EndpointStats;
+use super::waypoint::Waypoint;
 
 /// How a workload is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -22,14 +23,16 @@ pub enum Protocol {
 }
 
 /// What stands between a client and the workload or service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
     /// Nothing: connect to the workload itself.
     #[default]
     Direct,
-    /// A waypoint, which this agent cannot use yet.
-    Waypoint,
+    /// A waypoint.
+    Waypoint(Waypoint),
+    /// A waypoint that is described in a way this agent cannot follow.
+    UnusableWaypoint,
     /// A gateway of another network, which this agent cannot use yet.
     NetworkGateway,
 }

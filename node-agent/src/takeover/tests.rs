@@ -55,6 +55,7 @@ fn pod() -> Arc<Pod> {
         workload_uid: Arc::from("w"),
         identity: id(),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))],
+        waypoints: Arc::default(),
     };
     let netns = Netns::open(Path::new("/proc/self/ns/net")).expect("netns");
     Arc::new(Pod::new(spec, netns))

@@ -51,6 +51,7 @@ impl InboundHandler for Handler {
             upstream,
             response_headers: HeaderMap::new(),
             counters: Arc::new(Counters::default()),
+            cut: None,
             on_end: Box::new(|_| ()),
         }))
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use karst_identity::{SpiffeId, WorkloadCertificate};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::headers::{Authority, Baggage, Forwarded, TraceParent};
 use crate::relay::RelayEnd;
@@ -159,7 +159,9 @@ pub struct Accepted {
     pub response_headers: HeaderMap,
     /// Counted during the relay: `sent` is what the application sent.
     pub counters: Arc<Counters>,
-    /// Called once when the connection has ended.
+    /// Told when the connection must not go on: both of its ends are then reset.
+    pub cut: Option<oneshot::Receiver<()>>,
+    /// Called once when the connection has ended; dropped uncalled when it was cut.
     pub on_end: Box<dyn FnOnce(RelayEnd)>,
 }
 

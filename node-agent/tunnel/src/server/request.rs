@@ -7,6 +7,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, Method, Request, Response};
+use tokio::sync::oneshot;
 
 use super::connection::{Peer, StreamCount};
 use super::{Accepted, Answer, ConnectRequest, InboundHandler, Refusal};
@@ -68,14 +69,18 @@ pub(super) async fn answer<H: InboundHandler>(
                 upstream,
                 response_headers,
                 counters,
+                cut,
                 on_end,
             } = accepted;
-            let end = match exchange.accept(response_headers, tls) {
-                Some(stream) => relay::tcp_hbone(upstream, stream, &counters).await,
+            let Some(stream) = exchange.accept(response_headers, tls) else {
                 // The client went away while the application was being connected.
-                None => RelayEnd::RemoteReset,
+                return on_end(RelayEnd::RemoteReset);
             };
-            on_end(end);
+            tokio::select! {
+                biased;
+                end = relay::tcp_hbone(upstream, stream, &counters) => on_end(end),
+                () = told(cut) => {}
+            }
         }
         Ok(Answer::Take(taken)) => {
             if let Some(stream) = exchange.accept(taken.response_headers, tls) {
@@ -84,6 +89,16 @@ pub(super) async fn answer<H: InboundHandler>(
         }
         Err(refusal) => exchange.refuse(refusal),
     }
+}
+
+/// Waits for a word that may never come.
+async fn told(word: Option<oneshot::Receiver<()>>) {
+    if let Some(word) = word
+        && word.await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 impl Exchange {

@@ -175,6 +175,36 @@ fn a_broken_tunnel_resets_the_applications() {
     });
 }
 
+#[test]
+fn a_connection_that_is_cut_resets_the_applications() {
+    on_worker(async {
+        let (_ca, server, client) = pair().await;
+        let (sockets, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+        let to = app(move |tcp| {
+            sockets.send(tcp).unwrap();
+            async {}
+        })
+        .await;
+        let mut first = client.open(to).await;
+        let mut first_far = accepted.recv().await.unwrap();
+        let keeps = server.handler.cut.take();
+        let mut other = client.open(echo_app().await).await;
+        // One whose owner is gone goes on; it was not told to end.
+        drop(server.handler.cut.take());
+        other.tcp.write_all(b"ping").await.unwrap();
+        other.tcp.read_exact(&mut [0; 4]).await.unwrap();
+        keeps.unwrap().send(()).unwrap();
+        for tcp in [&mut first.tcp, &mut first_far] {
+            assert_eq!(read_error(tcp).await, ErrorKind::ConnectionReset);
+        }
+        assert_eq!(first.relay.await.unwrap(), RelayEnd::RemoteReset);
+        // The other streams of the tunnel connection go on.
+        other.tcp.write_all(b"ping").await.unwrap();
+        other.tcp.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(client.dialer.dials.get(), 1);
+    });
+}
+
 /// An application that dies while much is on its way to it must not hold up the tunnel.
 #[test]
 fn a_dead_application_does_not_stall_other_streams() {

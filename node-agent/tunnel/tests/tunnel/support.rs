@@ -19,7 +19,7 @@ use karst_tunnel::server::{
 };
 use karst_tunnel::{Counters, HboneIo, HboneStream, TunnelError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -56,6 +56,8 @@ pub struct Handler {
     pub refused: RefCell<Vec<&'static str>>,
     pub ends: RefCell<Vec<RelayEnd>>,
     pub answer: Cell<Option<Refusal>>,
+    /// Ends the connection accepted last.
+    pub cut: RefCell<Option<oneshot::Sender<()>>>,
     /// Gets the streams, which are then not relayed.
     pub taken: RefCell<Option<mpsc::UnboundedSender<HboneIo>>>,
     /// Makes requests wait for ever; `waiting` counts those that do.
@@ -63,6 +65,14 @@ pub struct Handler {
     pub waiting: Rc<Cell<usize>>,
     pub counters: RefCell<Vec<Arc<Counters>>>,
     pub open: Rc<Cell<usize>>,
+}
+
+impl Handler {
+    fn cut(&self) -> Option<oneshot::Receiver<()>> {
+        let (sender, receiver) = oneshot::channel();
+        self.cut.replace(Some(sender));
+        Some(receiver)
+    }
 }
 
 /// The handler as the server takes it.
@@ -115,6 +125,7 @@ impl InboundHandler for Shared {
             upstream,
             response_headers,
             counters,
+            cut: self.0.cut(),
             on_end: Box::new(move |end| {
                 handler.open.set(handler.open.get() - 1);
                 if handler.ends.borrow().len() < 2000 {
