@@ -1,29 +1,59 @@
 //! Connections of one worker to applications, and what is sent on them.
+//!
+//! Each worker thread has an [`Upstream`] with connections of its own: HTTP/1.1 ones that are kept for the
+//! next request, the last used first, and HTTP/2 ones that are shared. Below is the tunnel or plain TCP, in it
+//! TLS with the application where a policy asks for it. The limits of a backend hold for all workers
+//! together.
+//!
+//! When a backend has as many connections as it may, a request waits: for a connection to the same endpoint
+//! to become free, or for any other of the backend to end. Unused ones in its way are closed: at once on
+//! its own worker, within a second on others.
+//!
+//! Start reading at [`Upstream::send`].
 
+mod body;
+mod dial;
+mod entry;
 mod error;
+mod http1;
+mod http2;
+mod metrics;
+mod request;
+mod stream;
 mod tls;
+mod transport;
 
+pub use body::UpstreamBody;
 pub use error::UpstreamError;
+pub use metrics::{Metrics, UpstreamStats};
+pub use stream::UpstreamStream;
 pub use tls::BackendTlsConfig;
 
-use std::pin::Pin;
-use std::rc::Rc;
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::Bytes;
+use hashbrown::HashMap;
 use http::{Request, Response, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
-use karst_identity::WorkloadCertificate;
+use karst_api::waypoint::Protocol;
+use karst_identity::{CertificateEpoch, WorkloadCertificate};
 use karst_tunnel::headers::Baggage;
-use karst_tunnel::pool::PoolConfig;
+use karst_tunnel::pool::{Pool, PoolConfig, PoolConnection};
 use karst_tunnel::settings::HBONE_PORT;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep};
 
-use crate::balance::Picked;
-use crate::body::{Body, BodyError};
+use crate::balance::{Picked, Via};
+use crate::body::Body;
 use crate::client::Client;
+use dial::{Target, Tcp};
+use entry::{Entry, Key};
+use request::RequestBody;
+use tls::Offer;
+
+/// Time between two looks at connections that nobody uses.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Gives our certificate of the moment; `None` while there is none.
 pub type Identity = Rc<dyn Fn() -> Option<Arc<WorkloadCertificate>>>;
@@ -52,106 +82,204 @@ impl Default for UpstreamSettings {
 /// The connections of one worker thread to endpoints.
 pub struct Upstream {
     identity: Identity,
+    settings: UpstreamSettings,
+    tunnel: Pool,
+    dialer: Rc<Tcp>,
+    entries: RefCell<HashMap<Key, Rc<Entry>>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How a request is spoken.
+enum Spoken {
+    Http1,
+    Http2(Offer),
 }
 
 impl Upstream {
     /// Without connections. Must run inside a `LocalSet`.
     #[must_use]
-    pub fn new(identity: Identity, _settings: UpstreamSettings) -> Rc<Self> {
-        Rc::new(Self { identity })
+    pub fn new(identity: Identity, settings: UpstreamSettings) -> Rc<Self> {
+        let this = Rc::new(Self {
+            identity,
+            tunnel: Pool::new(settings.tunnel.clone()),
+            settings,
+            dialer: Rc::new(Tcp),
+            entries: RefCell::default(),
+            metrics: Arc::default(),
+        });
+        spawn_local(sweep(Rc::downgrade(&this)));
+        this
     }
 
-    /// Sends a request to the endpoint and waits for the head of the response. `version` is the one to
-    /// speak where the backend's protocol is not declared.
+    /// Sends a request to the endpoint and waits for the head of the response; there is no limit to that
+    /// time here. A response that comes before the request's body has ended is passed on. Responses with
+    /// status 101 can be taken over by `hyper::upgrade::on`.
+    ///
+    /// `version` is that of the incoming request and is spoken where the backend does not say that it is
+    /// HTTP/2, gRPC or WebSocket. A gateway, whose clients know nothing of its backends, gives HTTP/1.1.
     ///
     /// # Errors
     /// Why there is no response, and whether it is safe to try again.
     pub async fn send(
-        &self,
-        _picked: &Picked,
-        _version: Version,
-        _request: Request<Body>,
+        self: &Rc<Self>,
+        picked: &Picked,
+        version: Version,
+        request: Request<Body>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        (self.identity)().ok_or(UpstreamError::NoCertificate)?;
-        Err(UpstreamError::Closed)
+        let settings = picked.cluster().settings();
+        let target = self.target(picked, settings.tls.clone(), None)?;
+        let entry = self.entry(picked, &target);
+        let (head, body) = request.into_parts();
+        let (body, watch) = RequestBody::new(body);
+        let request = Request::from_parts(head, body);
+        match spoken(settings.protocol, version) {
+            Spoken::Http1 => self.send_http1(&entry, &target, request, &watch).await,
+            Spoken::Http2(offer) => {
+                self.send_http2(&entry, &target, request, &watch, offer)
+                    .await
+            }
+        }
     }
 
-    /// Connects to the endpoint for bytes that are passed on; `client` is named to the other end of a tunnel.
+    /// Connects to the endpoint for bytes that are passed on; `client` is named to the other end of a
+    /// tunnel.
     ///
     /// # Errors
     /// Why there is no connection.
     pub async fn connect(
-        &self,
-        _picked: &Picked,
-        _client: &Client,
+        self: &Rc<Self>,
+        picked: &Picked,
+        client: &Client,
     ) -> Result<UpstreamStream, UpstreamError> {
-        (self.identity)().ok_or(UpstreamError::NoCertificate)?;
-        Err(UpstreamError::Closed)
+        let settings = picked.cluster().settings();
+        let target = self.target(picked, settings.tls.clone(), Some(client))?;
+        let entry = self.entry(picked, &target);
+        let limits = settings.limits;
+        let deadline = Instant::now() + limits.connect_timeout;
+        let connect = async {
+            let slot = self.pending_slot(&entry, deadline).await?;
+            self.dial(&target, Offer::Configured, slot).await
+        };
+        let dialed = http1::in_time(deadline, &limits, Box::pin(connect)).await?;
+        Ok(UpstreamStream::new(dialed.connection))
     }
 
-    /// Connections made with an older certificate than that of the moment take no new requests.
-    pub fn certificate_changed(&self) {}
+    /// Connections that were made with another certificate than that of the moment take no new requests.
+    /// This happens by itself within a second.
+    pub fn certificate_changed(&self) {
+        let now = (self.identity)().map(|certificate| certificate.epoch());
+        let old = |epoch: Option<CertificateEpoch>| epoch.is_some() && epoch != now;
+        let entries = self.entries.borrow();
+        let entries: Vec<_> = entries
+            .values()
+            .filter(|entry| old(entry.key().epoch))
+            .collect();
+        for entry in entries {
+            entry.retire();
+        }
+        self.tunnel.retain(|key| Some(key.certificate_epoch) == now);
+    }
+
+    /// The counts of this worker, for another thread to read.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Connections of HTTP/1.1 that are unused.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.entries
+            .borrow()
+            .values()
+            .map(|entry| entry.idle())
+            .sum()
+    }
+
+    /// The tunnel connections, for listings.
+    #[must_use]
+    pub fn tunnels(&self) -> Vec<PoolConnection> {
+        self.tunnel.snapshot()
+    }
+
+    fn target(
+        &self,
+        picked: &Picked,
+        tls: Option<Arc<BackendTlsConfig>>,
+        client: Option<&Client>,
+    ) -> Result<Target, UpstreamError> {
+        let certificate = match picked.endpoint().via() {
+            Via::Plain => None,
+            Via::Hbone { .. } => Some((self.identity)().ok_or(UpstreamError::NoCertificate)?),
+        };
+        Ok(Target {
+            endpoint: Arc::clone(picked.endpoint()),
+            destination: picked.destination(),
+            certificate,
+            tls,
+            client: client.map(|client| client.address),
+        })
+    }
+
+    fn entry(&self, picked: &Picked, target: &Target) -> Rc<Entry> {
+        let key = Key {
+            cluster: picked.cluster().id(),
+            endpoint: target.endpoint.serial(),
+            destination: target.destination,
+            tls: target.tls.as_ref().map(|tls| tls.id()),
+            epoch: target
+                .certificate
+                .as_ref()
+                .map(|certificate| certificate.epoch()),
+        };
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries
+            .entry(key)
+            .or_insert_with(|| Rc::new(Entry::new(key, picked.cluster(), picked.endpoint())));
+        entry.used();
+        Rc::clone(entry)
+    }
+
+    fn sweep(&self) {
+        let epoch = (self.identity)().map(|certificate| certificate.epoch());
+        let now = Instant::now();
+        let mut outdated = false;
+        // A copy: what is closed may run code that looks for an entry.
+        let entries: Vec<Rc<Entry>> = self.entries.borrow().values().cloned().collect();
+        for entry in &entries {
+            outdated |= entry.key().epoch.is_some() && entry.key().epoch != epoch;
+            entry.sweep(now);
+        }
+        drop(entries);
+        if outdated && epoch.is_some() {
+            self.certificate_changed();
+        }
+        let keep = |entry: &Rc<Entry>| {
+            !entry.is_unused(now) && !(entry.is_retired() && Rc::strong_count(entry) == 1)
+        };
+        self.entries.borrow_mut().retain(|_, entry| keep(entry));
+    }
 }
 
-/// A connection to an application, for bytes.
-pub struct UpstreamStream {}
-
-impl AsyncRead for UpstreamStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        _buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
+/// Which version of HTTP an application is spoken to with.
+fn spoken(protocol: Protocol, version: Version) -> Spoken {
+    match protocol {
+        Protocol::Http2 | Protocol::Grpc => Spoken::Http2(Offer::Http2),
+        Protocol::Websocket => Spoken::Http1,
+        Protocol::Undeclared | Protocol::Http1 | Protocol::Tcp | Protocol::Tls => match version {
+            Version::HTTP_2 => Spoken::Http2(Offer::Either),
+            _ => Spoken::Http1,
+        },
     }
 }
 
-impl AsyncWrite for UpstreamStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        _bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Poll::Ready(Ok(0))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// The body of a response. Read to its end it gives the connection back.
-pub struct UpstreamBody {
-    incoming: Incoming,
-}
-
-impl From<UpstreamBody> for Body {
-    fn from(body: UpstreamBody) -> Self {
-        Self::boxed(body)
-    }
-}
-
-impl HttpBody for UpstreamBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = Pin::new(&mut self.get_mut().incoming).poll_frame(cx);
-        frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+/// Closes what nobody uses, as long as the connections have an owner.
+async fn sweep(upstream: Weak<Upstream>) {
+    loop {
+        sleep(SWEEP).await;
+        match upstream.upgrade() {
+            Some(upstream) => upstream.sweep(),
+            None => return,
+        }
     }
 }

@@ -15,8 +15,8 @@ const UNPROVEN_IN_FLIGHT: u32 = 4;
 const UNPROVEN_MICROS: f32 = 1.0;
 /// What it is taken for with more requests than that, microseconds: nobody knows whether it answers at all.
 const UNPROVEN_BUSY_MICROS: f32 = 1_000_000.0;
-/// Shortest latency that is told apart, microseconds; 0 stands for none.
-const MIN_MICROS: f32 = 1.0;
+/// Shortest latency that is told apart, microseconds: what is below is the noise of two schedulers.
+const MIN_MICROS: f32 = 100.0;
 
 /// Latency of one endpoint. Any thread may write; a sample that loses a race against another is put on top.
 #[derive(Debug, Default)]
