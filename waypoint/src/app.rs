@@ -35,7 +35,7 @@ use crate::metrics::process::ProcessMetrics;
 use crate::metrics::{self, Metrics, encode};
 use crate::proxy::Proxy;
 use crate::readiness::Readiness;
-use crate::shared::Shared;
+use crate::shared::{Shared, Upstreams};
 use crate::sockets;
 use crate::worker::Command;
 
@@ -141,6 +141,7 @@ impl App {
             max_connections: max_connections(open_files),
             baggage: Some(baggage(&config)),
             tunnel_port: HBONE_PORT,
+            upstreams: Upstreams::default(),
         });
         let mut proxy =
             Proxy::start(&shared, config.workers).map_err(io_error("worker threads"))?;
@@ -241,6 +242,7 @@ impl App {
             shared: Arc::clone(&self.shared),
             ads: ads.status(),
             certificates: self.manager.clone(),
+            listing: admin.listing.clone(),
         }));
         let registry = Arc::new(registry);
         serve(

@@ -164,7 +164,8 @@ impl Frontend {
                 Some(Self::Workload(Arc::clone(workload), address))
             }
             Authority::Host { name, port } => {
-                let service = table.names.get(&(name.clone(), *port))?;
+                let name = name.strip_suffix('.').unwrap_or(name);
+                let service = table.names.get(&(name.to_owned(), *port))?;
                 Some(Self::Service(Arc::clone(service)))
             }
         }

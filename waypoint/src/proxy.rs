@@ -5,13 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ports::Ports;
 use crate::shared::Shared;
 use crate::sockets;
-use crate::worker::{self, Command, WorkerHandle};
+use crate::worker::{self, Command, Snapshot, WorkerHandle};
 
 /// Longest wait for a worker to list what it holds.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(2);
@@ -101,8 +100,8 @@ impl Proxy {
     }
 }
 
-/// All pooled connections of all workers.
-pub async fn pools(workers: &[mpsc::UnboundedSender<Command>]) -> Vec<Value> {
+/// What each worker holds towards endpoints.
+pub async fn pools(workers: &[mpsc::UnboundedSender<Command>]) -> Vec<Snapshot> {
     let mut answers = Vec::new();
     for worker in workers {
         let (reply, answer) = oneshot::channel();
@@ -113,7 +112,7 @@ pub async fn pools(workers: &[mpsc::UnboundedSender<Command>]) -> Vec<Value> {
     let mut all = Vec::new();
     for answer in answers {
         if let Ok(Ok(one)) = tokio::time::timeout(SNAPSHOT_WAIT, answer).await {
-            all.extend(one);
+            all.push(one);
         }
     }
     all

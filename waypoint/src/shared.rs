@@ -1,8 +1,8 @@
 //! What the control side and all workers share.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use karst_identity::WorkloadCertificate;
 use karst_tunnel::headers::Baggage;
@@ -11,6 +11,8 @@ use crate::access_log::AccessLog;
 use crate::balance::Clusters;
 use crate::metrics::Metrics;
 use crate::table::Tables;
+use crate::upstream;
+use crate::upstream::UpstreamStats;
 
 /// Gives our certificate of the moment; `None` while there is no valid one. It must not wait.
 pub type Certificate = Box<dyn Fn() -> Option<Arc<WorkloadCertificate>> + Send + Sync>;
@@ -35,6 +37,36 @@ pub struct Shared {
     pub baggage: Option<Baggage>,
     /// Port of the tunnel at endpoints.
     pub tunnel_port: u16,
+    /// What each worker counts of its connections to endpoints.
+    pub upstreams: Upstreams,
+}
+
+/// The counts of all workers' connections to endpoints.
+#[derive(Debug, Default)]
+pub struct Upstreams(Mutex<Vec<Arc<upstream::Metrics>>>);
+
+impl Upstreams {
+    /// Adds a worker's.
+    pub fn add(&self, metrics: Arc<upstream::Metrics>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(metrics);
+    }
+
+    /// The sums over all workers.
+    #[must_use]
+    pub fn stats(&self) -> UpstreamStats {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = UpstreamStats::default();
+        for one in all.iter().map(|metrics| metrics.stats()) {
+            sum.opened += one.opened;
+            sum.open += one.open;
+            sum.failed += one.failed;
+            sum.requests += one.requests;
+            sum.reused += one.reused;
+            sum.resent += one.resent;
+        }
+        sum
+    }
 }
 
 impl Shared {

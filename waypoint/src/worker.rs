@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use karst_tunnel::pool::PoolConnection;
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,10 +58,19 @@ pub enum Command {
     Close(u16),
     /// There is a new certificate.
     CertificateChanged,
-    /// List pooled connections.
-    Snapshot(oneshot::Sender<Vec<serde_json::Value>>),
+    /// List connections to endpoints.
+    Snapshot(oneshot::Sender<Snapshot>),
     /// Take no new connections; end after the live ones, or when this time is over.
     Drain(Duration),
+}
+
+/// What a worker holds towards endpoints.
+#[derive(Debug, serde::Serialize)]
+pub struct Snapshot {
+    /// Tunnel connections.
+    pub tunnels: Vec<PoolConnection>,
+    /// Connections of HTTP/1.1 that wait for a request.
+    pub idle: usize,
 }
 
 /// The control side's end of a worker.
@@ -126,6 +136,7 @@ impl Worker {
             ..UpstreamSettings::default()
         };
         let upstream = Upstream::new(identity, settings);
+        shared.upstreams.add(upstream.metrics());
         let http = HttpServer::new(
             Arc::clone(&shared.tables),
             Rc::clone(&upstream),
@@ -296,7 +307,10 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
             Command::CertificateChanged => worker.upstream.certificate_changed(),
             Command::Snapshot(reply) => {
                 // The asker may have given up waiting.
-                let _ = reply.send(Vec::new());
+                let _ = reply.send(Snapshot {
+                    tunnels: worker.upstream.tunnels(),
+                    idle: worker.upstream.idle(),
+                });
             }
             Command::Drain(deadline) => return worker.drain_all(deadline).await,
         }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::encode::Out;
 use crate::balance::ClusterStats;
+use crate::config::{Kind, Listing, State};
 use crate::shared::Shared;
 
 /// Reads everything that the data plane does not count itself.
@@ -21,6 +22,8 @@ pub struct ProcessMetrics {
     pub ads: watch::Receiver<AdsStatus>,
     /// Our certificate.
     pub certificates: CertificateManager,
+    /// What the controller has sent.
+    pub listing: Listing,
 }
 
 impl fmt::Debug for ProcessMetrics {
@@ -58,14 +61,26 @@ impl ProcessMetrics {
             help,
             [(vec![], ads.rejected)],
         )?;
-        let table = self.shared.tables.load();
-        let held = [
-            ("service", table.services.len()),
-            ("workload", table.workloads.len()),
-            ("socket", table.sockets.len()),
+        let items = self.listing.items();
+        let kinds = [
+            ("listener", Kind::Listener),
+            ("route", Kind::Route),
+            ("backend", Kind::Backend),
+            ("tls_secret", Kind::TlsSecret),
         ];
-        let held = held.map(|(kind, count)| (vec![("type", kind)], gauge(count)));
-        out.gauges("karst_xds_resources", "Resources held", held)
+        let count = |kind| gauge(items.iter().filter(|item| item.kind == kind).count());
+        let held = kinds.map(|(name, kind)| (vec![("type", name)], count(kind)));
+        out.gauges("karst_xds_resources", "Resources held", held)?;
+        let states = [
+            ("active", State::Active),
+            ("waiting", State::Waiting),
+            ("stale", State::Stale),
+            ("rejected", State::Rejected),
+        ];
+        let count = |state| gauge(items.iter().filter(|item| item.state == state).count());
+        let held = states.map(|(name, state)| (vec![("state", name)], count(state)));
+        let help = "Resources by state: in force, waiting for others, or invalid with and without a former version";
+        out.gauges("karst_waypoint_config_resources", help, held)
     }
 
     fn certificates(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -87,8 +102,8 @@ impl ProcessMetrics {
     /// Sums over all backends: one line for each would be as many as there are services, in every proxy.
     fn backends(&self, out: &mut Out<'_>) -> fmt::Result {
         let all = self.shared.clusters.list();
-        let stats: Vec<ClusterStats> = all.iter().map(|cluster| cluster.stats()).collect();
-        let sum = |get: fn(&ClusterStats) -> u64| stats.iter().map(get).sum::<u64>();
+        let clusters: Vec<ClusterStats> = all.iter().map(|cluster| cluster.stats()).collect();
+        let sum = |get: fn(&ClusterStats) -> u64| clusters.iter().map(get).sum::<u64>();
         let level = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let help = "Endpoints, by whether they are chosen from";
         let endpoints = [
@@ -99,6 +114,25 @@ impl ProcessMetrics {
         let help = "Endpoints ejected because they failed";
         let ejections = sum(|s| s.ejections_total);
         out.counters("karst_waypoint_ejections", help, [(vec![], ejections)])?;
+        let most = gauge(self.shared.max_connections);
+        let help = "Clients' connections that there may be at once";
+        out.gauges("karst_waypoint_max_connections", help, [(vec![], most)])?;
+        let stats = self.shared.upstreams.stats();
+        let help = "Connections to endpoints, by whether they came about";
+        let opened = [
+            (vec![("result", "opened")], stats.opened),
+            (vec![("result", "failed")], stats.failed),
+        ];
+        out.counters("karst_waypoint_upstream_connects", help, opened)?;
+        let help = "Requests sent to endpoints, by the connection they went on";
+        let requests = [
+            (
+                vec![("connection", "new")],
+                stats.requests.saturating_sub(stats.reused),
+            ),
+            (vec![("connection", "reused")], stats.reused),
+        ];
+        out.counters("karst_waypoint_upstream_requests", help, requests)?;
         let help = "Connections to endpoints, and requests that wait for one";
         let pool = [
             (
