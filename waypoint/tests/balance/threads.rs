@@ -1,6 +1,6 @@
 //! Several workers at once.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use karst_api::waypoint::{
@@ -10,7 +10,7 @@ use karst_waypoint::balance::{Outcome, PickError, PickRequest};
 
 use crate::support::{OK, UNAVAILABLE, backend, cluster, outliers};
 
-const THREADS: usize = 8;
+const THREADS: u32 = 8;
 
 #[test]
 fn limits_hold_among_threads() {
@@ -105,29 +105,28 @@ fn updates_ejections_and_picks_go_together() {
         })
     };
     let (clusters, cluster) = cluster(&backend(6, policy()));
-    let ends = AtomicBool::new(false);
     thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (cluster, ends) = (&cluster, &ends);
+        let cluster = &cluster;
+        let work = |thread: u32| {
             scope.spawn(move || {
-                let mut requests = 0_usize;
-                while !ends.load(Ordering::Relaxed) {
+                for requests in 1..=20_000_usize {
                     let request = PickRequest {
                         hash: Some(requests as u64),
                         ..PickRequest::default()
                     };
                     let picked = cluster.pick(&request).unwrap();
-                    requests += 1;
-                    match (requests + thread) % 3 {
+                    match (requests + thread as usize) % 3 {
                         0 => picked.finish(UNAVAILABLE),
                         1 => picked.finish(Outcome::Cancelled),
                         _ => picked.finish(OK),
                     }
                 }
-                assert!(requests > 0);
-            });
-        }
-        for round in 0..300_u16 {
+            })
+        };
+        let threads: Vec<_> = (0..THREADS).map(work).collect();
+        let mut round = 0_u32;
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            round += 1;
             let mut backend = backend(u8::try_from(2 + round % 5).unwrap(), policy());
             let load_balancing = backend.policy.get_or_insert_default();
             let load_balancing = load_balancing.load_balancing.get_or_insert_default();
@@ -138,7 +137,6 @@ fn updates_ejections_and_picks_go_together() {
             };
             clusters.update(&backend, None).unwrap();
         }
-        ends.store(true, Ordering::Relaxed);
     });
     assert_eq!(cluster.stats().requests, 0);
 }
