@@ -44,6 +44,8 @@ pub(super) struct Entry {
     pub(super) http2: RefCell<Vec<Rc<Http2>>>,
     pub(super) waiters: RefCell<VecDeque<Waiter>>,
     pub(super) dialing: Cell<usize>,
+    /// Dials that have room for their connection and wait for the application.
+    pub(super) connecting: Cell<usize>,
     /// The application was offered HTTP/2 by ALPN and chose HTTP/1.1.
     pub(super) declines_http2: Cell<bool>,
     last_used: Cell<Instant>,
@@ -70,6 +72,7 @@ impl Entry {
             http2: RefCell::default(),
             waiters: RefCell::default(),
             dialing: Cell::new(0),
+            connecting: Cell::new(0),
             declines_http2: Cell::new(false),
             last_used: Cell::new(Instant::now()),
             retired: Cell::new(false),

@@ -355,7 +355,9 @@ impl Upstream {
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(UpstreamError::Closed),
-            // The dial itself has the same limit: what took so long was that there was no room.
+            Err(_) if entry.connecting.get() > 0 => Err(UpstreamError::ConnectTimeout {
+                millis: limits.connect_timeout.as_millis(),
+            }),
             Err(_) => Err(UpstreamError::Overloaded(Limit::Connections)),
         }
     }
@@ -434,7 +436,13 @@ impl Upstream {
                 )),
             }
         };
-        in_time(deadline, &limits, connect).await
+        // In a task of its own: nothing gives this up half-way.
+        entry.connecting.set(entry.connecting.get() + 1);
+        let made = in_time(deadline, &limits, connect).await;
+        entry
+            .connecting
+            .set(entry.connecting.get().saturating_sub(1));
+        made
     }
 }
 
