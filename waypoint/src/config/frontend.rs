@@ -58,7 +58,7 @@ impl Frontend {
                     }
                 }
                 let name = (frontend.hostname.clone(), frontend.port);
-                if !frontend.hostname.is_empty() && !table.names.contains_key(&name) {
+                if !table.names.contains_key(&name) {
                     table.names.insert(name, Arc::clone(frontend));
                 }
             }

@@ -129,9 +129,8 @@ impl Service {
     fn new(wire: &wire::ServiceFrontend, clusters: &Clusters) -> Result<Self, ConfigError> {
         let port = port("port", wire.port)?;
         let addresses = ip_addresses("addresses", &wire.addresses)?;
-        if wire.hostname.is_empty() && addresses.is_empty() {
-            let problem = "is empty, and there are no addresses";
-            return Err(ConfigError::new("hostname", problem));
+        if wire.hostname.is_empty() {
+            return Err(ConfigError::new("hostname", "is empty"));
         }
         if wire.backend.is_empty() {
             return Err(ConfigError::new("backend", "is empty"));
