@@ -9,8 +9,26 @@ use crate::filter::{FilterContext, RequestScheme, apply_request, apply_response}
 
 fn text() -> impl Strategy<Value = String> {
     let known = select(vec![
-        "", "/", "/a", "/a/", "*", "*.a.com", "a.com", "x", "GET", "http", "https", "HTTPRoute/n/r",
-        "TLSRoute/n/t", "n/b/80", "host", "(", "[a-z]+", "a)|(b", "é\n", "https://*.a.com",
+        "",
+        "/",
+        "/a",
+        "/a/",
+        "*",
+        "*.a.com",
+        "a.com",
+        "x",
+        "GET",
+        "http",
+        "https",
+        "HTTPRoute/n/r",
+        "TLSRoute/n/t",
+        "n/b/80",
+        "host",
+        "(",
+        "[a-z]+",
+        "a)|(b",
+        "é\n",
+        "https://*.a.com",
     ]);
     prop_oneof![4 => known.prop_map(str::to_owned), 1 => any::<String>()]
 }
@@ -34,14 +52,18 @@ fn http_match() -> impl Strategy<Value = wire::HttpMatch> {
         text().prop_map(|text| Some(Kind::Regex(text))),
     ];
     let path = proptest::option::of(kind.prop_map(|kind| wire::PathMatch { kind }));
-    (path, vec(value_match(), 0..3), vec(value_match(), 0..3), text()).prop_map(
-        |(path, headers, query, method)| wire::HttpMatch {
+    (
+        path,
+        vec(value_match(), 0..3),
+        vec(value_match(), 0..3),
+        text(),
+    )
+        .prop_map(|(path, headers, query, method)| wire::HttpMatch {
             path,
             headers,
             query,
             method,
-        },
-    )
+        })
 }
 
 fn filter() -> impl Strategy<Value = wire::Filter> {
@@ -77,9 +99,18 @@ fn filter() -> impl Strategy<Value = wire::Filter> {
             denominator,
         }
     });
-    let lists = (vec(text(), 0..3), vec(text(), 0..3), vec(text(), 0..3), vec(text(), 0..3));
+    let lists = (
+        vec(text(), 0..3),
+        vec(text(), 0..3),
+        vec(text(), 0..3),
+        vec(text(), 0..3),
+    );
     let cors = (lists, any::<bool>(), any::<u32>()).prop_map(
-        |((allow_origins, allow_methods, allow_headers, expose_headers), allow_credentials, age)| wire::Cors {
+        |(
+            (allow_origins, allow_methods, allow_headers, expose_headers),
+            allow_credentials,
+            age,
+        )| wire::Cors {
             allow_origins,
             allow_methods,
             allow_headers,
@@ -120,20 +151,22 @@ fn any_route() -> impl Strategy<Value = wire::Route> {
         any::<Option<u64>>(),
         vec(any::<u32>(), 0..2),
     )
-        .prop_map(|(name, matches, filters, backends, timeout, codes)| wire::HttpRule {
-            name,
-            matches,
-            filters,
-            backends,
-            request_timeout_ms: timeout,
-            backend_timeout_ms: timeout,
-            retry: (!codes.is_empty()).then_some(wire::Retry {
-                attempts: 1,
-                codes,
-                backoff_ms: u64::MAX,
-            }),
-            session_persistence: None,
-        });
+        .prop_map(
+            |(name, matches, filters, backends, timeout, codes)| wire::HttpRule {
+                name,
+                matches,
+                filters,
+                backends,
+                request_timeout_ms: timeout,
+                backend_timeout_ms: timeout,
+                retry: (!codes.is_empty()).then_some(wire::Retry {
+                    attempts: 1,
+                    codes,
+                    backoff_ms: u64::MAX,
+                }),
+                session_persistence: None,
+            },
+        );
     let l4 = (text(), vec(weighted(), 0..3))
         .prop_map(|(name, backends)| wire::L4Rule { name, backends });
     (any::<i64>(), 0..6_i32, vec(rule, 0..3), vec(l4, 0..2)).prop_map(
@@ -153,9 +186,16 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
             .prop_map(|(route, hostnames)| wire::AttachedRoute { route, hostnames })
     };
     let address = || vec(any::<u8>(), 0..5);
-    let listener = (text(), text(), 0..7_i32, vec(text(), 0..2), vec(attached(), 0..3), 0..4_i32)
-        .prop_map(|(name, hostname, protocol, certificates, routes, tls_min)| {
-            wire::GatewayListener {
+    let listener = (
+        text(),
+        text(),
+        0..7_i32,
+        vec(text(), 0..2),
+        vec(attached(), 0..3),
+        0..4_i32,
+    )
+        .prop_map(
+            |(name, hostname, protocol, certificates, routes, tls_min)| wire::GatewayListener {
                 name,
                 hostname,
                 protocol,
@@ -163,19 +203,24 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
                 routes,
                 tls_min,
                 ..Default::default()
-            }
-        });
+            },
+        );
     let socket = (0..70_000_u32, vec(listener, 0..3)).prop_map(|(port, listeners)| {
         wire::listener::Frontend::Socket(wire::SocketFrontend { port, listeners })
     });
-    let set = (text(), vec(attached(), 0..3)).prop_map(|(client_namespace, routes)| {
-        wire::RouteSet {
+    let set =
+        (text(), vec(attached(), 0..3)).prop_map(|(client_namespace, routes)| wire::RouteSet {
             client_namespace,
             routes,
-        }
-    });
-    let service = (vec(address(), 0..3), 0..70_000_u32, text(), vec(set, 0..3), text()).prop_map(
-        |(addresses, port, backend, route_sets, hostname)| {
+        });
+    let service = (
+        vec(address(), 0..3),
+        0..70_000_u32,
+        text(),
+        vec(set, 0..3),
+        text(),
+    )
+        .prop_map(|(addresses, port, backend, route_sets, hostname)| {
             wire::listener::Frontend::Service(wire::ServiceFrontend {
                 addresses,
                 port,
@@ -184,8 +229,7 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
                 hostname,
                 ..Default::default()
             })
-        },
-    );
+        });
     let frontend = prop_oneof![Just(None), socket.prop_map(Some), service.prop_map(Some)];
     frontend.prop_map(|frontend| wire::Listener {
         name: "l".to_owned(),
@@ -196,7 +240,12 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
 /// Asks every router of a table, and applies the filters of the rules that answer.
 fn ask_all(table: &Table) {
     let services = table.services.values().chain(table.names.values());
-    let services = services.flat_map(|frontend| frontend.consumer_routes.values().chain([&frontend.producer_routes]));
+    let services = services.flat_map(|frontend| {
+        frontend
+            .consumer_routes
+            .values()
+            .chain([&frontend.producer_routes])
+    });
     let sockets = table.sockets.values().flat_map(|socket| &socket.listeners);
     for routes in services.chain(sockets.map(|listener| &listener.routes)) {
         match routes {
@@ -216,7 +265,9 @@ fn ask_all(table: &Table) {
 fn ask_one(router: &crate::route::HttpRouter, host: &str, path: &str) {
     let (mut parts, ()) = http::Request::new(()).into_parts();
     parts.uri = path.parse().unwrap();
-    parts.headers.insert("origin", http::HeaderValue::from_static("https://b.a.com"));
+    parts
+        .headers
+        .insert("origin", http::HeaderValue::from_static("https://b.a.com"));
     let head = RequestHead {
         method: &Method::GET,
         host,

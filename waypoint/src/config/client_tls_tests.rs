@@ -15,8 +15,12 @@ impl Fixture {
         let authority = Authority::new("ca");
         let mut secrets = Secrets::default();
         secrets.update(&authority.bundle("ca")).unwrap();
-        secrets.update(&Authority::new("other").bundle("other-ca")).unwrap();
-        secrets.update(&authority.secret("own", &["proxy"])).unwrap();
+        secrets
+            .update(&Authority::new("other").bundle("other-ca"))
+            .unwrap();
+        secrets
+            .update(&authority.secret("own", &["proxy"]))
+            .unwrap();
         Self { authority, secrets }
     }
 
@@ -72,7 +76,11 @@ fn the_certificate_must_carry_one_of_the_names() {
         (&["*.example"], &["some.example"], true),
         (&["*.example"], &["some.other"], false),
         (&[uri], &[uri], true),
-        (&[uri], &["app.example", "spiffe://cluster.local/ns/shop/sa/app2"], false),
+        (
+            &[uri],
+            &["app.example", "spiffe://cluster.local/ns/shop/sa/app2"],
+            false,
+        ),
         (&[uri, "alt.example"], &["alt.example"], true),
         (&[uri], &["app.example"], false),
     ] {
@@ -90,9 +98,17 @@ fn the_certificate_must_carry_one_of_the_names() {
 fn the_certificate_must_be_of_an_authority() {
     let fixture = Fixture::new();
     let server = fixture.server(&["app.example"]);
-    for (authorities, expected) in [(&["other-ca"][..], false), (&["other-ca", "ca"], true), (&["missing", "ca"], true)] {
+    for (authorities, expected) in [
+        (&["other-ca"][..], false),
+        (&["other-ca", "ca"], true),
+        (&["missing", "ca"], true),
+    ] {
         let client = fixture.client(&policy(&[], authorities)).unwrap();
-        assert_eq!(handshake(&client, "app.example", &server).is_ok(), expected, "{authorities:?}");
+        assert_eq!(
+            handshake(&client, "app.example", &server).is_ok(),
+            expected,
+            "{authorities:?}"
+        );
     }
     let error = fixture.client(&policy(&[], &["missing"])).err().unwrap();
     assert_eq!(error.field, "authorities");
@@ -124,7 +140,10 @@ fn our_own_certificate_is_shown() {
     let client = fixture.client(&with("")).unwrap();
     assert!(handshake(&client, "app.example", &server).is_err());
     for bad in ["missing", "ca"] {
-        assert_eq!(fixture.client(&with(bad)).err().unwrap().field, "client_certificate");
+        assert_eq!(
+            fixture.client(&with(bad)).err().unwrap().field,
+            "client_certificate"
+        );
     }
 }
 
@@ -132,17 +151,33 @@ fn our_own_certificate_is_shown() {
 fn bad_names_are_refused() {
     let fixture = Fixture::new();
     for (bad, field) in [("a b", "hostname"), ("*.", "hostname"), ("", "hostname")] {
-        let error = fixture.client(&policy(&["ok.example", bad], &["ca"])).err().unwrap();
-        assert_eq!(error.field, format!("subject_alt_names[1].{field}"), "{bad}");
+        let error = fixture
+            .client(&policy(&["ok.example", bad], &["ca"]))
+            .err()
+            .unwrap();
+        assert_eq!(
+            error.field,
+            format!("subject_alt_names[1].{field}"),
+            "{bad}"
+        );
     }
     let unknown = wire::BackendTls {
         subject_alt_names: vec![wire::SubjectAltName { kind: None }],
         ..policy(&[], &["ca"])
     };
-    assert_eq!(fixture.client(&unknown).err().unwrap().field, "subject_alt_names[0].kind");
+    assert_eq!(
+        fixture.client(&unknown).err().unwrap().field,
+        "subject_alt_names[0].kind"
+    );
     let nameless = wire::BackendTls {
         hostname: "a b".to_owned(),
         ..policy(&[], &["ca"])
     };
-    assert_eq!(build(&nameless, &fixture.secrets, None).err().unwrap().field, "hostname");
+    assert_eq!(
+        build(&nameless, &fixture.secrets, None)
+            .err()
+            .unwrap()
+            .field,
+        "hostname"
+    );
 }

@@ -24,7 +24,9 @@ impl Fixture {
             secrets.update(&authority.secret(name, names)).unwrap();
         }
         secrets.update(&authority.bundle("ca")).unwrap();
-        secrets.update(&Authority::new("other").bundle("other-ca")).unwrap();
+        secrets
+            .update(&Authority::new("other").bundle("other-ca"))
+            .unwrap();
         Self { authority, secrets }
     }
 
@@ -106,13 +108,19 @@ fn the_certificate_that_fits_best_is_shown() {
         assert!(Arc::ptr_eq(key, &certificate.key), "{name:?}");
     }
     // One that the client cannot verify is better than none: the client knows what to say about it.
-    assert!(resolver.choose(Some("a.example"), &[SignatureScheme::ED25519]).is_some());
+    assert!(
+        resolver
+            .choose(Some("a.example"), &[SignatureScheme::ED25519])
+            .is_some()
+    );
 }
 
 #[test]
 fn http2_is_agreed_on_and_the_name_is_verified() {
     let fixture = Fixture::new();
-    let server = fixture.build(&listener(&["first", "missing", "exact"])).unwrap();
+    let server = fixture
+        .build(&listener(&["first", "missing", "exact"]))
+        .unwrap();
     let (client, server) = handshake(&fixture.client(None), "A.example", &server).unwrap();
     assert_eq!(client.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(server.server_name(), Some("a.example"));
@@ -124,12 +132,25 @@ fn http2_is_agreed_on_and_the_name_is_verified() {
 fn versions_are_kept_to() {
     let fixture = Fixture::new();
     let (auto, v12, v13) = (0, 1, 2);
-    let (only12, only13) = (&[&rustls::version::TLS12][..], &[&rustls::version::TLS13][..]);
+    let (only12, only13) = (
+        &[&rustls::version::TLS12][..],
+        &[&rustls::version::TLS13][..],
+    );
     for (min, max, client, expected) in [
         (auto, auto, only12, Some(ProtocolVersion::TLSv1_2)),
-        (auto, auto, rustls::ALL_VERSIONS, Some(ProtocolVersion::TLSv1_3)),
+        (
+            auto,
+            auto,
+            rustls::ALL_VERSIONS,
+            Some(ProtocolVersion::TLSv1_3),
+        ),
         (v12, v13, only12, Some(ProtocolVersion::TLSv1_2)),
-        (auto, v12, rustls::ALL_VERSIONS, Some(ProtocolVersion::TLSv1_2)),
+        (
+            auto,
+            v12,
+            rustls::ALL_VERSIONS,
+            Some(ProtocolVersion::TLSv1_2),
+        ),
         (v13, auto, only12, None),
         (v13, v13, only13, Some(ProtocolVersion::TLSv1_3)),
         (v12, v12, only13, None),
@@ -142,7 +163,9 @@ fn versions_are_kept_to() {
         let server = fixture.build(&listener).unwrap();
         let client = fixture.client_of(client, None);
         let agreed = handshake(&client, "a.example", &server);
-        let agreed = agreed.ok().map(|(client, _)| client.protocol_version().unwrap());
+        let agreed = agreed
+            .ok()
+            .map(|(client, _)| client.protocol_version().unwrap());
         assert_eq!(agreed, expected, "{min} {max}");
     }
     for (min, max, field) in [(v13, v12, "tls_max"), (9, 0, "tls_min"), (0, 9, "tls_max")] {
@@ -158,7 +181,9 @@ fn versions_are_kept_to() {
 #[test]
 fn clients_are_verified() {
     let fixture = Fixture::new();
-    let server = fixture.build(&validating(&["ca", "missing"], false)).unwrap();
+    let server = fixture
+        .build(&validating(&["ca", "missing"], false))
+        .unwrap();
     let ours = fixture.client(Some(&fixture.authority));
     let (_, ends) = handshake(&ours, "a.example", &server).unwrap();
     assert_eq!(ends.peer_certificates().unwrap().len(), 1);
@@ -169,7 +194,9 @@ fn clients_are_verified() {
     // A session is not resumed, so that its client is verified each time.
     let (_, again) = handshake(&ours, "a.example", &server).unwrap();
     assert_eq!(again.handshake_kind(), Some(rustls::HandshakeKind::Full));
-    let both = fixture.build(&validating(&["other-ca", "ca"], false)).unwrap();
+    let both = fixture
+        .build(&validating(&["other-ca", "ca"], false))
+        .unwrap();
     assert!(handshake(&ours, "a.example", &both).is_ok());
     let other = fixture.build(&validating(&["other-ca"], false)).unwrap();
     assert!(handshake(&ours, "a.example", &other).is_err());
@@ -180,8 +207,15 @@ fn with_fallback_every_client_is_let_in() {
     let fixture = Fixture::new();
     let server = fixture.build(&validating(&["ca"], true)).unwrap();
     let stranger = Authority::new("stranger");
-    for (show, certificates) in [(None, None), (Some(&stranger), Some(1)), (Some(&fixture.authority), Some(1))] {
-        for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13][..]] {
+    for (show, certificates) in [
+        (None, None),
+        (Some(&stranger), Some(1)),
+        (Some(&fixture.authority), Some(1)),
+    ] {
+        for versions in [
+            &[&rustls::version::TLS12][..],
+            &[&rustls::version::TLS13][..],
+        ] {
             let client = fixture.client_of(versions, show);
             let (_, server) = handshake(&client, "a.example", &server).unwrap();
             assert_eq!(server.peer_certificates().map(<[_]>::len), certificates);
@@ -193,7 +227,10 @@ fn with_fallback_every_client_is_let_in() {
 fn nobody_is_let_in_who_should_have_been_verified() {
     let fixture = Fixture::new();
     for fallback in [false, true] {
-        let error = fixture.build(&validating(&["missing"], fallback)).err().unwrap();
+        let error = fixture
+            .build(&validating(&["missing"], fallback))
+            .err()
+            .unwrap();
         assert_eq!(error.field, "client_validation.authorities");
     }
     let error = fixture.build(&listener(&["missing", "ca"])).err().unwrap();
@@ -226,7 +263,10 @@ fn secrets_are_checked() {
         (with_chain(no_certificate), "certificate_chain"),
         (with_key(b""), "private_key"),
         (with_key(b"text"), "private_key"),
-        (with_key(&authority.secret("x", &["x"]).private_key), "private_key"),
+        (
+            with_key(&authority.secret("x", &["x"]).private_key),
+            "private_key",
+        ),
         (with_authorities("text"), "authorities"),
         (with_authorities(no_certificate), "authorities"),
     ] {

@@ -44,27 +44,39 @@ impl Proxy {
     }
 
     fn listeners(&mut self, listeners: &[wire::Listener]) -> Rejected {
-        let packed = listeners.iter().map(|wire| packed(&wire.name, LISTENER_TYPE, wire));
-        self.store.apply(LISTENER_TYPE, packed.collect(), Vec::new())
+        let packed = listeners
+            .iter()
+            .map(|wire| packed(&wire.name, LISTENER_TYPE, wire));
+        self.store
+            .apply(LISTENER_TYPE, packed.collect(), Vec::new())
     }
 
     fn routes(&mut self, routes: &[wire::Route]) -> Rejected {
-        let packed = routes.iter().map(|wire| packed(&wire.name, ROUTE_TYPE, wire));
+        let packed = routes
+            .iter()
+            .map(|wire| packed(&wire.name, ROUTE_TYPE, wire));
         self.store.apply(ROUTE_TYPE, packed.collect(), Vec::new())
     }
 
     fn backends(&mut self, backends: &[wire::Backend]) -> Rejected {
-        let packed = backends.iter().map(|wire| packed(&wire.name, BACKEND_TYPE, wire));
+        let packed = backends
+            .iter()
+            .map(|wire| packed(&wire.name, BACKEND_TYPE, wire));
         self.store.apply(BACKEND_TYPE, packed.collect(), Vec::new())
     }
 
     fn secrets(&mut self, secrets: &[wire::TlsSecret]) -> Rejected {
-        let packed = secrets.iter().map(|wire| packed(&wire.name, TLS_SECRET_TYPE, wire));
-        self.store.apply(TLS_SECRET_TYPE, packed.collect(), Vec::new())
+        let packed = secrets
+            .iter()
+            .map(|wire| packed(&wire.name, TLS_SECRET_TYPE, wire));
+        self.store
+            .apply(TLS_SECRET_TYPE, packed.collect(), Vec::new())
     }
 
     fn removed(&mut self, type_url: &str, name: &str) {
-        let rejected = self.store.apply(type_url, Vec::new(), vec![name.to_owned()]);
+        let rejected = self
+            .store
+            .apply(type_url, Vec::new(), vec![name.to_owned()]);
         assert_eq!(rejected, []);
     }
 
@@ -105,7 +117,13 @@ fn answer(routes: &Routes, host: &str, path: &str) -> String {
         headers: &HeaderMap::new(),
     };
     match router.route(&head) {
-        Ok(matched) => match matched.rule.backends.list.first().map(|backend| &backend.target) {
+        Ok(matched) => match matched
+            .rule
+            .backends
+            .list
+            .first()
+            .map(|backend| &backend.target)
+        {
             Some(BackendTarget::Cluster(cluster)) => {
                 format!("{} {}", matched.rule.route, cluster.name())
             }
@@ -138,7 +156,11 @@ fn service_named(name: &str, address: [u8; 4], routes: &[&str]) -> wire::Listene
             port: 80,
             protocol: wire::Protocol::Http1.into(),
             backend: "shop/cart/80".to_owned(),
-            route_sets: if routes.is_empty() { vec![] } else { vec![sets] },
+            route_sets: if routes.is_empty() {
+                vec![]
+            } else {
+                vec![sets]
+            },
         })),
     }
 }
@@ -183,6 +205,7 @@ fn backend(name: &str, endpoints: usize) -> wire::Backend {
     };
     wire::Backend {
         name: name.to_owned(),
+        port: 80,
         endpoints: (0..endpoints).map(endpoint).collect(),
         ..Default::default()
     }
@@ -212,7 +235,14 @@ const R: &str = "HTTPRoute/shop/r";
 
 #[test]
 fn a_table_comes_of_resources_in_any_order() {
-    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
         let mut proxy = Proxy::new();
         for step in order {
             let rejected = match step {
@@ -222,7 +252,11 @@ fn a_table_comes_of_resources_in_any_order() {
             };
             assert_eq!(rejected, []);
         }
-        assert_eq!(proxy.ask("/x"), "HTTPRoute/shop/r shop/cart/80", "{order:?}");
+        assert_eq!(
+            proxy.ask("/x"),
+            "HTTPRoute/shop/r shop/cart/80",
+            "{order:?}"
+        );
         assert_eq!(proxy.endpoints("shop/cart/80"), 2);
         assert_eq!(proxy.state(R), (State::Active, vec![]), "{order:?}");
         let name = ("cart.shop.svc.cluster.local".to_owned(), 80);
@@ -268,7 +302,12 @@ fn an_invalid_version_is_refused_and_the_last_good_one_stays() {
     let rejected = proxy.routes(&[broken(R), route(other, "/x", "shop/cart/80")]);
     assert_eq!(rejected.len(), 1);
     assert_eq!(rejected[0].0, R);
-    assert!(rejected[0].1.starts_with("http_rules[0].matches[0].path.prefix "), "{rejected:?}");
+    assert!(
+        rejected[0]
+            .1
+            .starts_with("http_rules[0].matches[0].path.prefix "),
+        "{rejected:?}"
+    );
     assert_eq!(proxy.ask("/"), "HTTPRoute/shop/r shop/cart/80");
     assert_eq!(proxy.state(R).0, State::Stale);
     assert_eq!(proxy.state(other).0, State::Active);
@@ -294,7 +333,10 @@ fn a_route_without_a_good_version_fails_only_its_host_names() {
     let table = proxy.table();
     let routes = &table.sockets[&443].listeners[0].routes;
     assert_eq!(answer(routes, "broken.example", "/"), "route_not_ready");
-    assert_eq!(answer(routes, "ok.example", "/"), "HTTPRoute/shop/ok shop/cart/80");
+    assert_eq!(
+        answer(routes, "ok.example", "/"),
+        "HTTPRoute/shop/ok shop/cart/80"
+    );
     assert_eq!(answer(routes, "other.example", "/"), "no_route");
     assert_eq!(proxy.state(R).0, State::Rejected);
     // Nothing waits for it.
@@ -343,7 +385,13 @@ fn a_route_keeps_its_backends_until_the_new_ones_have_come() {
     proxy.listeners(&[service(&[R])]);
     proxy.routes(&[route(R, "/", "shop/v2/80")]);
     assert_eq!(proxy.ask("/"), "HTTPRoute/shop/r shop/cart/80");
-    assert_eq!(proxy.state(R), (State::Waiting, vec!["waits for backend \"shop/v2/80\"".to_owned()]));
+    assert_eq!(
+        proxy.state(R),
+        (
+            State::Waiting,
+            vec!["waits for backend \"shop/v2/80\"".to_owned()]
+        )
+    );
     // One that was refused is known as well: requests get its error.
     let invalid = wire::Backend {
         endpoints: vec![wire::Endpoint::default()],
@@ -384,7 +432,10 @@ fn clients_have_the_routes_of_their_namespace() {
     let mut proxy = Proxy::new();
     proxy.backends(&[backend("shop/cart/80", 1)]);
     let (ours, theirs) = ("HTTPRoute/shop/ours", "HTTPRoute/client/theirs");
-    proxy.routes(&[route(ours, "/", "shop/cart/80"), route(theirs, "/", "shop/cart/80")]);
+    proxy.routes(&[
+        route(ours, "/", "shop/cart/80"),
+        route(theirs, "/", "shop/cart/80"),
+    ]);
     let mut listener = service(&[ours]);
     let Some(wire::listener::Frontend::Service(service)) = &mut listener.frontend else {
         unreachable!();
@@ -404,7 +455,12 @@ fn clients_have_the_routes_of_their_namespace() {
         service.route_sets.push(twice);
     }
     let rejected = proxy.listeners(&[listener]);
-    assert!(rejected[0].1.starts_with("service.route_sets[2].client_namespace "), "{rejected:?}");
+    assert!(
+        rejected[0]
+            .1
+            .starts_with("service.route_sets[2].client_namespace "),
+        "{rejected:?}"
+    );
 }
 
 #[test]
@@ -418,9 +474,16 @@ fn listeners_of_a_socket_stand_by_their_host_names() {
     assert_eq!(proxy.listeners(&[socket(listeners.into())]), []);
     let table = proxy.table();
     let listeners = &table.sockets[&443].listeners;
-    let order: Vec<_> = listeners.iter().map(|listener| listener.name.as_str()).collect();
+    let order: Vec<_> = listeners
+        .iter()
+        .map(|listener| listener.name.as_str())
+        .collect();
     assert_eq!(order, ["longer.a.com", "a.com", "*.a.com", "*.com", ""]);
-    assert!(listeners.iter().all(|listener| matches!(listener.routes, Routes::L4(_))));
+    assert!(
+        listeners
+            .iter()
+            .all(|listener| matches!(listener.routes, Routes::L4(_)))
+    );
 }
 
 #[test]
@@ -469,13 +532,21 @@ fn what_cannot_be_read_is_refused_by_name() {
     let mut proxy = Proxy::new();
     let misnamed = packed("other", LISTENER_TYPE, &service(&[]));
     let mistyped = packed("service/shop/cart/80", ROUTE_TYPE, &service(&[]));
-    let garbage = Resource::pack("g".to_owned(), vec![], String::new(), LISTENER_TYPE, vec![0xff; 9]);
+    let garbage = Resource::pack(
+        "g".to_owned(),
+        vec![],
+        String::new(),
+        LISTENER_TYPE,
+        vec![0xff; 9],
+    );
     let list = vec![misnamed, mistyped, garbage];
     let rejected = proxy.store.apply(LISTENER_TYPE, list, Vec::new());
     let names: Vec<_> = rejected.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["other", "service/shop/cart/80", "g"]);
     let unknown = packed("x", "type.googleapis.com/unknown", &service(&[]));
-    let rejected = proxy.store.apply("type.googleapis.com/unknown", vec![unknown], Vec::new());
+    let rejected = proxy
+        .store
+        .apply("type.googleapis.com/unknown", vec![unknown], Vec::new());
     assert_eq!(rejected.len(), 1);
     assert!(proxy.table().services.is_empty());
     assert_eq!(proxy.state("g").0, State::Rejected);
@@ -490,7 +561,12 @@ fn a_bad_certificate_concerns_its_listener_alone() {
     bad.private_key = good.private_key.clone();
     let rejected = proxy.secrets(&[good, bad]);
     assert_eq!(rejected.len(), 1);
-    assert!(rejected[0].1.starts_with("private_key does not fit the certificate"), "{rejected:?}");
+    assert!(
+        rejected[0]
+            .1
+            .starts_with("private_key does not fit the certificate"),
+        "{rejected:?}"
+    );
     let listeners = vec![
         https("good", "good.example", &["Secret/gw/good"]),
         https("bad", "bad.example", &["Secret/gw/bad"]),
@@ -552,7 +628,10 @@ fn nothing_goes_out_in_clear_while_tls_cannot_be_set_up() {
     let settings = |proxy: &Proxy| proxy.clusters.get("shop/cart/80").settings();
     proxy.backends(std::slice::from_ref(&secured));
     assert!(settings(&proxy).tls.is_none());
-    assert_eq!(settings(&proxy).invalid.as_deref(), Some("backend_tls_not_ready"));
+    assert_eq!(
+        settings(&proxy).invalid.as_deref(),
+        Some("backend_tls_not_ready")
+    );
     proxy.secrets(&[authority.bundle("ConfigMap/shop/ca")]);
     let first = settings(&proxy);
     assert!(first.invalid.is_none());

@@ -70,7 +70,7 @@ fn a_preflight_from_an_allowed_origin_is_told_what_is_allowed() {
             "access-control-request-headers: x-header-1, x-header-2",
         ];
         assert_eq!(
-            preflight(several(), &asked.map(|line| line)),
+            preflight(several(), &asked),
             [
                 "access-control-allow-credentials: true",
                 "access-control-allow-headers: x-header-1, x-header-2",
