@@ -90,11 +90,20 @@ async fn converse(data: &[u8]) {
     let (accepted, connected) = (accepted.unwrap().0, connected.unwrap());
     let limits = ServerLimits::new(1);
     let (_stays, drain) = watch::channel(Drain::Running);
-    let served = serve(accepted, Arc::clone(server), &limits, drain, Rc::new(Refuses));
+    let served = serve(
+        accepted,
+        Arc::clone(server),
+        &limits,
+        drain,
+        Rc::new(Refuses),
+    );
     let asking = async {
         let config = client.client_config(server.id()).unwrap();
         let name = ServerName::try_from("unused.example").unwrap();
-        let mut tls = TlsConnector::from(config).connect(name, connected).await.unwrap();
+        let mut tls = TlsConnector::from(config)
+            .connect(name, connected)
+            .await
+            .unwrap();
         // The server may have closed by then.
         let _ = tls.write_all(data).await;
         let _ = tls.shutdown().await;
@@ -159,8 +168,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
             (":method", "CONNECT"),
             (":authority", authority),
             ("forwarded", "for=\"10.0.0.1:4000\""),
-            ("baggage", "k8s.namespace.name=n,k8s.pod.name=p,service.name=s"),
-            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            (
+                "baggage",
+                "k8s.namespace.name=n,k8s.pod.name=p,service.name=s",
+            ),
+            (
+                "traceparent",
+                "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            ),
         ])
     };
     let values: [&[u8]; 6] = [
@@ -174,7 +189,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![
         connect("10.0.0.1:80"),
         connect("s.n.svc.cluster.local:80"),
-        http2(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a:1")]),
+        http2(&[
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", "a:1"),
+        ]),
     ];
     seeds.extend(values.iter().map(|value| value.to_vec()));
     seeds

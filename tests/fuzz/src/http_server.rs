@@ -55,7 +55,10 @@ pub fn run(data: &[u8]) {
         if !data.starts_with(b"PRI") && !answer.is_empty() {
             // HTTP/2 without its whole preface may have begun by then.
             let known: [&[u8]; 3] = [b"HTTP/1.", b"\0", b"PRI"];
-            assert!(known.iter().any(|start| answer.starts_with(start)), "{answer:?}");
+            assert!(
+                known.iter().any(|start| answer.starts_with(start)),
+                "{answer:?}"
+            );
         }
     });
 }
@@ -65,7 +68,12 @@ async fn converse(data: &[u8]) -> Vec<u8> {
     let log = AccessLog::start(AccessLogFormat::Off).unwrap();
     let recorder = Recorder::new(Arc::new(Metrics::default()), log);
     let upstream = Upstream::new(Rc::new(|| None), UpstreamSettings::default());
-    let http = HttpServer::new(Arc::clone(tables()), upstream, recorder, HttpLimits::default());
+    let http = HttpServer::new(
+        Arc::clone(tables()),
+        upstream,
+        recorder,
+        HttpLimits::default(),
+    );
     let table = tables().load();
     let frontend = Arc::clone(&table.services[&SocketAddr::from(([10, 0, 0, 1], 80))]);
     let from = Client {
@@ -73,7 +81,8 @@ async fn converse(data: &[u8]) -> Vec<u8> {
         identity: None,
     };
     let (_stays, drain) = watch::channel(Drain::Running);
-    let served = tokio::task::spawn_local(serve(server, http, Entry::Service(frontend), from, drain));
+    let served =
+        tokio::task::spawn_local(serve(server, http, Entry::Service(frontend), from, drain));
     let (mut reader, mut writer) = tokio::io::split(client);
     let written = async {
         // The server may have closed by then.

@@ -113,7 +113,10 @@ fn ask_one(router: &HttpRouter, authority: &str, target: &str) {
         origin: headers.get("origin"),
     };
     let backend = matched.rule.backends.choose(u64::MAX / 2);
-    let filters = [Some(&matched.rule.filters), backend.map(|backend| &backend.filters)];
+    let filters = [
+        Some(&matched.rule.filters),
+        backend.map(|backend| &backend.filters),
+    ];
     let (mut response, ()) = Response::new(()).into_parts();
     for filters in filters.into_iter().flatten() {
         if let Some(answer) = apply_request(filters, &mut parts, &context) {
@@ -200,19 +203,28 @@ fn socket() -> wire::Listener {
         route: route.to_owned(),
         hostnames: vec![hostname.to_owned()],
     };
-    let listener = |hostname: &str, protocol: wire::ListenerProtocol, routes| wire::GatewayListener {
-        name: format!("n/g/{hostname}"),
-        hostname: hostname.to_owned(),
-        protocol: protocol.into(),
-        routes,
-        ..Default::default()
-    };
+    let listener =
+        |hostname: &str, protocol: wire::ListenerProtocol, routes| wire::GatewayListener {
+            name: format!("n/g/{hostname}"),
+            hostname: hostname.to_owned(),
+            protocol: protocol.into(),
+            routes,
+            ..Default::default()
+        };
     let http = wire::ListenerProtocol::ListenerHttp;
     let passthrough = wire::ListenerProtocol::ListenerTlsPassthrough;
     let listeners = vec![
-        listener("*.example.com", http, vec![attached("HTTPRoute/n/r", "www.example.com")]),
+        listener(
+            "*.example.com",
+            http,
+            vec![attached("HTTPRoute/n/r", "www.example.com")],
+        ),
         listener("", http, vec![attached("HTTPRoute/n/missing", "*.org")]),
-        listener("t.example.com", passthrough, vec![attached("TCPRoute/n/t", "*.example.com")]),
+        listener(
+            "t.example.com",
+            passthrough,
+            vec![attached("TCPRoute/n/t", "*.example.com")],
+        ),
     ];
     wire::Listener {
         name: "socket/80".to_owned(),
@@ -269,21 +281,22 @@ fn http_route() -> wire::Route {
         allow_credentials: true,
         ..Default::default()
     };
-    let rule = |prefix: &str, conditions: Vec<wire::ValueMatch>, filters: Vec<Kind>| wire::HttpRule {
-        matches: vec![wire::HttpMatch {
-            path: Some(wire::PathMatch {
-                kind: Some(wire::path_match::Kind::Prefix(prefix.to_owned())),
-            }),
-            headers: conditions,
+    let rule =
+        |prefix: &str, conditions: Vec<wire::ValueMatch>, filters: Vec<Kind>| wire::HttpRule {
+            matches: vec![wire::HttpMatch {
+                path: Some(wire::PathMatch {
+                    kind: Some(wire::path_match::Kind::Prefix(prefix.to_owned())),
+                }),
+                headers: conditions,
+                ..Default::default()
+            }],
+            filters: filters
+                .into_iter()
+                .map(|kind| wire::Filter { kind: Some(kind) })
+                .collect(),
+            backends: vec![weighted("n/b/80", 9), weighted("n/b/80", 1)],
             ..Default::default()
-        }],
-        filters: filters
-            .into_iter()
-            .map(|kind| wire::Filter { kind: Some(kind) })
-            .collect(),
-        backends: vec![weighted("n/b/80", 9), weighted("n/b/80", 1)],
-        ..Default::default()
-    };
+        };
     let version = wire::ValueMatch {
         name: "version".to_owned(),
         kind: Some(wire::value_match::Kind::Regex("one.*|[a-z]+".to_owned())),
@@ -292,7 +305,11 @@ fn http_route() -> wire::Route {
         name: "HTTPRoute/n/r".to_owned(),
         kind: wire::RouteKind::RouteHttp.into(),
         http_rules: vec![
-            rule("/foo", vec![version], vec![Kind::Rewrite(rewrite), Kind::RequestHeaders(changes)]),
+            rule(
+                "/foo",
+                vec![version],
+                vec![Kind::Rewrite(rewrite), Kind::RequestHeaders(changes)],
+            ),
             rule("/old", vec![], vec![Kind::Redirect(redirect)]),
             rule("/", vec![], vec![Kind::Cors(cors)]),
         ],

@@ -40,7 +40,11 @@ fn smoke(name: &str) {
 
 fn try_one(target: &Target, input: &[u8]) {
     if catch_unwind(AssertUnwindSafe(|| (target.run)(input))).is_err() {
-        panic!("{} fails on {:?}", target.name, input.escape_ascii().to_string());
+        panic!(
+            "{} fails on {:?}",
+            target.name,
+            input.escape_ascii().to_string()
+        );
     }
 }
 

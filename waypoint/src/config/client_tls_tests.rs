@@ -51,7 +51,7 @@ fn policy(names: &[&str], authorities: &[&str]) -> wire::BackendTls {
         wire::SubjectAltName { kind: Some(kind) }
     };
     wire::BackendTls {
-        hostname: "app.example".to_owned(),
+        hostname: "app.shop.example".to_owned(),
         subject_alt_names: names.iter().map(name).collect(),
         authorities: authorities.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
@@ -64,32 +64,36 @@ fn the_certificate_must_carry_one_of_the_names() {
     let uri = "spiffe://cluster.local/ns/shop/sa/app";
     for (wanted, carried, expected) in [
         // Without names it is the host name.
-        (&[][..], &["app.example"][..], true),
-        (&[], &["*.example"], true),
-        (&[], &["other.example"], false),
+        (&[][..], &["app.shop.example"][..], true),
+        (&[], &["*.shop.example"], true),
+        (&[], &["other.shop.example"], false),
         // With names it is not.
-        (&["alt.example"], &["app.example"], false),
-        (&["alt.example"], &["alt.example"], true),
-        (&["alt.example"], &["*.example"], true),
-        (&["no.example", "alt.example"], &["alt.example"], true),
-        (&["*.example"], &["*.example"], true),
-        (&["*.example"], &["some.example"], true),
-        (&["*.example"], &["some.other"], false),
+        (&["alt.shop.example"], &["app.shop.example"], false),
+        (&["alt.shop.example"], &["alt.shop.example"], true),
+        (&["alt.shop.example"], &["*.shop.example"], true),
+        (
+            &["no.shop.example", "alt.shop.example"],
+            &["alt.shop.example"],
+            true,
+        ),
+        (&["*.shop.example"], &["*.shop.example"], true),
+        (&["*.shop.example"], &["some.shop.example"], true),
+        (&["*.shop.example"], &["some.other"], false),
         (&[uri], &[uri], true),
         (
             &[uri],
-            &["app.example", "spiffe://cluster.local/ns/shop/sa/app2"],
+            &["app.shop.example", "spiffe://cluster.local/ns/shop/sa/app2"],
             false,
         ),
-        (&[uri, "alt.example"], &["alt.example"], true),
-        (&[uri], &["app.example"], false),
+        (&[uri, "alt.shop.example"], &["alt.shop.example"], true),
+        (&[uri], &["app.shop.example"], false),
     ] {
         let client = fixture.client(&policy(wanted, &["ca"])).unwrap();
         let server = fixture.server(carried);
-        let agreed = handshake(&client, "app.example", &server);
+        let agreed = handshake(&client, "app.shop.example", &server);
         assert_eq!(agreed.is_ok(), expected, "{wanted:?} {carried:?}");
         if let Ok((_, server)) = agreed {
-            assert_eq!(server.server_name(), Some("app.example"));
+            assert_eq!(server.server_name(), Some("app.shop.example"));
         }
     }
 }
@@ -97,7 +101,7 @@ fn the_certificate_must_carry_one_of_the_names() {
 #[test]
 fn the_certificate_must_be_of_an_authority() {
     let fixture = Fixture::new();
-    let server = fixture.server(&["app.example"]);
+    let server = fixture.server(&["app.shop.example"]);
     for (authorities, expected) in [
         (&["other-ca"][..], false),
         (&["other-ca", "ca"], true),
@@ -105,7 +109,7 @@ fn the_certificate_must_be_of_an_authority() {
     ] {
         let client = fixture.client(&policy(&[], authorities)).unwrap();
         assert_eq!(
-            handshake(&client, "app.example", &server).is_ok(),
+            handshake(&client, "app.shop.example", &server).is_ok(),
             expected,
             "{authorities:?}"
         );
@@ -125,7 +129,7 @@ fn our_own_certificate_is_shown() {
         Arc::new(roots),
         Arc::clone(provider()),
     );
-    let secret = Secret::new(&fixture.authority.secret("s", &["app.example"])).unwrap();
+    let secret = Secret::new(&fixture.authority.secret("s", &["app.shop.example"])).unwrap();
     let key = SingleCertAndKey::from(secret.certificate.unwrap().key);
     let builder = ServerConfig::builder_with_provider(Arc::clone(provider()));
     let builder = builder.with_safe_default_protocol_versions().unwrap();
@@ -136,9 +140,9 @@ fn our_own_certificate_is_shown() {
         ..policy(&[], &["ca"])
     };
     let client = fixture.client(&with("own")).unwrap();
-    assert!(handshake(&client, "app.example", &server).is_ok());
+    assert!(handshake(&client, "app.shop.example", &server).is_ok());
     let client = fixture.client(&with("")).unwrap();
-    assert!(handshake(&client, "app.example", &server).is_err());
+    assert!(handshake(&client, "app.shop.example", &server).is_err());
     for bad in ["missing", "ca"] {
         assert_eq!(
             fixture.client(&with(bad)).err().unwrap().field,
@@ -152,7 +156,7 @@ fn bad_names_are_refused() {
     let fixture = Fixture::new();
     for (bad, field) in [("a b", "hostname"), ("*.", "hostname"), ("", "hostname")] {
         let error = fixture
-            .client(&policy(&["ok.example", bad], &["ca"]))
+            .client(&policy(&["ok.shop.example", bad], &["ca"]))
             .err()
             .unwrap();
         assert_eq!(
