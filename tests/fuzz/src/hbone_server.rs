@@ -27,6 +27,9 @@ use tokio_rustls::TlsConnector;
 /// Both ends are on this machine, and the client closes: a server that takes this long hangs.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// How long the client waits for answers before it closes; who closes at once is taken for gone.
+const PATIENCE: Duration = Duration::from_millis(3);
+
 /// Bytes of all headers of a CONNECT.
 const HEADER_BYTES: usize = 8 * 1024;
 
@@ -40,7 +43,8 @@ pub fn run(data: &[u8]) {
     read_headers(data);
     RUNTIME.with_borrow_mut(|runtime| {
         let local = LocalSet::new();
-        let ended = local.block_on(runtime, tokio::time::timeout(LONGEST, converse(data)));
+        let limited = async { tokio::time::timeout(LONGEST, converse(data, PATIENCE)).await };
+        let ended = local.block_on(runtime, limited);
         assert!(ended.is_ok(), "the server does not close");
     });
 }
@@ -55,7 +59,7 @@ fn read_headers(data: &[u8]) {
     }
     let _ = Baggage::parse(data).to_value();
     let _ = Forwarded::parse(data).and_then(|forwarded| forwarded.to_value());
-    let _ = TraceParent::parse(data).map(TraceParent::to_value);
+    let _ = TraceParent::parse(data).map(|trace| trace.to_value());
     let mut headers = HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n') {
         for name in ["baggage", "forwarded", "traceparent"] {
@@ -82,7 +86,7 @@ impl InboundHandler for Refuses {
     }
 }
 
-async fn converse(data: &[u8]) {
+async fn converse(data: &[u8], patience: Duration) -> Vec<u8> {
     let (server, client) = certificates();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let connecting = TcpStream::connect(listener.local_addr().unwrap());
@@ -106,12 +110,14 @@ async fn converse(data: &[u8]) {
             .unwrap();
         // The server may have closed by then.
         let _ = tls.write_all(data).await;
-        let _ = tls.shutdown().await;
         let mut answer = Vec::new();
+        let _ = tokio::time::timeout(patience, tls.read_to_end(&mut answer)).await;
+        let _ = tls.shutdown().await;
         let _ = tls.read_to_end(&mut answer).await;
+        answer
     };
     // How it ends is not the question, only that it does.
-    let _ = tokio::join!(served, asking);
+    tokio::join!(served, asking).1
 }
 
 fn certificates() -> &'static (Arc<WorkloadCertificate>, Arc<WorkloadCertificate>) {
@@ -198,4 +204,23 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ];
     seeds.extend(values.iter().map(|value| value.to_vec()));
     seeds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_is_refused_by_the_handler() {
+        RUNTIME.with_borrow_mut(|runtime| {
+            let asked = seeds().into_iter().next().unwrap();
+            let answer =
+                LocalSet::new().block_on(runtime, converse(&asked, Duration::from_secs(1)));
+            // HEADERS on stream 1: the server has read the request, and answers.
+            let on_first = answer
+                .windows(6)
+                .any(|frame| frame[..1] == [1] && frame[2..] == [0, 0, 0, 1]);
+            assert!(on_first, "{}", answer.escape_ascii());
+        });
+    }
 }

@@ -27,8 +27,8 @@ use crate::route_compiler;
 /// Bytes between client and server.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// No connection lives this long without a byte, whatever it says. The clock is the test's: it jumps to the next
-/// time limit when nothing else is left to do.
+/// No connection lives this long without a byte, whatever it has said. The clock is the target's own: it jumps to
+/// the next time limit when nothing else is left to do.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 fn tables() -> &'static Arc<Tables> {
@@ -47,7 +47,10 @@ thread_local! {
     );
 }
 
-/// Sends the input, closes, and reads until the server closes.
+/// How long a client waits for answers before it closes; who closes at once is taken for gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Sends the input and reads until the server closes. Every other client never closes itself.
 pub fn run(data: &[u8]) {
     RUNTIME.with_borrow_mut(|runtime| {
         let local = LocalSet::new();
@@ -79,6 +82,7 @@ async fn converse(data: &[u8]) -> Vec<u8> {
     let from = Client {
         address: SocketAddr::from(([10, 0, 0, 2], 4000)),
         identity: None,
+        workload: None,
     };
     let (_stays, drain) = watch::channel(Drain::Running);
     let served =
@@ -87,7 +91,10 @@ async fn converse(data: &[u8]) -> Vec<u8> {
     let written = async {
         // The server may have closed by then.
         let _ = writer.write_all(data).await;
-        let _ = writer.shutdown().await;
+        tokio::time::sleep(PATIENCE).await;
+        if data.len().is_multiple_of(2) {
+            let _ = writer.shutdown().await;
+        }
     };
     let mut answer = Vec::new();
     let read = reader.read_to_end(&mut answer);
@@ -122,4 +129,34 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ("te", "trailers"),
     ]));
     seeds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(data: &[u8]) -> String {
+        RUNTIME.with_borrow_mut(|runtime| {
+            let answer = LocalSet::new().block_on(runtime, converse(data));
+            String::from_utf8_lossy(&answer).into_owned()
+        })
+    }
+
+    #[test]
+    fn seeds_come_to_their_rules() {
+        for (seed, expected) in seeds().iter().zip([
+            "HTTP/1.1 503 ",
+            "HTTP/1.1 301 ",
+            "HTTP/1.1 204 ",
+            "HTTP/1.1 503 ",
+            "HTTP/1.1 503 ",
+        ]) {
+            let answer = answer(seed);
+            assert!(
+                answer.starts_with(expected),
+                "{}: {answer}",
+                seed.escape_ascii()
+            );
+        }
+    }
 }
