@@ -126,6 +126,17 @@ impl AnsweredBy {
     }
 }
 
+/// A request that cannot be changed as it should. What is put together is checked configuration and what the client
+/// sent, so that the client is at fault.
+#[derive(Debug)]
+struct Unusable;
+
+impl Unusable {
+    fn answer(self) -> Response<Body> {
+        AnsweredBy::Unusable.answer(StatusCode::BAD_REQUEST)
+    }
+}
+
 impl Filter {
     /// Compiles a list of filters.
     ///
@@ -183,16 +194,18 @@ pub fn apply_request(
         return preflight;
     }
     for filter in filters {
-        let outcome = match filter {
-            Filter::RequestHeaders(changes) => changes.apply_request(parts),
-            Filter::Rewrite(rewrite) => rewrite.apply(parts, context),
-            Filter::Redirect(redirect) => Err(redirect.answer(parts, context)),
-            Filter::Unsupported => {
-                Err(AnsweredBy::Unsupported.answer(StatusCode::INTERNAL_SERVER_ERROR))
+        let answer = match filter {
+            Filter::RequestHeaders(changes) => {
+                changes.apply_request(parts).err().map(Unusable::answer)
             }
-            Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Cors(_) => Ok(()),
+            Filter::Rewrite(rewrite) => rewrite.apply(parts, context).err().map(Unusable::answer),
+            Filter::Redirect(redirect) => Some(redirect.answer(parts, context)),
+            Filter::Unsupported => {
+                Some(AnsweredBy::Unsupported.answer(StatusCode::INTERNAL_SERVER_ERROR))
+            }
+            Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Cors(_) => None,
         };
-        if let Err(answer) = outcome {
+        if let Some(answer) = answer {
             let (mut parts, body) = answer.into_parts();
             apply_response(filters, &mut parts, context);
             return Some(Response::from_parts(parts, body));

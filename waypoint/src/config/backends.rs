@@ -21,7 +21,7 @@ pub(super) struct Backends {
 #[derive(Default)]
 struct Backend {
     /// Of the version in force, if it has TLS: kept to be set up anew when secrets change.
-    tls: Option<Tls>,
+    tls: Option<Box<Tls>>,
     /// Newer; waits for secrets.
     waiting: Option<wire::Backend>,
     /// It is gone, and kept only for routes that still refer to it.
@@ -157,26 +157,22 @@ impl Backends {
     }
 }
 
-type Applied = (Option<Tls>, Option<ConfigError>);
+type Applied = (Option<Box<Tls>>, Option<ConfigError>);
 
 /// Hands a backend over. With TLS that cannot be set up it is handed over as invalid: nothing goes out in clear.
 fn apply(
     mut backend: wire::Backend,
-    former: Option<Tls>,
+    former: Option<Box<Tls>>,
     secrets: &Secrets,
     clusters: &Clusters,
-) -> Result<Applied, (Option<Tls>, ConfigError)> {
+) -> Result<Applied, (Option<Box<Tls>>, ConfigError)> {
     let Some(tls) = &backend.tls else {
         return match clusters.update(&backend, None) {
             Ok(()) => Ok((None, None)),
             Err(error) => Err((former, error.into())),
         };
     };
-    let (former_backend, former_built) = match former {
-        Some(former) => (Some(former.backend), former.built),
-        None => (None, None),
-    };
-    let kept = former_built.as_ref().map(client_tls::Built::clone);
+    let former_built = former.as_ref().and_then(|former| former.built.clone());
     let (built, problem) = match client_tls::build(tls, secrets, former_built) {
         Ok(built) => (Some(built), None),
         Err(error) => (None, Some(error.within("tls"))),
@@ -189,13 +185,7 @@ fn apply(
     let outcome = clusters.update(&backend, config);
     backend.invalid = declared;
     match outcome {
-        Ok(()) => Ok((Some(Tls { backend, built }), problem)),
-        Err(error) => {
-            let former = former_backend.map(|backend| Tls {
-                backend,
-                built: kept,
-            });
-            Err((former, error.into()))
-        }
+        Ok(()) => Ok((Some(Box::new(Tls { backend, built })), problem)),
+        Err(error) => Err((former, error.into())),
     }
 }

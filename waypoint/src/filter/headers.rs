@@ -1,11 +1,11 @@
 //! Changes of headers.
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
-use http::{Response, request};
+use http::request;
 use karst_api::waypoint as wire;
 
+use super::Unusable;
 use super::rewrite::Host;
-use crate::body::Body;
 use crate::config::{ConfigError, at_most};
 
 /// Headers in one list of a change. The Gateway API allows 16.
@@ -80,7 +80,7 @@ impl HeaderChanges {
         })
     }
 
-    pub(super) fn apply_request(&self, parts: &mut request::Parts) -> Result<(), Response<Body>> {
+    pub(super) fn apply_request(&self, parts: &mut request::Parts) -> Result<(), Unusable> {
         self.apply(&mut parts.headers);
         match &self.host {
             Some(host) => host.apply(parts),

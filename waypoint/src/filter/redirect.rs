@@ -8,7 +8,7 @@ use http::{Response, StatusCode, request};
 use karst_api::waypoint as wire;
 
 use super::rewrite::Host;
-use super::{AnsweredBy, FilterContext, PathChange, RequestScheme};
+use super::{AnsweredBy, FilterContext, PathChange, RequestScheme, Unusable};
 use crate::body::Body;
 use crate::config::ConfigError;
 
@@ -75,7 +75,7 @@ impl Redirect {
                 response.headers_mut().insert(LOCATION, location);
                 response
             }
-            Err(_) => AnsweredBy::Unusable.answer(StatusCode::BAD_REQUEST),
+            Err(_) => Unusable.answer(),
         }
     }
 

@@ -2,11 +2,10 @@
 
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
-use http::{Response, StatusCode, Uri, request};
+use http::{Uri, request};
 use karst_api::waypoint as wire;
 
-use super::{AnsweredBy, FilterContext, PathChange};
-use crate::body::Body;
+use super::{FilterContext, PathChange, Unusable};
 use crate::config::ConfigError;
 
 /// A rewrite of host and path; the query stays.
@@ -36,7 +35,7 @@ impl Host {
     }
 
     /// Replaces the host: `Host`, and what HTTP/2 has instead of it.
-    pub(super) fn apply(&self, parts: &mut request::Parts) -> Result<(), Response<Body>> {
+    pub(super) fn apply(&self, parts: &mut request::Parts) -> Result<(), Unusable> {
         parts.headers.insert(HOST, self.header.clone());
         if parts.uri.authority().is_none() {
             return Ok(());
@@ -62,7 +61,7 @@ impl Rewrite {
         &self,
         parts: &mut request::Parts,
         context: &FilterContext<'_>,
-    ) -> Result<(), Response<Body>> {
+    ) -> Result<(), Unusable> {
         if let Some(host) = &self.host {
             host.apply(parts)?;
         }
@@ -74,7 +73,7 @@ impl Rewrite {
             path.push('?');
             path.push_str(query);
         }
-        let path = PathAndQuery::from_maybe_shared(path).map_err(|_| unusable())?;
+        let path = PathAndQuery::from_maybe_shared(path).map_err(|_| Unusable)?;
         replace_uri(parts, |uri| uri.path_and_query = Some(path))
     }
 }
@@ -82,14 +81,9 @@ impl Rewrite {
 fn replace_uri(
     parts: &mut request::Parts,
     change: impl FnOnce(&mut http::uri::Parts),
-) -> Result<(), Response<Body>> {
+) -> Result<(), Unusable> {
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     change(&mut uri);
-    parts.uri = Uri::from_parts(uri).map_err(|_| unusable())?;
+    parts.uri = Uri::from_parts(uri).map_err(|_| Unusable)?;
     Ok(())
-}
-
-/// The new path is put together from what was configured and what the client sent; the latter is at fault.
-fn unusable() -> Response<Body> {
-    AnsweredBy::Unusable.answer(StatusCode::BAD_REQUEST)
 }
