@@ -109,7 +109,7 @@ pub enum AnsweredBy {
 impl AnsweredBy {
     /// Stable label for log and metric.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::Redirect => "redirect",
             Self::Preflight => "cors_preflight",

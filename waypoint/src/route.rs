@@ -68,7 +68,7 @@ pub enum NoRoute {
 impl NoRoute {
     /// Stable label for log and metric.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::NotFound => "no_route",
             Self::NotReady => "route_not_ready",
