@@ -9,6 +9,7 @@ mod build_ebpf;
 mod ci;
 mod cluster;
 mod codegen;
+mod conformance;
 mod demo;
 mod image;
 mod lab;
@@ -46,6 +47,8 @@ enum Command {
     Lab(lab::Args),
     /// Run a real Kubernetes cluster of two nodes on this machine (needs root).
     Cluster(cluster::Args),
+    /// Run the Gateway API's conformance suite, unchanged, on a real Kubernetes cluster (needs root).
+    Conformance(conformance::Args),
     /// Measure Karst against a direct connection between the same pods (needs root).
     Bench(bench::Args),
     /// Make OCI images of the binaries: static, from nothing, reproducible.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Lab(args) => lab::run(&args),
         Command::Cluster(args) => cluster::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Codegen(args) => codegen::run(&args),

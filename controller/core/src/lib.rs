@@ -12,7 +12,6 @@
 
 mod config;
 mod error;
-mod features;
 mod index;
 mod labels;
 mod object;
@@ -22,7 +21,6 @@ mod status;
 
 pub use config::MeshConfig;
 pub use error::ObjectError;
-pub use features::{FEATURES, Feature, Support};
 pub use index::{Changes, Index, NodeIdentity, PodRef};
 pub use labels::DataplaneMode;
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};

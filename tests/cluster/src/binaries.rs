@@ -1,4 +1,4 @@
-//! The cluster's programs: built from two Go modules in this folder, once, and kept.
+//! Programs that are there in Go alone: built from the Go modules of this crate, once, and kept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,20 +13,32 @@ use sha2::{Digest, Sha256};
 const KUBERNETES_VERSION: &str = "v1.35.4";
 
 /// One Go program.
-struct Program {
+pub(crate) struct Program {
     /// What it is called.
-    name: &'static str,
+    pub(crate) name: &'static str,
     /// Its module's folder, and the package in it.
-    module: &'static str,
-    package: &'static str,
+    pub(crate) module: &'static str,
+    pub(crate) package: &'static str,
+    /// What it is made of.
+    pub(crate) source: Source,
     /// How long its first build takes, for people who wait for it.
-    takes: &'static str,
+    pub(crate) takes: &'static str,
+}
+
+/// What a program is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A package `main`.
+    Main,
+    /// The tests of a package.
+    Tests,
 }
 
 const KUBERNETES: Program = Program {
     name: "kubernetes",
     module: "binaries",
     package: "./cmd/kubernetes",
+    source: Source::Main,
     takes: "10 to 25 minutes on two cores, once",
 };
 
@@ -34,6 +46,7 @@ const PAUSE: Program = Program {
     name: "pause",
     module: "binaries",
     package: "./cmd/pause",
+    source: Source::Main,
     takes: "seconds",
 };
 
@@ -41,6 +54,7 @@ const COREDNS: Program = Program {
     name: "coredns",
     module: "dns",
     package: ".",
+    source: Source::Main,
     takes: "a few minutes, once",
 };
 
@@ -69,7 +83,7 @@ impl Binaries {
 
 impl Program {
     /// The path of the program as the module's files are now, built if need be.
-    fn ensure(&self, say: &dyn Fn(&str)) -> Result<PathBuf> {
+    pub(crate) fn ensure(&self, say: &dyn Fn(&str)) -> Result<PathBuf> {
         let module = crate_dir().join(self.module);
         let tools = tools_dir();
         let path = tools.join(format!("{}-{}", self.name, self.key(&module)?));
@@ -82,14 +96,13 @@ impl Program {
         fs::create_dir_all(&tools).with_context(|| format!("making {}", tools.display()))?;
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         download(&go, &module)?;
+        let verb: &[&str] = match self.source {
+            Source::Main => &["build"],
+            Source::Tests => &["test", "-c"],
+        };
         let status = go_command(&go, &module)
-            .args([
-                "build",
-                "-trimpath",
-                "-buildvcs=false",
-                "-tags",
-                "providerless",
-            ])
+            .args(verb)
+            .args(["-trimpath", "-buildvcs=false", "-tags", "providerless"])
             .args(["-ldflags", &linker_flags()])
             .arg("-o")
             .arg(&temporary)
@@ -165,6 +178,14 @@ fn go_command(go: &Path, module: &Path) -> Command {
         // The machine's own flags could change what is built.
         .env("GOFLAGS", "-mod=readonly");
     command
+}
+
+/// The folder of a dependency's sources.
+pub(crate) fn module_dir(module: &str, dependency: &str) -> Result<PathBuf> {
+    let (go, module) = (find_go()?, crate_dir().join(module));
+    download(&go, &module)?;
+    let said = run(go_command(&go, &module).args(["list", "-m", "-f", "{{.Dir}}", dependency]))?;
+    Ok(PathBuf::from(said.trim()))
 }
 
 /// Fails, saying what to do, where there is no Go compiler; gives its version.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -150,6 +150,11 @@ impl Cluster {
     /// The name of the network namespace of the control plane.
     pub fn control_netns(&self) -> String {
         self.paths.netns(network::CONTROL)
+    }
+
+    /// The configuration with which a user reaches the API server: `admin` may do everything.
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.paths.kubeconfig(user)
     }
 
     /// The nodes' names.

@@ -14,6 +14,7 @@
 mod binaries;
 mod cgroup;
 mod cluster;
+mod conformance;
 mod control_plane;
 mod faults;
 mod image;
@@ -29,6 +30,7 @@ mod state;
 
 pub use binaries::{Binaries, check_go};
 pub use cluster::{Cluster, ClusterStatus, ProcessStatus};
+pub use conformance::{Channel, Suite};
 pub use image::{Image, write_archive};
 pub use inside::binary;
 pub use karst_harness::Lifetime;

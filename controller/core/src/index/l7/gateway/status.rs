@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
+use karst_api::features::{FEATURES, Support};
 use serde_json::{Value, json};
 
 use super::{
@@ -11,7 +12,6 @@ use super::{
     view::{Entry, Fault, Owner, SetState, View},
 };
 use crate::{
-    features::{FEATURES, Support},
     object::{
         Kind, ObjectKey,
         gateway::{Gateway, RequestedAddress, ValidationMode},

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::support::{Edge, GENERATION, gateway, http};
-use crate::{FEATURES, Kind, StatusContent, Support, index::tests::support::error};
+use crate::{Kind, StatusContent, index::tests::support::error};
+use karst_api::features::{FEATURES, Support};
 
 fn class(name: &str, controller: &str) -> Value {
     json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
