@@ -17,6 +17,7 @@ use crate::cni;
 use crate::inside::HELPER;
 use crate::launch::Launch;
 use crate::manifests::Key;
+use crate::mesh::{self, CONTROLLER_NAME};
 use crate::name_files;
 use crate::netns;
 use crate::network;
@@ -25,6 +26,7 @@ use crate::paths::Paths;
 use crate::process::ProcessRecord;
 use crate::state::{PodRecord, State, new_uid};
 use crate::store;
+use crate::tokens;
 use crate::wait::until;
 use crate::workloads;
 
@@ -93,9 +95,13 @@ pub fn start_pod(paths: &Paths, state: &mut State, key: &Key, mut object: Value)
         }
     }
     name_files::update(paths, &pod, &name_files::services(state)?)?;
+    if state.mesh == Mesh::On {
+        let node_uid = state.node_uids.get(&node).context("the node has no uid")?;
+        tokens::write_pod_token(paths, &pod, &account, node_uid)?;
+    }
     let object = state.objects.get(key).context("the pod vanished")?;
     let log = paths.pod_log(&pod.namespace, &pod.name);
-    let child = launch(paths, &pod, object)?.start(&argv(&pod, object)?, &log)?;
+    let child = launch(paths, &pod, object)?.start(&argv(paths, &pod, object)?, &log)?;
     pod.process = Some(ProcessRecord::of(child.id())?);
     state.pods.insert(pod.id(), pod.clone());
     write_status(paths, state, &pod)?;
@@ -249,17 +255,24 @@ pub fn launch(paths: &Paths, pod: &PodRecord, object: &Value) -> Result<Launch> 
         cgroup: pod_cgroup(paths, pod)?,
         name_files: Some(dir.clone()),
         directory: dir,
-        env: environment(pod, object),
+        env: environment(paths, pod, object),
     })
 }
 
-fn environment(pod: &PodRecord, object: &Value) -> Vec<(String, String)> {
+/// What the lab tells, then what the manifest does. There are no volumes: where a Deployment of a cluster
+/// mounts the mesh's root and its account's token, a pod of the lab is told files by `LAB_` variables.
+fn environment(paths: &Paths, pod: &PodRecord, object: &Value) -> Vec<(String, String)> {
+    let shown = |path: PathBuf| path.display().to_string();
     let mut env = vec![
         ("HOSTNAME".to_owned(), pod.name.clone()),
         ("POD_NAME".to_owned(), pod.name.clone()),
         ("POD_NAMESPACE".to_owned(), pod.namespace.clone()),
         ("NODE_NAME".to_owned(), pod.node.clone()),
         ("HOME".to_owned(), "/root".to_owned()),
+        ("LAB_CONTROLLER".to_owned(), mesh::controller_address()),
+        ("LAB_CONTROLLER_NAME".to_owned(), CONTROLLER_NAME.to_owned()),
+        ("LAB_ROOT_CERT".to_owned(), shown(paths.root_certificate())),
+        ("LAB_TOKEN".to_owned(), shown(paths.pod_token(&pod.uid))),
     ];
     for entry in object["spec"]["containers"][0]["env"]
         .as_array()
@@ -299,9 +312,9 @@ fn field(pod: &PodRecord, object: &Value, path: &Value) -> String {
 }
 
 /// The container's command line, with `$(NAME)` replaced from its environment.
-fn argv(pod: &PodRecord, object: &Value) -> Result<Vec<String>> {
+fn argv(paths: &Paths, pod: &PodRecord, object: &Value) -> Result<Vec<String>> {
     let container = &object["spec"]["containers"][0];
-    let env = environment(pod, object);
+    let env = environment(paths, pod, object);
     let mut argv = Vec::new();
     for part in ["command", "args"] {
         for word in container[part].as_array().into_iter().flatten() {

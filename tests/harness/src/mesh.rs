@@ -36,6 +36,11 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// An agent drains for some seconds after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// Where agents and proxies reach the controller, `HOST:PORT`.
+pub fn controller_address() -> String {
+    format!("{}:{CONTROLLER_PORT}", addresses::wire(CONTROL_HOST).v4)
+}
+
 fn controller_cgroup(paths: &Paths) -> Result<PathBuf> {
     Ok(cgroup::root()?.join(paths.cgroup()).join(CONTROL))
 }
@@ -163,11 +168,10 @@ fn launch_agent(
         .get(node)
         .with_context(|| format!("node {node} has no uid"))?;
     let token = tokens::write_agent_token(paths, node, uid)?;
-    let controller = addresses::wire(CONTROL_HOST).v4;
     let mut argv = vec![
         HELPER.binary("karst-node-agent")?.display().to_string(),
         format!("--node-name={node}"),
-        format!("--controller={controller}:{CONTROLLER_PORT}"),
+        format!("--controller={}", controller_address()),
         format!("--controller-name={CONTROLLER_NAME}"),
         format!("--root-cert={}", paths.root_certificate().display()),
         format!("--token={}", token.display()),

@@ -77,6 +77,11 @@ impl Paths {
         self.dir.join("pods").join(uid)
     }
 
+    /// The token of a pod's service account.
+    pub fn pod_token(&self, uid: &str) -> PathBuf {
+        self.pod_dir(uid).join("token")
+    }
+
     /// A node's files: token, admin socket, the agent's state.
     pub fn node_dir(&self, node: &str) -> PathBuf {
         self.dir.join("node").join(node)

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::paths::Paths;
+use crate::state::PodRecord;
 
 /// Who signs the lab's tokens.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -43,6 +44,8 @@ pub struct Claims {
     pub namespace: String,
     /// The bearer's service account.
     pub account: String,
+    /// The bearer's pod and that pod's uid.
+    pub pod: (String, String),
     /// The bearer's node and that node's uid.
     pub node: (String, String),
     /// The audience.
@@ -57,6 +60,10 @@ impl Claims {
         Self {
             namespace: SYSTEM_NAMESPACE.to_owned(),
             account: AGENT_ACCOUNT.to_owned(),
+            pod: (
+                format!("{AGENT_ACCOUNT}-{node}"),
+                format!("{AGENT_ACCOUNT}-{node_uid}"),
+            ),
             node: (node.to_owned(), node_uid.to_owned()),
             audience: AUDIENCE.to_owned(),
             seconds_left: LIFETIME_SECONDS as i64,
@@ -107,6 +114,7 @@ impl TokenKey {
         let Claims {
             namespace,
             account,
+            pod,
             node,
             audience,
             seconds_left,
@@ -121,7 +129,7 @@ impl TokenKey {
             kubernetes: json!({
                 "namespace": namespace,
                 "serviceaccount": {"name": account, "uid": format!("{namespace}-{account}")},
-                "pod": {"name": format!("{account}-{}", node.0), "uid": format!("{account}-{}", node.1)},
+                "pod": {"name": pod.0, "uid": pod.1},
                 "node": {"name": node.0, "uid": node.1},
             }),
         };
@@ -149,6 +157,25 @@ pub fn write_agent_token(paths: &Paths, node: &str, node_uid: &str) -> Result<Pa
         &TokenKey::load(paths)?.sign(&Claims::agent(node, node_uid))?,
     )?;
     Ok(file)
+}
+
+/// Writes the token of a pod's service account, as a projected volume would hold it.
+pub fn write_pod_token(
+    paths: &Paths,
+    pod: &PodRecord,
+    account: &str,
+    node_uid: &str,
+) -> Result<()> {
+    let claims = Claims {
+        namespace: pod.namespace.clone(),
+        account: account.to_owned(),
+        pod: (pod.name.clone(), pod.uid.clone()),
+        ..Claims::agent(&pod.node, node_uid)
+    };
+    write_secret(
+        &paths.pod_token(&pod.uid),
+        &TokenKey::load(paths)?.sign(&claims)?,
+    )
 }
 
 fn write_secret(path: &Path, content: &str) -> Result<()> {

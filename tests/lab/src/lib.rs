@@ -9,6 +9,7 @@ mod chat;
 mod evidence;
 mod kernel;
 pub mod scenario;
+pub mod shop;
 mod world;
 
 pub use chat::Chat;

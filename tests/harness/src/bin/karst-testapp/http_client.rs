@@ -1,5 +1,7 @@
 //! HTTP and gRPC clients.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -27,9 +29,18 @@ pub struct Http {
     /// Send this body with POST.
     #[arg(long)]
     body: Option<String>,
+    /// A header to send, `NAME: VALUE`; repeatable.
+    #[arg(long = "header", value_parser = header)]
+    headers: Vec<(String, String)>,
     /// How many requests, one after the other on one connection.
     #[arg(long, default_value_t = 1)]
     requests: u32,
+}
+
+/// `NAME: VALUE` in its parts.
+pub fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is NAME: VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 /// Sends requests and tells the last answer.
@@ -59,9 +70,31 @@ pub async fn http(http: &Http) -> Result<Value> {
             );
         }
     }
-    let (status, body) = last.context("no request was asked for")?;
+    let (status, headers, body) = last.context("no request was asked for")?;
     let page = serde_json::from_str(&body).unwrap_or(Value::String(body));
-    Ok(json!({"ok": status < 400, "status": status, "page": page, "getsockname": local}))
+    Ok(
+        json!({"ok": status < 400, "status": status, "headers": headers, "page": page, "getsockname": local}),
+    )
+}
+
+/// Reads a page that comes bit by bit, and tells when each bit came.
+pub async fn events(http: &Http) -> Result<Value> {
+    let stream = dial(&http.target).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let begun = Instant::now();
+    let response = sender
+        .send_request(request(http, Version::HTTP_11)?)
+        .await?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    let mut arrivals = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if frame?.is_data() {
+            arrivals.push(begun.elapsed().as_millis());
+        }
+    }
+    Ok(json!({"ok": status < 400, "status": status, "arrivals_ms": arrivals}))
 }
 
 fn request(http: &Http, version: Version) -> Result<Request<Full<Bytes>>> {
@@ -75,16 +108,37 @@ fn request(http: &Http, version: Version) -> Result<Request<Full<Bytes>>> {
         } else {
             http.path.clone()
         });
-    if version != Version::HTTP_2 {
+    let host_is_given = http
+        .headers
+        .iter()
+        .any(|(name, _)| name.eq_ignore_ascii_case("host"));
+    if version != Version::HTTP_2 && !host_is_given {
         request = request.header("host", address);
+    }
+    for (name, value) in &http.headers {
+        request = request.header(name, value);
     }
     Ok(request.body(Full::new(Bytes::from(body)))?)
 }
 
-async fn read(response: Response<Incoming>) -> Result<(u16, String)> {
+async fn read(response: Response<Incoming>) -> Result<(u16, Value, String)> {
     let status = response.status().as_u16();
+    let headers: serde_json::Map<String, Value> = response
+        .headers()
+        .iter()
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                json!(String::from_utf8_lossy(value.as_bytes())),
+            )
+        })
+        .collect();
     let body = response.into_body().collect().await?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    Ok((
+        status,
+        Value::Object(headers),
+        String::from_utf8_lossy(&body).into_owned(),
+    ))
 }
 
 /// Calls the echo service's methods and checks messages and trailers.

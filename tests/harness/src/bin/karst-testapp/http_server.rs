@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -66,7 +67,14 @@ async fn answer(
         return Ok(websocket::accept(request).map(|()| full(Vec::new())));
     }
     let (parts, body) = request.into_parts();
+    let place: Vec<&str> = parts.uri.path().split('/').skip(1).collect();
+    if let ["events", count, pause] = place[..] {
+        return Ok(events(count, pause));
+    }
     let body = body.collect().await?.to_bytes();
+    if let ["delay", millis] = place[..] {
+        tokio::time::sleep(millis_of(millis)).await;
+    }
     let headers: BTreeMap<&str, String> = parts
         .headers
         .iter()
@@ -92,10 +100,36 @@ async fn answer(
         "body_bytes": body.len(),
     });
     let mut response = Response::new(full(format!("{page}\n")));
+    if let ["status", code] = place[..] {
+        *response.status_mut() = code.parse().unwrap_or(StatusCode::BAD_REQUEST);
+    }
     response
         .headers_mut()
         .insert("content-type", HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+fn millis_of(text: &str) -> Duration {
+    Duration::from_millis(text.parse().unwrap_or(0))
+}
+
+/// `/events/COUNT/MILLIS`: server-sent events, one each so many milliseconds.
+fn events(count: &str, pause: &str) -> Response<Body> {
+    let (count, pause) = (count.parse().unwrap_or(1_u32), millis_of(pause));
+    let events = stream::unfold(0, move |number| async move {
+        if number >= count {
+            return None;
+        }
+        if number > 0 {
+            tokio::time::sleep(pause).await;
+        }
+        let event = Frame::data(Bytes::from(format!("data: {number}\n\n")));
+        Some((Ok::<_, Infallible>(event), number + 1))
+    });
+    let mut response = Response::new(StreamBody::new(events).boxed());
+    let kind = HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert("content-type", kind);
+    response
 }
 
 fn full(body: impl Into<Bytes>) -> Body {
@@ -126,6 +160,10 @@ async fn grpc(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error
     response
         .headers_mut()
         .insert("content-type", HeaderValue::from_static("application/grpc"));
+    // Balancing of calls shows in who answered them.
+    if let Ok(pod) = HeaderValue::try_from(std::env::var("POD_NAME").unwrap_or_default()) {
+        response.headers_mut().insert("karst-test-pod", pod);
+    }
     Ok(response)
 }
 

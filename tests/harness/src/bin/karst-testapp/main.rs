@@ -10,6 +10,7 @@ mod client;
 mod crowd;
 mod http_client;
 mod http_server;
+mod load;
 mod ports;
 mod sha1;
 mod tcp_server;
@@ -63,6 +64,10 @@ enum Command {
     Udp(client::Target),
     /// Ask for a page with HTTP/1.1 or HTTP/2.
     Http(http_client::Http),
+    /// Ask for many pages or make many calls, and tell who answered, and when.
+    Load(load::Load),
+    /// Ask for a page that comes bit by bit, and tell when each bit came.
+    Events(http_client::Http),
     /// Call both methods of the gRPC echo service.
     Grpc(client::Target),
     /// Echo a message over WebSocket.
@@ -97,6 +102,8 @@ async fn run(command: Command) -> Result<Option<Value>> {
         Command::Hold(hold) => crowd::hold(&hold).await?,
         Command::Udp(target) => udp::echo_once(&target).await?,
         Command::Http(http) => http_client::http(&http).await?,
+        Command::Events(http) => http_client::events(&http).await?,
+        Command::Load(load) => load::load(load).await?,
         Command::Grpc(target) => http_client::grpc(&target).await?,
         Command::Websocket(target) => websocket::echo_once(&target).await?,
     };

@@ -1,0 +1,70 @@
+//! A service behind a waypoint, and what tests ask of it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use karst_harness::{Mesh, until};
+use serde_json::Value;
+
+use crate::World;
+
+/// How long configuration may take from a manifest to the proxies.
+const IN_FORCE: Duration = Duration::from_secs(20);
+
+/// The pod that asks.
+pub const CLIENT: &str = "shop/client";
+
+/// The shop of `shop.yaml`, in a [`World`] of its own.
+pub struct Shop {
+    /// The world around it.
+    pub world: World,
+}
+
+impl Shop {
+    /// Opens it: everything runs and the waypoint answers for `web`.
+    pub fn open(tag: &str) -> Result<Self> {
+        let world = World::up(tag, Mesh::On)?;
+        world.lab.apply(include_str!("shop.yaml"))?;
+        world.lab.wait_enrolled(CLIENT)?;
+        let shop = Self { world };
+        until("the waypoint to answer", IN_FORCE, || {
+            let answer = shop.get("web:80", &[])?;
+            // It adds where the request came from; an agent alone changes nothing.
+            ensure!(
+                answer["page"]["headers"]["x-forwarded-for"].is_string(),
+                "{answer}"
+            );
+            Ok(())
+        })?;
+        Ok(shop)
+    }
+
+    /// Asks from the client for a page.
+    pub fn get(&self, target: &str, more: &[&str]) -> Result<Value> {
+        self.world
+            .app_ok(CLIENT, &[&["http", target], more].concat())
+    }
+
+    /// The same; the answer may be an error of HTTP's.
+    pub fn ask(&self, target: &str, more: &[&str]) -> Result<Value> {
+        self.world.app(CLIENT, &[&["http", target], more].concat())
+    }
+
+    /// Puts load on a target and gives what came back.
+    pub fn load(&self, target: &str, more: &[&str]) -> Result<Value> {
+        self.world.app(CLIENT, &[&["load", target], more].concat())
+    }
+
+    /// Applies routes and waits until `check` is content.
+    pub fn apply(&self, routes: &str, check: impl Fn() -> Result<()>) -> Result<()> {
+        self.world.lab.apply(routes)?;
+        until("the routes to be in force", IN_FORCE, check)
+    }
+
+    /// Which version answers a request with these options.
+    pub fn version(&self, target: &str, more: &[&str]) -> Result<String> {
+        let answer = self.get(target, more)?;
+        let version = answer["page"]["app_version"].as_str();
+        Ok(version.context("no page of the shop's")?.to_owned())
+    }
+}
