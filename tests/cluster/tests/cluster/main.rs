@@ -13,4 +13,5 @@ mod faults;
 mod mesh;
 mod outage;
 mod shared;
+mod waypoint;
 mod workloads;

@@ -83,7 +83,7 @@ pub fn with_karst(cluster: &Cluster) {
 }
 
 fn import(cluster: &Cluster) {
-    for name in ["controller", "node-agent"] {
+    for name in ["controller", "node-agent", "waypoint"] {
         let archive = images().join(format!("{name}.tar"));
         cluster
             .import_image(&archive)
