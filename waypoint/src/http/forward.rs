@@ -16,6 +16,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::Entry;
 use super::exchange::Exchange;
 use super::limits::{CONNECT_RETRIES, MAX_BACKOFF};
 use super::reply::Failure;
@@ -392,6 +393,18 @@ impl<'a> Attempts<'a> {
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Failure::new(status, error.reason()).with(error)
+    }
+}
+
+/// The version to speak where the backend says nothing of its own. A gateway's clients know nothing of its
+/// backends; in the mesh they do.
+fn version(exchange: &Exchange, upgrade: bool) -> Version {
+    let at_gateway = matches!(exchange.connection.entry, Entry::Gateway { .. });
+    match exchange.version {
+        _ if upgrade => Version::HTTP_11,
+        _ if exchange.grpc => Version::HTTP_2,
+        _ if at_gateway => Version::HTTP_11,
+        version => version,
     }
 }
 
