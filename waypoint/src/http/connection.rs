@@ -12,9 +12,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_tunnel::server::Drain;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use super::guard::{Activity, Guard, Spoken};
 use super::keeper::{End, Told, keep};
@@ -116,11 +117,29 @@ where
     .await;
     refused::report(connection, &end);
     let switch = connection.switch.borrow_mut().take();
-    if let (End::Done(Ok(())), Some(switch)) = (end, switch) {
-        let parts = served.into_parts();
-        let io = parts.io.into_inner();
-        upgrade::relay_http1(io, parts.read_buf, switch, connection).await;
+    let End::Done(result) = end else {
+        return;
+    };
+    let parts = served.into_parts();
+    let guard = parts.io.into_inner();
+    match switch {
+        Some(switch) if result.is_ok() => {
+            upgrade::relay_http1(guard, parts.read_buf, switch, connection).await;
+        }
+        _ => linger(guard).await,
     }
+}
+
+/// Reads what the client still sends after our last word, for a while. A socket that is closed with something
+/// unread is reset, and the client may lose an answer that it has not read yet (RFC 9112, section 9.6).
+async fn linger<IO: AsyncRead + Unpin>(guard: Guard<IO>) {
+    let mut io = guard.into_inner().take(limits::LINGER_BYTES);
+    let reading = async {
+        let mut thrown_away = [0; 1024];
+        while let Ok(1..) = io.read(&mut thrown_away).await {}
+    };
+    // Whether it ends by itself or not: then it is over.
+    let _ = timeout(limits::LINGER, reading).await;
 }
 
 async fn serve_http2<IO>(guard: Guard<IO>, connection: &Rc<Connection>)
@@ -153,7 +172,6 @@ fn http1_builder() -> http1::Builder {
     // The keeper has an eye on slow heads, with one timer a connection instead of one a request.
     builder
         .header_read_timeout(None)
-        .max_headers(limits::MAX_HEADERS)
         .max_header_size(limits::MAX_HEAD_BYTES)
         .max_buf_size(limits::HTTP1_BUFFER_BYTES);
     builder

@@ -51,7 +51,7 @@ pub(super) struct Sent {
 /// When a request must have ended: by the rule, or by what a gRPC client says, whichever is earlier.
 pub(super) fn deadline(
     exchange: &Exchange,
-    rule: &HttpRule,
+    rule: Option<&HttpRule>,
     headers: &HeaderMap,
 ) -> Option<Instant> {
     let asked = if exchange.grpc {
@@ -59,7 +59,7 @@ pub(super) fn deadline(
     } else {
         None
     };
-    let limit = match (rule.request_timeout, asked) {
+    let limit = match (rule.and_then(|rule| rule.request_timeout), asked) {
         (Some(rule), Some(asked)) => Some(rule.min(asked)),
         (rule, asked) => rule.or(asked),
     };
@@ -159,11 +159,7 @@ impl<'a> Attempts<'a> {
             retry,
             backend_timeout: rule.and_then(|rule| rule.backend_timeout),
             hash: None,
-            version: if upgrade {
-                Version::HTTP_11
-            } else {
-                exchange.version
-            },
+            version: version(exchange, upgrade),
             idempotent: method.is_idempotent() && upload.is_none() && !upgrade,
             upload,
             exchange,

@@ -264,18 +264,16 @@ impl Framing {
     }
 
     fn head_end(&mut self, end: usize) -> Result<Step, (usize, Malformed)> {
-        match (self.head.length, self.head.chunked) {
-            (Some(_), true) => Err((end, Malformed::TwoFramings)),
-            (_, true) => {
-                self.state = CHUNK_START;
-                Ok(Step::To(end + 1))
-            }
-            (Some(length), false) if length > 0 => {
-                self.state = State::Length(length);
-                Ok(Step::To(end + 1))
-            }
-            _ => Ok(self.message_end(end + 1)),
-        }
+        let state = match (self.head.length, self.head.chunked) {
+            (Some(_), true) => return Err((end, Malformed::TwoFramings)),
+            (_, true) => CHUNK_START,
+            (Some(length), false) if length > 0 => State::Length(length),
+            _ => return Ok(self.message_end(end + 1)),
+        };
+        // With a body no upgrade is ever granted.
+        self.head.upgrade = false;
+        self.state = state;
+        Ok(Step::To(end + 1))
     }
 
     fn message_end(&mut self, next: usize) -> Step {

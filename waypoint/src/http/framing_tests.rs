@@ -149,6 +149,7 @@ fn what_follows_an_upgrade_is_left_alone() {
     );
     framing.resume();
     assert_eq!(framing.scan(b"GET / HTTP/1.1\r\n\r\n"), Scanned::All);
+    passes("POST / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\n\nGET / HTTP/1.1\r\n\r\n");
 }
 
 #[test]

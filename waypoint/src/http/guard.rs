@@ -144,6 +144,11 @@ impl<IO> Guard<IO> {
         }
     }
 
+    /// The stream itself.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
+
     /// Looks at what was read behind the first `before` bytes of `buf`.
     fn look(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
         if self.mode == Mode::Upgrade {

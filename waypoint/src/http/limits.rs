@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-/// Header fields of a request, HTTP/1. More: 431. Browsers send about 20, service meshes 40.
-pub const MAX_HEADERS: usize = 100;
-
-/// Bytes of a request's head, both versions: request line, names and values. More: 431. As Envoy's default, so
-/// that what passed one proxy passes the other.
+/// Bytes of a request's head, both versions: request line, names and values. More: 431, as for more than 100
+/// fields of HTTP/1, which is hyper's limit. As Envoy's default, so that what passed one proxy passes the other.
 pub const MAX_HEAD_BYTES: usize = 60 << 10;
 
 /// Buffer of an HTTP/1 connection, bytes; it holds a head and bounds what is read ahead of a slow reader.
@@ -49,6 +46,12 @@ pub const BODY_PAUSE: Duration = Duration::from_secs(60);
 
 /// From the start of draining to the end of the connection, whatever is still under way on it.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Time for which a client may go on sending after our last word on an HTTP/1 connection.
+pub const LINGER: Duration = Duration::from_secs(1);
+
+/// What it may send in that time, bytes.
+pub const LINGER_BYTES: u64 = 256 << 10;
 
 /// Time a connection that was idle for too long has to say goodbye.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HeaderMap, HeaderValue, ORIGIN, UPGRADE};
+use http::header::{CONNECTION, HeaderMap, HeaderValue, ORIGIN, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -107,9 +107,15 @@ async fn serve(
         headers: &parts.headers,
     };
     let matched = frontend.route(&head, &connection.client)?;
-    let wanted = upgrade::wanted(&mut parts)?;
+    // A request with a body goes on as what it is, as RFC 9110, section 7.8 allows.
+    let wanted = upgrade::wanted(&mut parts)?.filter(|_| incoming.is_end_stream());
     exchange.request_id = Some(headers::prepare(&mut parts, &connection));
     if !incoming.is_end_stream() {
+        if incoming.size_hint().exact().is_none() {
+            // Without it hyper sends no body with methods that usually have none.
+            let chunked = HeaderValue::from_static("chunked");
+            parts.headers.insert(TRANSFER_ENCODING, chunked);
+        }
         let pause = (!exchange.grpc).then_some(connection.server.limits.body_pause);
         exchange.upload = Some(Upload::new(incoming, pause));
     }
@@ -128,6 +134,7 @@ async fn serve(
             let Some(plain) = frontend.plain() else {
                 return Err(Failure::because(StatusCode::NOT_FOUND, Reason::NoRoute));
             };
+            exchange.deadline = forward::deadline(exchange, None, &parts.headers);
             let target = Target {
                 cluster: plain.cluster,
                 port: plain.port,
@@ -150,7 +157,7 @@ async fn by_rule(
     let rule: &HttpRule = matched.rule;
     exchange.route = Some(Arc::clone(&rule.route));
     exchange.grpc |= rule.grpc;
-    exchange.deadline = forward::deadline(exchange, rule, &parts.headers);
+    exchange.deadline = forward::deadline(exchange, Some(rule), &parts.headers);
     if let Some(answer) = filter::apply_request(&rule.filters, &mut parts, context) {
         return Ok(Answer::Response(answered(exchange, answer)));
     }

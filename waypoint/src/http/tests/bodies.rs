@@ -23,7 +23,10 @@ fn large_bodies_pass_both_ways() {
         .await;
         let data = Bytes::from(vec![b'x'; 3 << 20]);
         let mut client = proxy.http1().await;
-        let response = client.send_request(with_body("/", Body::full(data.clone()))).await.unwrap();
+        let response = client
+            .send_request(with_body("/", Body::full(data.clone())))
+            .await
+            .unwrap();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body.len(), data.len());
         // The same in pieces, of which nobody knows how many there are, by HTTP/2.
@@ -50,7 +53,10 @@ fn events_arrive_when_they_happen() {
                 // The connection stays open until the client has seen the first event.
                 sender.closed().await;
             });
-            Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+            Response::builder()
+                .header("content-type", "text/event-stream")
+                .body(body)
+                .unwrap()
         })
         .await;
         let mut http1 = proxy.http1().await;
@@ -58,8 +64,13 @@ fn events_arrive_when_they_happen() {
         let one = http1.send_request(get("/events")).await.unwrap();
         let two = http2.send_request(get2("/events")).await.unwrap();
         for mut response in [one, two] {
-            let frame = timeout(PATIENCE, response.body_mut().frame()).await.expect("at once");
-            assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), "data: one\n\n");
+            let frame = timeout(PATIENCE, response.body_mut().frame())
+                .await
+                .expect("at once");
+            assert_eq!(
+                frame.unwrap().unwrap().into_data().unwrap(),
+                "data: one\n\n"
+            );
         }
     });
 }
@@ -77,12 +88,18 @@ fn requests_stream_too() {
         let mut response = proxy.http2().await.send_request(request).await.unwrap();
         for text in ["one", "two"] {
             sender.data(text);
-            let frame = timeout(PATIENCE, response.body_mut().frame()).await.expect("at once");
+            let frame = timeout(PATIENCE, response.body_mut().frame())
+                .await
+                .expect("at once");
             assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), text);
         }
         sender.trailers("x-end", "yes");
         drop(sender);
-        let end = timeout(PATIENCE, response.body_mut().frame()).await.unwrap().unwrap().unwrap();
+        let end = timeout(PATIENCE, response.body_mut().frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(end.into_trailers().unwrap()["x-end"], "yes");
     });
 }
@@ -91,12 +108,21 @@ fn requests_stream_too() {
 fn trailers_pass_over_http1() {
     run(async {
         let proxy = Proxy::of(|request: http::Request<Incoming>| async move {
-            let trailers = request.into_body().collect().await.unwrap().trailers().cloned();
+            let trailers = request
+                .into_body()
+                .collect()
+                .await
+                .unwrap()
+                .trailers()
+                .cloned();
             let (sender, body) = channel();
             sender.data("body");
             assert_eq!(trailers.unwrap()["x-sum"], "1");
             sender.trailers("x-sum", "2");
-            Response::builder().header("trailer", "x-sum").body(body).unwrap()
+            Response::builder()
+                .header("trailer", "x-sum")
+                .body(body)
+                .unwrap()
         })
         .await;
         let answer = proxy
@@ -117,13 +143,20 @@ fn grpc_has_its_trailers() {
             let (sender, body) = channel();
             sender.data("message");
             sender.trailers("grpc-status", "5");
-            Response::builder().header("content-type", "application/grpc").body(body).unwrap()
+            Response::builder()
+                .header("content-type", "application/grpc")
+                .body(body)
+                .unwrap()
         })
         .await;
         let mut request = get2("/a.B/C");
         *request.method_mut() = Method::POST;
-        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-        request.headers_mut().insert("te", "trailers".parse().unwrap());
+        request
+            .headers_mut()
+            .insert("content-type", "application/grpc".parse().unwrap());
+        request
+            .headers_mut()
+            .insert("te", "trailers".parse().unwrap());
         let response = proxy.http2().await.send_request(request).await.unwrap();
         assert!(!response.headers().contains_key("grpc-status"));
         let body = response.into_body().collect().await.unwrap();
@@ -145,7 +178,10 @@ fn an_answer_may_come_before_the_end_of_the_request() {
         sender.data("begin");
         let mut client = proxy.http2().await;
         let request = get2("/").map(|_| body);
-        let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+        let response = timeout(PATIENCE, client.send_request(request))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(response.status(), 403);
         assert_eq!(body_of(response).await, "no");
         drop(sender);
@@ -165,7 +201,12 @@ fn a_response_that_breaks_off_is_not_taken_for_whole() {
         proxy.service(&[address]);
         let response = proxy.http1().await.send_request(get("/")).await.unwrap();
         assert!(response.into_body().collect().await.is_err());
-        let response = proxy.http2().await.send_request(get2("/")).await.unwrap_err();
+        let response = proxy
+            .http2()
+            .await
+            .send_request(get2("/"))
+            .await
+            .unwrap_err();
         drop(response);
         proxy.refused("upstream_reset", 1).await;
     });
@@ -198,7 +239,8 @@ fn a_response_has_one_framing() {
     run(async {
         let address = listener(|mut stream| async move {
             read_head(&mut stream).await;
-            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n\
+            let answer =
+                b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n\
                            3\r\nabc\r\n0\r\n\r\n";
             stream.write_all(answer).await.unwrap();
             let _ = stream.read_u8().await;
@@ -206,7 +248,9 @@ fn a_response_has_one_framing() {
         .await;
         let proxy = Proxy::new();
         proxy.service(&[address]);
-        let answer = proxy.raw("GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        let answer = proxy
+            .raw("GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")
+            .await;
         let framings = answer.contains("content-length") && answer.contains("transfer-encoding");
         assert!(!framings, "{answer}");
     });
@@ -217,10 +261,16 @@ fn a_body_of_known_length_keeps_it() {
     run(async {
         let proxy = Proxy::of(echo).await;
         let mut client = proxy.http1().await;
-        let response = client.send_request(with_body("/", Body::full("abc"))).await.unwrap();
+        let response = client
+            .send_request(with_body("/", Body::full("abc")))
+            .await
+            .unwrap();
         assert!(response.headers().contains_key("content-length"));
         let body = body_of(response).await;
-        assert!(body.contains("content-length: 3\n") && body.ends_with("\n\nabc"), "{body}");
+        assert!(
+            body.contains("content-length: 3\n") && body.ends_with("\n\nabc"),
+            "{body}"
+        );
         assert!(!body.contains("transfer-encoding"), "{body}");
     });
 }

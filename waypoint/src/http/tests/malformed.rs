@@ -16,8 +16,15 @@ fn refused(request: &str, status: &str, reason: &str) {
         })
         .await;
         let answer = proxy.raw(&request).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{request:?}: {answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {answer}"
+        );
+        assert_eq!(
+            answer.matches("HTTP/1.1").count(),
+            1,
+            "{request:?}: {answer}"
+        );
         assert_eq!(seen.get(), 0, "{request:?}");
         proxy.refused(&reason, 1).await;
     });
@@ -49,9 +56,16 @@ fn lengths_that_conflict() {
 
 #[test]
 fn encodings_that_others_may_not_know() {
-    for encoding in ["gzip, chunked", "xchunked", "chunked, identity", "chunked;q=1"] {
+    for encoding in [
+        "gzip, chunked",
+        "xchunked",
+        "chunked, identity",
+        "chunked;q=1",
+    ] {
         refused(
-            &format!("POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: {encoding}\r\n\r\n0\r\n\r\n"),
+            &format!(
+                "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: {encoding}\r\n\r\n0\r\n\r\n"
+            ),
             "400",
             "http_bad_transfer_encoding",
         );
@@ -65,9 +79,21 @@ fn encodings_that_others_may_not_know() {
 
 #[test]
 fn lines_that_end_otherwise() {
-    refused("GET / HTTP/1.1\nHost: shop\n\n", "400", "http_bare_line_feed");
-    refused("GET / HTTP/1.1\r\nHost: shop\nA: b\r\n\r\n", "400", "http_bare_line_feed");
-    refused("GET / HTTP/1.1\r\nHost: shop\r\nA: b\rC: d\r\n\r\n", "400", "http_malformed");
+    refused(
+        "GET / HTTP/1.1\nHost: shop\n\n",
+        "400",
+        "http_bare_line_feed",
+    );
+    refused(
+        "GET / HTTP/1.1\r\nHost: shop\nA: b\r\n\r\n",
+        "400",
+        "http_bare_line_feed",
+    );
+    refused(
+        "GET / HTTP/1.1\r\nHost: shop\r\nA: b\rC: d\r\n\r\n",
+        "400",
+        "http_malformed",
+    );
 }
 
 #[test]
@@ -113,11 +139,31 @@ fn heads_that_are_too_large() {
 #[test]
 fn hosts_that_are_missing_or_many() {
     refused("GET / HTTP/1.1\r\n\r\n", "400", "http_no_host");
-    refused("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "400", "http_several_hosts");
-    refused("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", "400", "http_host_mismatch");
-    refused("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", "400", "http_bad_host");
-    refused("GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n", "400", "http_bad_path");
-    refused("GET /../a HTTP/1.1\r\nHost: a\r\n\r\n", "400", "http_bad_path");
+    refused(
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+        "400",
+        "http_several_hosts",
+    );
+    refused(
+        "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        "400",
+        "http_host_mismatch",
+    );
+    refused(
+        "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
+        "400",
+        "http_bad_host",
+    );
+    refused(
+        "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400",
+        "http_bad_path",
+    );
+    refused(
+        "GET /../a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400",
+        "http_bad_path",
+    );
 }
 
 #[test]
@@ -149,7 +195,11 @@ fn a_body_that_is_malformed_reaches_nobody_whole() {
         })
         .await;
         let head = "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for body in ["3\r\nabcX0\r\n\r\n", "3\nabc\r\n0\r\n\r\n", "3\r\nabc\r\n0\r\nt: v\n\r\n"] {
+        for body in [
+            "3\r\nabcX0\r\n\r\n",
+            "3\nabc\r\n0\r\n\r\n",
+            "3\r\nabc\r\n0\r\nt: v\n\r\n",
+        ] {
             seen.set(None);
             let answer = proxy.raw(format!("{head}{body}")).await;
             assert!(!answer.contains("200 OK"), "{body:?}: {answer}");

@@ -7,7 +7,8 @@ use hyper::body::Incoming;
 use karst_api::waypoint as wire;
 
 use super::support::{
-    Proxy, application, backend, body_of, echo, eventually, get, nowhere, rule, run, text, with_body,
+    Proxy, application, backend, body_of, echo, eventually, get, nowhere, rule, run, text,
+    with_body,
 };
 use crate::body::Body;
 
@@ -35,7 +36,9 @@ fn a_mirror_gets_the_whole_request() {
             async move {
                 let path = request.uri().path().to_owned();
                 let body = request.into_body().collect().await.unwrap().to_bytes();
-                copies.borrow_mut().push(format!("{path} {}", String::from_utf8_lossy(&body)));
+                copies
+                    .borrow_mut()
+                    .push(format!("{path} {}", String::from_utf8_lossy(&body)));
                 text("shadow").await
             }
         })
@@ -43,7 +46,10 @@ fn a_mirror_gets_the_whole_request() {
         proxy.backend(backend("shadow", &[shadow]));
         proxy.route(vec![mirroring("shadow")]);
         let mut client = proxy.http1().await;
-        let response = client.send_request(with_body("/a", Body::full("body"))).await.unwrap();
+        let response = client
+            .send_request(with_body("/a", Body::full("body")))
+            .await
+            .unwrap();
         assert!(body_of(response).await.ends_with("body"));
         let response = client.send_request(get("/b")).await.unwrap();
         assert!(body_of(response).await.starts_with("GET /b"));
@@ -74,7 +80,10 @@ fn a_mirror_that_is_slow_or_gone_is_not_noticed() {
             proxy.route(vec![mirroring("shadow")]);
             let body = Bytes::from(vec![b'x'; 8 << 20]);
             let mut client = proxy.http1().await;
-            let response = client.send_request(with_body("/", Body::full(body))).await.unwrap();
+            let response = client
+                .send_request(with_body("/", Body::full(body)))
+                .await
+                .unwrap();
             assert_eq!(response.status(), 200);
             assert_eq!(body_of(response).await, (8 << 20).to_string());
         }

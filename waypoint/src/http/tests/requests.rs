@@ -23,7 +23,11 @@ fn a_connection_serves_one_request_after_another() {
         for n in 0..3 {
             let response = client.send_request(get(&format!("/{n}?q"))).await.unwrap();
             assert_eq!(response.status(), 200);
-            assert!(body_of(response).await.starts_with(&format!("GET /{n}?q\n")));
+            assert!(
+                body_of(response)
+                    .await
+                    .starts_with(&format!("GET /{n}?q\n"))
+            );
         }
     });
 }
@@ -63,7 +67,10 @@ fn the_application_learns_who_asks() {
         let mut request = get("/");
         for (name, value) in [
             ("x-forwarded-for", "1.2.3.4"),
-            ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/kube-system/sa/admin"),
+            (
+                "x-forwarded-client-cert",
+                "URI=spiffe://cluster.local/ns/kube-system/sa/admin",
+            ),
             ("connection", "x-secret, keep-alive"),
             ("x-secret", "1"),
             ("te", "trailers, deflate"),
@@ -80,11 +87,16 @@ fn the_application_learns_who_asks() {
         ] {
             assert!(body.contains(line), "{body}");
         }
-        assert!(!body.contains("x-secret") && !body.contains("keep-alive"), "{body}");
+        assert!(
+            !body.contains("x-secret") && !body.contains("keep-alive"),
+            "{body}"
+        );
         let id = body.split("x-request-id: ").nth(1).expect("an id");
         assert_eq!(id.lines().next().map(str::len), Some(36));
         let mut request = get("/");
-        request.headers_mut().insert("x-request-id", "mine".parse().unwrap());
+        request
+            .headers_mut()
+            .insert("x-request-id", "mine".parse().unwrap());
         let body = body_of(client.send_request(request).await.unwrap()).await;
         assert!(body.contains("x-request-id: mine"), "{body}");
     });
@@ -95,7 +107,10 @@ fn paths_go_on_in_their_normal_form() {
     run(async {
         let proxy = Proxy::of(echo).await;
         let mut client = proxy.http1().await;
-        let response = client.send_request(get("/a/../%62//c%2fd?e=/../%zz")).await.unwrap();
+        let response = client
+            .send_request(get("/a/../%62//c%2fd?e=/../%zz"))
+            .await
+            .unwrap();
         let body = body_of(response).await;
         assert!(body.starts_with("GET /b//c%2Fd?e=/../%zz\n"), "{body}");
     });
@@ -106,14 +121,25 @@ fn methods_that_are_not_served() {
     run(async {
         let proxy = Proxy::of(echo).await;
         for (request, reason) in [
-            ("TRACE / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n", "http_method_trace"),
-            ("CONNECT shop:80 HTTP/1.1\r\nHost: shop:80\r\n\r\n", "http_method_connect"),
+            (
+                "TRACE / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n",
+                "http_method_trace",
+            ),
+            (
+                "CONNECT shop:80 HTTP/1.1\r\nHost: shop:80\r\n\r\n",
+                "http_method_connect",
+            ),
         ] {
             let answer = proxy.raw(request).await;
             assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
-            assert!(answer.contains(&format!("karst-reason: {reason}\r\n")), "{answer}");
+            assert!(
+                answer.contains(&format!("karst-reason: {reason}\r\n")),
+                "{answer}"
+            );
         }
-        let answer = proxy.raw("OPTIONS * HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        let answer = proxy
+            .raw("OPTIONS * HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")
+            .await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     });
 }
@@ -122,8 +148,17 @@ fn methods_that_are_not_served() {
 fn responses_without_a_body() {
     run(async {
         let proxy = Proxy::of(|request: http::Request<hyper::body::Incoming>| async move {
-            let status = request.uri().path().trim_start_matches('/').parse().unwrap();
-            let body = if request.method() == "HEAD" { Body::Empty } else { Body::full("body") };
+            let status = request
+                .uri()
+                .path()
+                .trim_start_matches('/')
+                .parse()
+                .unwrap();
+            let body = if request.method() == "HEAD" {
+                Body::Empty
+            } else {
+                Body::full("body")
+            };
             let mut response = Response::new(body);
             *response.status_mut() = StatusCode::from_u16(status).unwrap();
             if status == 204 || status == 304 {
@@ -138,7 +173,11 @@ fn responses_without_a_body() {
         let rest = "GET /204 HTTP/1.1\r\nHost: shop\r\n\r\nGET /304 HTTP/1.1\r\nHost: shop\r\n\r\n\
                     GET /200 HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n";
         let answer = proxy.raw(format!("{head}{rest}")).await;
-        let statuses: Vec<&str> = answer.split("HTTP/1.1 ").skip(1).map(|part| &part[..3]).collect();
+        let statuses: Vec<&str> = answer
+            .split("HTTP/1.1 ")
+            .skip(1)
+            .map(|part| &part[..3])
+            .collect();
         assert_eq!(statuses, ["200", "204", "304", "200"], "{answer}");
         assert_eq!(answer.matches("body").count(), 1, "{answer}");
         assert_eq!(answer.matches("content-length: 4").count(), 2, "{answer}");
@@ -156,10 +195,16 @@ fn the_next_request_sees_the_table_of_its_time() {
     run(async {
         let proxy = Proxy::of(|_| text("one")).await;
         let mut client = proxy.http1().await;
-        assert_eq!(body_of(client.send_request(get("/")).await.unwrap()).await, "one");
+        assert_eq!(
+            body_of(client.send_request(get("/")).await.unwrap()).await,
+            "one"
+        );
         proxy.backend(backend("two", &[application(|_| text("two")).await]));
         proxy.route(vec![rule(&[("two", 1)])]);
-        assert_eq!(body_of(client.send_request(get("/")).await.unwrap()).await, "two");
+        assert_eq!(
+            body_of(client.send_request(get("/")).await.unwrap()).await,
+            "two"
+        );
     });
 }
 
@@ -172,7 +217,10 @@ fn a_service_that_is_gone_is_not_served_on_old_connections() {
         proxy.tables.store(crate::table::Table::default());
         let response = client.send_request(get("/")).await.unwrap();
         assert_eq!(response.status(), 503);
-        assert_eq!(response.headers()["karst-reason"], "waypoint_unknown_destination");
+        assert_eq!(
+            response.headers()["karst-reason"],
+            "waypoint_unknown_destination"
+        );
     });
 }
 
@@ -188,7 +236,10 @@ fn failures_say_why() {
         proxy.service(&[nowhere().await]);
         let response = client.send_request(get("/")).await.unwrap();
         assert_eq!(response.status(), 503);
-        assert_eq!(response.headers()["karst-reason"], "upstream_connect_failed");
+        assert_eq!(
+            response.headers()["karst-reason"],
+            "upstream_connect_failed"
+        );
         let mut shop = backend("shop", &[nowhere().await]);
         shop.invalid = "UnsupportedProtocol".to_owned();
         proxy.backend(shop);
@@ -293,12 +344,19 @@ async fn reluctant(wants: &'static str) -> std::net::SocketAddr {
         let quiet = timeout(Duration::from_millis(200), stream.read(&mut early)).await;
         assert!(quiet.is_err(), "the body came unasked");
         if wants == "yes" {
-            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await
+                .unwrap();
             let mut body = [0; 4];
             stream.read_exact(&mut body).await.unwrap();
             assert_eq!(&body, b"body");
         }
-        let status = if wants == "yes" { "200 OK" } else { "417 Expectation Failed" };
+        let status = if wants == "yes" {
+            "200 OK"
+        } else {
+            "417 Expectation Failed"
+        };
         let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
         stream.write_all(answer.as_bytes()).await.unwrap();
         let _ = stream.read(&mut early).await;
@@ -316,7 +374,10 @@ fn a_client_sends_its_body_when_the_application_wants_it() {
             let head = "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
             client.write_all(head.as_bytes()).await.unwrap();
             let mut answer = vec![0; 12];
-            timeout(PATIENCE, client.read_exact(&mut answer)).await.unwrap().unwrap();
+            timeout(PATIENCE, client.read_exact(&mut answer))
+                .await
+                .unwrap()
+                .unwrap();
             let answer = String::from_utf8(answer).unwrap();
             if wants == "no" {
                 assert_eq!(answer, "HTTP/1.1 417");
@@ -327,7 +388,10 @@ fn a_client_sends_its_body_when_the_application_wants_it() {
             let mut rest = vec![0; 64];
             let mut seen = String::new();
             while !seen.contains("HTTP/1.1 200") {
-                let read = timeout(PATIENCE, client.read(&mut rest)).await.unwrap().unwrap();
+                let read = timeout(PATIENCE, client.read(&mut rest))
+                    .await
+                    .unwrap()
+                    .unwrap();
                 assert!(read > 0, "{seen}");
                 seen.push_str(std::str::from_utf8(&rest[..read]).unwrap());
             }

@@ -30,7 +30,8 @@ async fn script(statuses: &'static [u16]) -> Script {
         async move {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let at = seen.borrow().len();
-            seen.borrow_mut().push(String::from_utf8(body.to_vec()).unwrap());
+            seen.borrow_mut()
+                .push(String::from_utf8(body.to_vec()).unwrap());
             let mut response = Response::new(Body::full("answer"));
             *response.status_mut() = StatusCode::from_u16(statuses[at]).unwrap();
             response
@@ -65,7 +66,11 @@ fn an_endpoint_that_does_not_answer_is_passed_over() {
         let mut client = proxy.http1().await;
         for n in 0..20 {
             // Nothing was sent, so that a POST goes on as well, and its body with it.
-            let request = if n % 2 == 0 { get("/") } else { with_body("/", Body::full("abc")) };
+            let request = if n % 2 == 0 {
+                get("/")
+            } else {
+                with_body("/", Body::full("abc"))
+            };
             let response = client.send_request(request).await.unwrap();
             assert_eq!(response.status(), 200);
             assert_eq!(body_of(response).await, "good");
@@ -157,14 +162,20 @@ fn a_connection_that_breaks_is_survived_by_what_may_be_repeated() {
 fn the_budget_bounds_retries() {
     run(async {
         let proxy = Proxy::new();
-        let mut shop = backend("shop", &[application(|_| async {
-            let mut response = Response::new(Body::Empty);
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            response
-        })
-        .await]);
+        let mut shop = backend(
+            "shop",
+            &[application(|_| async {
+                let mut response = Response::new(Body::Empty);
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            })
+            .await],
+        );
         shop.policy = Some(wire::TrafficPolicy {
-            retry_budget: Some(wire::RetryBudget { percent: 1, min_per_second: 2 }),
+            retry_budget: Some(wire::RetryBudget {
+                percent: 1,
+                min_per_second: 2,
+            }),
             outlier_detection: Some(wire::OutlierDetection {
                 disabled: true,
                 ..wire::OutlierDetection::default()
@@ -258,11 +269,17 @@ fn a_grpc_client_says_how_long_it_waits() {
         );
         let mut request = get2("/a.B/C");
         *request.method_mut() = Method::POST;
-        for (name, value) in [("content-type", "application/grpc"), ("grpc-timeout", "50m")] {
+        for (name, value) in [
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", "50m"),
+        ] {
             request.headers_mut().insert(name, value.parse().unwrap());
         }
         let response = proxy.http2().await.send_request(request);
-        let response = tokio::time::timeout(Duration::from_secs(10), response).await.unwrap().unwrap();
+        let response = tokio::time::timeout(Duration::from_secs(10), response)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "4");
     });

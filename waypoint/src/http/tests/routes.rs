@@ -5,9 +5,7 @@ use http::Response;
 use hyper::body::Incoming;
 use karst_api::waypoint as wire;
 
-use super::support::{
-    Proxy, application, backend, body_of, echo, get, prefix, rule, run, text,
-};
+use super::support::{Proxy, application, backend, body_of, echo, get, prefix, rule, run, text};
 use crate::body::Body;
 use crate::http::{Entry, GatewayTls};
 use crate::table::{GatewayListener, Hostname, Routes, SocketFrontend, Table};
@@ -117,8 +115,10 @@ fn filters_change_requests_and_responses() {
                 }),
             })),
         ];
-        changing.backends[0].filters =
-            vec![filter(wire::filter::Kind::RequestHeaders(set("x-backend", "3")))];
+        changing.backends[0].filters = vec![filter(wire::filter::Kind::RequestHeaders(set(
+            "x-backend",
+            "3",
+        )))];
         let redirect = wire::HttpRule {
             matches: vec![prefix("/gone")],
             filters: vec![filter(wire::filter::Kind::Redirect(wire::Redirect {
@@ -133,13 +133,21 @@ fn filters_change_requests_and_responses() {
         let response = client.send_request(get("/old/a?b")).await.unwrap();
         assert_eq!(response.headers()["x-answer"], "2");
         let body = body_of(response).await;
-        for line in ["GET /new/a?b\n", "host: inner.example\n", "x-rule: 1", "x-backend: 3\n"] {
+        for line in [
+            "GET /new/a?b\n",
+            "host: inner.example\n",
+            "x-rule: 1",
+            "x-backend: 3\n",
+        ] {
             assert!(body.contains(line), "{body}");
         }
         let response = client.send_request(get("/gone/a")).await.unwrap();
         assert_eq!(response.status(), 302);
         let location = response.headers()["location"].to_str().unwrap();
-        assert!(location.starts_with("http://example.com") && location.ends_with("/gone/a"), "{location}");
+        assert!(
+            location.starts_with("http://example.com") && location.ends_with("/gone/a"),
+            "{location}"
+        );
         // Filters of responses see our own answers too.
         proxy.service(&[]);
         proxy.listen(&[super::support::ROUTE]);
@@ -183,7 +191,10 @@ fn a_session_stays_at_its_endpoint() {
             for _ in 0..8 {
                 let response = client.send_request(get("/")).await.unwrap();
                 let token = response.headers()[given].to_str().unwrap().to_owned();
-                assert!(!token.contains("127.0.0.1") && !token.contains("Pod"), "{token}");
+                assert!(
+                    !token.contains("127.0.0.1") && !token.contains("Pod"),
+                    "{token}"
+                );
                 let token = token.split(';').next().unwrap().to_owned();
                 let home = body_of(response).await;
                 for _ in 0..6 {
@@ -197,7 +208,9 @@ fn a_session_stays_at_its_endpoint() {
             }
             assert!(homes.len() > 1, "{homes:?}");
             let mut request = get("/");
-            request.headers_mut().insert(asked, "sid=made-up".parse().unwrap());
+            request
+                .headers_mut()
+                .insert(asked, "sid=made-up".parse().unwrap());
             let response = client.send_request(request).await.unwrap();
             assert!(response.headers().contains_key(given));
         }
@@ -230,12 +243,17 @@ fn a_hash_cookie_is_set_for_those_who_have_none() {
         proxy.listen(&[]);
         let mut client = proxy.http1().await;
         let response = client.send_request(get("/")).await.unwrap();
-        let cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
+        let cookie = response.headers()["set-cookie"]
+            .to_str()
+            .unwrap()
+            .to_owned();
         let cookie = cookie.split(';').next().unwrap().to_owned();
         let home = body_of(response).await;
         for _ in 0..8 {
             let mut request = get("/");
-            request.headers_mut().insert("cookie", cookie.parse().unwrap());
+            request
+                .headers_mut()
+                .insert("cookie", cookie.parse().unwrap());
             let response = client.send_request(request).await.unwrap();
             assert!(!response.headers().contains_key("set-cookie"));
             assert_eq!(body_of(response).await, home);
@@ -275,15 +293,16 @@ fn gateway(proxy: &Proxy, protocol: wire::ListenerProtocol) {
 #[test]
 fn a_host_of_another_listener_is_misdirected() {
     run(async {
-        let proxy = Proxy::of(|_: http::Request<Incoming>| async {
-            Response::new(Body::full("page"))
-        })
-        .await;
+        let proxy =
+            Proxy::of(|_: http::Request<Incoming>| async { Response::new(Body::full("page")) })
+                .await;
         proxy.route(vec![rule(&[("shop", 1)])]);
         gateway(&proxy, wire::ListenerProtocol::ListenerHttps);
         let tls = |listener: &str| Entry::Gateway {
             port: 443,
-            tls: Some(GatewayTls { listener: listener.to_owned() }),
+            tls: Some(GatewayTls {
+                listener: listener.to_owned(),
+            }),
         };
         for (entry, host, status) in [
             (tls("a"), "a.example", "200"),
@@ -292,11 +311,21 @@ fn a_host_of_another_listener_is_misdirected() {
             (tls("a"), "b.example", "421"),
             (tls("rest"), "a.example", "421"),
             (tls("a"), "c.other", "404"),
-            (Entry::Gateway { port: 443, tls: None }, "a.example", "404"),
+            (
+                Entry::Gateway {
+                    port: 443,
+                    tls: None,
+                },
+                "a.example",
+                "404",
+            ),
         ] {
             let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
             let answer = proxy.raw_to(entry, request).await;
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{host}: {answer}"
+            );
         }
     });
 }
@@ -307,7 +336,10 @@ fn what_a_client_says_of_its_certificate_is_removed_at_a_gateway() {
         let proxy = Proxy::of(echo).await;
         proxy.route(vec![rule(&[("shop", 1)])]);
         gateway(&proxy, wire::ListenerProtocol::ListenerHttp);
-        let entry = Entry::Gateway { port: 443, tls: None };
+        let entry = Entry::Gateway {
+            port: 443,
+            tls: None,
+        };
         let answer = proxy
             .raw_to(
                 entry,

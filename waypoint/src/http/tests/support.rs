@@ -112,7 +112,10 @@ impl Proxy {
         let version = self.versions.get().to_string();
         let value = message.encode_to_vec();
         let resource = Resource::pack(name.to_owned(), Vec::new(), version, kind, value);
-        let rejected = self.store.borrow_mut().apply(kind, vec![resource], Vec::new());
+        let rejected = self
+            .store
+            .borrow_mut()
+            .apply(kind, vec![resource], Vec::new());
         assert_eq!(rejected, []);
     }
 
@@ -172,7 +175,12 @@ impl Proxy {
         self.listen(&[ROUTE]);
     }
 
-    pub(super) fn route_named(&self, name: &str, kind: wire::RouteKind, rules: Vec<wire::HttpRule>) {
+    pub(super) fn route_named(
+        &self,
+        name: &str,
+        kind: wire::RouteKind,
+        rules: Vec<wire::HttpRule>,
+    ) {
         let route = wire::Route {
             name: name.to_owned(),
             created: 1,
@@ -184,7 +192,7 @@ impl Proxy {
     }
 
     pub(super) fn entry(&self) -> Entry {
-        let address = "10.96.0.1:80".parse().unwrap();
+        let address: SocketAddr = "10.96.0.1:80".parse().unwrap();
         Entry::Service(Arc::clone(&self.tables.load().services[&address]))
     }
 
@@ -203,7 +211,9 @@ impl Proxy {
     }
 
     pub(super) async fn http1(&self) -> http1::SendRequest<Body> {
-        let (sender, connection) = http1::handshake(TokioIo::new(self.connect())).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(self.connect()))
+            .await
+            .unwrap();
         spawn_local(connection.with_upgrades());
         sender
     }
@@ -229,7 +239,9 @@ impl Proxy {
         // The proxy may have closed before it took everything.
         let _ = stream.write_all(request.as_ref()).await;
         let mut answer = Vec::new();
-        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("closed");
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer))
+            .await
+            .expect("closed");
         String::from_utf8_lossy(&answer).into_owned()
     }
 
@@ -323,7 +335,8 @@ where
                 });
                 let mut builder = auto::Builder::new(Local);
                 builder.http1().timer(TokioTimer::new());
-                let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+                let connection =
+                    builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
                 let _ = connection.await;
             });
         }
@@ -378,9 +391,16 @@ pub(super) async fn echo(request: Request<Incoming>) -> Response<Body> {
         .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
         .collect();
     lines.sort();
-    let authority = request.uri().authority().map(|authority| format!("authority: {authority}\n"));
+    let authority = request
+        .uri()
+        .authority()
+        .map(|authority| format!("authority: {authority}\n"));
     let path = request.uri().path_and_query().unwrap();
-    let head = format!("{} {path}\n{}", request.method(), authority.unwrap_or_default());
+    let head = format!(
+        "{} {path}\n{}",
+        request.method(),
+        authority.unwrap_or_default()
+    );
     let body = request.into_body().collect().await.unwrap();
     let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();
     text(format!("{head}{}\n\n{body}", lines.join("\n"))).await
@@ -392,7 +412,11 @@ pub(super) fn get(path: &str) -> Request<Body> {
 }
 
 pub(super) fn with_body(path: &str, body: Body) -> Request<Body> {
-    let method = if matches!(body, Body::Empty) { "GET" } else { "POST" };
+    let method = if matches!(body, Body::Empty) {
+        "GET"
+    } else {
+        "POST"
+    };
     Request::builder()
         .method(method)
         .uri(path)
@@ -410,7 +434,9 @@ pub(super) fn get2(path: &str) -> Request<Body> {
 }
 
 pub(super) async fn body_of(response: Response<Incoming>) -> String {
-    let body = timeout(PATIENCE, response.into_body().collect()).await.expect("it ends");
+    let body = timeout(PATIENCE, response.into_body().collect())
+        .await
+        .expect("it ends");
     String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap()
 }
 
@@ -426,7 +452,9 @@ pub(super) struct Sender(tokio::sync::mpsc::UnboundedSender<Sent>);
 
 impl Sender {
     pub(super) fn data(&self, data: &'static str) {
-        let _ = self.0.send(Ok(http_body::Frame::data(Bytes::from_static(data.as_bytes()))));
+        let _ = self.0.send(Ok(http_body::Frame::data(Bytes::from_static(
+            data.as_bytes(),
+        ))));
     }
 
     pub(super) fn bytes(&self, data: Bytes) {
@@ -437,10 +465,6 @@ impl Sender {
         let mut trailers = http::HeaderMap::new();
         trailers.insert(name, value.parse().unwrap());
         let _ = self.0.send(Ok(http_body::Frame::trailers(trailers)));
-    }
-
-    pub(super) fn fail(&self) {
-        let _ = self.0.send(Err("broken on purpose".into()));
     }
 
     pub(super) async fn closed(&self) {

@@ -17,11 +17,13 @@ async fn proxy() -> Proxy {
         body_pause: SHORT,
         ..HttpLimits::default()
     });
-    proxy.service(&[application(|request: http::Request<hyper::body::Incoming>| async move {
-        let _ = request.into_body().collect().await;
-        text("done").await
-    })
-    .await]);
+    proxy.service(&[
+        application(|request: http::Request<hyper::body::Incoming>| async move {
+            let _ = request.into_body().collect().await;
+            text("done").await
+        })
+        .await,
+    ]);
     proxy
 }
 
@@ -66,10 +68,16 @@ fn idle_connections_are_closed() {
         let proxy = proxy().await;
         let mut silent = proxy.connect();
         let mut rest = Vec::new();
-        let _ = timeout(PATIENCE, silent.read_to_end(&mut rest)).await.expect("closed");
+        let _ = timeout(PATIENCE, silent.read_to_end(&mut rest))
+            .await
+            .expect("closed");
         let mut used = proxy.connect();
-        used.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
-        let _ = timeout(PATIENCE, used.read_to_end(&mut rest)).await.expect("closed");
+        used.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
+        let _ = timeout(PATIENCE, used.read_to_end(&mut rest))
+            .await
+            .expect("closed");
         assert!(String::from_utf8_lossy(&rest).contains("done"));
         let mut http2 = proxy.http2().await;
         let response = http2.send_request(get2("/")).await.unwrap();
@@ -91,7 +99,10 @@ fn slow_bodies_are_cut_off() {
             .raw("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 10\r\n\r\nabc")
             .await;
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-        assert!(answer.contains("karst-reason: request_body_timeout"), "{answer}");
+        assert!(
+            answer.contains("karst-reason: request_body_timeout"),
+            "{answer}"
+        );
     });
 }
 
@@ -111,9 +122,15 @@ fn a_connection_that_is_used_is_not_idle() {
         .await]);
         let mut client = proxy.connect();
         // The next head is read ahead while the first request is under way.
-        client.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\nGET").await.unwrap();
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\nGET")
+            .await
+            .unwrap();
         let mut answer = vec![0; 12];
-        timeout(PATIENCE, client.read_exact(&mut answer)).await.unwrap().unwrap();
+        timeout(PATIENCE, client.read_exact(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(answer, b"HTTP/1.1 200");
     });
 }
@@ -137,7 +154,10 @@ fn draining_lets_requests_end() {
         let two = http2.send_request(get2("/")).await.unwrap();
         proxy.drain.send_replace(Drain::Graceful);
         let mut rest = Vec::new();
-        timeout(PATIENCE, idle.read_to_end(&mut rest)).await.expect("closed").unwrap();
+        timeout(PATIENCE, idle.read_to_end(&mut rest))
+            .await
+            .expect("closed")
+            .unwrap();
         assert_eq!(rest, b"");
         assert_eq!(body_of(one).await, "end");
         assert_eq!(body_of(two).await, "end");
@@ -157,6 +177,11 @@ fn draining_at_once_breaks_off() {
         .await;
         let response = proxy.http1().await.send_request(get("/")).await.unwrap();
         proxy.drain.send_replace(Drain::Immediate);
-        assert!(timeout(PATIENCE, response.into_body().collect()).await.unwrap().is_err());
+        assert!(
+            timeout(PATIENCE, response.into_body().collect())
+                .await
+                .unwrap()
+                .is_err()
+        );
     });
 }

@@ -53,23 +53,35 @@ fn a_web_socket_echoes() {
         let proxy = Proxy::of(web_socket).await;
         let mut client = proxy.connect();
         // A first message that does not wait for the answer, and that is no HTTP.
-        client.write_all(format!("{ASK}\n\0first").as_bytes()).await.unwrap();
+        client
+            .write_all(format!("{ASK}\n\0first").as_bytes())
+            .await
+            .unwrap();
         let head = read_head(&mut client).await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         assert!(head.contains("upgrade: websocket\r\n"), "{head}");
         assert!(head.contains("sec-websocket-accept: "), "{head}");
         let mut echoed = [0; 7];
-        timeout(PATIENCE, client.read_exact(&mut echoed)).await.unwrap().unwrap();
+        timeout(PATIENCE, client.read_exact(&mut echoed))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&echoed, b"\n\0first");
         for _ in 0..3 {
             client.write_all(b"next\n").await.unwrap();
             let mut echoed = [0; 5];
-            timeout(PATIENCE, client.read_exact(&mut echoed)).await.unwrap().unwrap();
+            timeout(PATIENCE, client.read_exact(&mut echoed))
+                .await
+                .unwrap()
+                .unwrap();
             assert_eq!(&echoed, b"next\n");
         }
         client.shutdown().await.unwrap();
         let mut rest = Vec::new();
-        timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap().unwrap();
+        timeout(PATIENCE, client.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(rest, b"");
     });
 }
@@ -89,7 +101,10 @@ fn a_web_socket_over_http2_echoes() {
             .extension(Protocol::from_static("websocket"))
             .body(Body::Empty)
             .unwrap();
-        let mut response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+        let mut response = timeout(PATIENCE, client.send_request(request))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
         assert!(!response.headers().contains_key("sec-websocket-accept"));
@@ -97,7 +112,10 @@ fn a_web_socket_over_http2_echoes() {
         let mut io = TokioIo::new(upgraded);
         io.write_all(b"hello").await.unwrap();
         let mut echoed = [0; 5];
-        timeout(PATIENCE, io.read_exact(&mut echoed)).await.unwrap().unwrap();
+        timeout(PATIENCE, io.read_exact(&mut echoed))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&echoed, b"hello");
     });
 }
@@ -114,7 +132,10 @@ fn other_protocols_by_connect_are_not_served() {
             .extension(Protocol::from_static("connect-udp"))
             .body(Body::Empty)
             .unwrap();
-        let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+        let response = timeout(PATIENCE, client.send_request(request))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(response.status(), 501);
     });
 }
@@ -155,7 +176,10 @@ fn what_follows_such_a_request_unasked_is_nobodys_request() {
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         client.write_all(smuggled.as_bytes()).await.unwrap();
         let mut rest = Vec::new();
-        timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap().unwrap();
+        timeout(PATIENCE, client.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
         let rest = String::from_utf8(rest).unwrap();
         assert!(rest.contains("HTTP/1.1 400 "), "{rest}");
     });
@@ -173,7 +197,9 @@ fn bytes_of_an_upgrade_are_bounded_by_nobody_reading() {
             });
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            response.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+            response
+                .headers_mut()
+                .insert("upgrade", "websocket".parse().unwrap());
             response
         })
         .await;
