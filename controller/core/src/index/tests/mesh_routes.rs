@@ -304,3 +304,19 @@ fn weights_change_the_route_alone() {
     let backends = &mesh.wire_route().http_rules[0].backends;
     assert_eq!((backends[0].weight, backends[1].weight), (50, 50));
 }
+
+#[test]
+fn a_route_that_leaves_a_port_makes_room_there() {
+    let ports =
+        json!({"spec": {"ports": [{"name": "http", "port": 80}, {"name": "alt", "port": 81}]}});
+    let grpc = |port: u16| {
+        let parent = json!({"group": "", "kind": "Service", "name": "web", "port": port});
+        route("GRPCRoute", "g", json!({"spec": {"parentRefs": [parent]}}))
+    };
+    let mut mesh = Mesh::bound([service(ports), plain(), grpc(80)]);
+    assert_eq!(mesh.sets()[0].1, ["GRPCRoute/shop/g"]);
+    mesh.apply(grpc(81));
+    assert_eq!(mesh.sets()[0].1, ["HTTPRoute/shop/r"]);
+    mesh.apply(grpc(80));
+    assert_eq!(mesh.sets()[0].1, ["GRPCRoute/shop/g"]);
+}

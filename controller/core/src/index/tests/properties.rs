@@ -31,6 +31,13 @@ fn gateways() -> Vec<GatewayName> {
         .to_vec()
 }
 
+/// A Gateway of class karst.
+fn edge(over: Value) -> Value {
+    let spec = json!({"gatewayClassName": "karst",
+        "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]});
+    merged(gateway_api("Gateway", "edge", spec), over)
+}
+
 /// Objects, each in several versions.
 fn pool() -> Vec<Vec<Value>> {
     let web = |over: Value| service(over);

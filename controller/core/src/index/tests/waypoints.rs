@@ -419,3 +419,17 @@ fn pods_of_a_service_without_selector_are_behind_its_waypoint() {
     mesh.delete(slice("s", json!({})));
     assert_eq!(requirements(&mesh, "a"), []);
 }
+
+#[test]
+fn a_pod_that_names_a_missing_waypoint_is_not_reached_without_it() {
+    let labels = json!({"metadata": {"labels": {"karst.dev/use-waypoint": "gone"}}});
+    let objects = [namespace(Some("ambient")), pod("a", "10.0.1.1", labels)];
+    let mesh = Mesh::new(objects);
+    let refused = WaypointRequirement {
+        ports: Vec::new(),
+        identities: Vec::new(),
+        required: true,
+    };
+    assert_eq!(requirements(&mesh, "a"), [refused]);
+    assert!(mesh.workload("a").unwrap().waypoint.is_some());
+}
