@@ -26,7 +26,7 @@ const PROXY_KINDS: [ProxyKind; 4] = [
 ];
 
 fn gateways() -> Vec<GatewayName> {
-    ["wp", "wq"]
+    ["wp", "wq", "edge"]
         .map(|name| GatewayName::new("shop", name))
         .to_vec()
 }
@@ -163,6 +163,25 @@ fn pool() -> Vec<Vec<Value>> {
             "q",
             json!({"loadBalancing": {"algorithm": "Random"}}),
         )],
+        vec![
+            edge(json!({})),
+            edge(
+                json!({"spec": {"listeners": [{"name": "http", "port": 8080, "protocol": "HTTP"}]}}),
+            ),
+        ],
+        vec![
+            route(
+                "HTTPRoute",
+                "e",
+                json!({"spec": {"parentRefs": [{"name": "edge"}]}}),
+            ),
+            route(
+                "HTTPRoute",
+                "e",
+                json!({"spec": {"parentRefs":
+                [{"name": "edge"}, {"group": "", "kind": "Service", "name": "v2"}]}}),
+            ),
+        ],
         vec![gateway_api(
             "GatewayClass",
             "karst-waypoint",
