@@ -9,3 +9,4 @@ mod routes;
 mod support;
 mod tls;
 mod wanted;
+mod whole;
