@@ -133,9 +133,12 @@ impl Upstream {
         let (body, watch) = RequestBody::new(body);
         let request = Request::from_parts(head, body);
         match spoken(settings.protocol, version) {
-            Spoken::Http1 => self.send_http1(&entry, &target, request, &watch).await,
+            Spoken::Http1 => {
+                self.send_http1(&entry, &target, picked, request, &watch)
+                    .await
+            }
             Spoken::Http2(offer) => {
-                self.send_http2(&entry, &target, request, &watch, offer)
+                self.send_http2(&entry, &target, picked, request, &watch, offer)
                     .await
             }
         }
@@ -255,7 +258,7 @@ impl Upstream {
             self.certificate_changed();
         }
         let keep = |entry: &Rc<Entry>| {
-            !entry.is_unused(now) && !(entry.is_retired() && Rc::strong_count(entry) == 1)
+            !(entry.is_unused(now) || entry.is_retired() && Rc::strong_count(entry) == 1)
         };
         self.entries.borrow_mut().retain(|_, entry| keep(entry));
     }

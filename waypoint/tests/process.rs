@@ -1,7 +1,6 @@
 //! The process without a controller: it starts, says what it waits for, and ends when it is told to.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     reason = "a test stops at the first thing that is wrong"
 )]
 

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use karst_api::features::{FEATURES, Support};
 use karst_cluster::{Channel, Cluster, ClusterOptions, Lifetime, Suite};
 
@@ -190,7 +190,7 @@ fn run_group(
     let output = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let status = cluster
         .node_command(PLACE, &argv)?
-        .env("KUBECONFIG", cluster.kubeconfig())
+        .env("KUBECONFIG", cluster.kubeconfig("admin"))
         .stdout(output.try_clone()?)
         .stderr(output)
         .status()

@@ -86,6 +86,14 @@ impl Fixture {
         }
     }
 
+    /// A connection that must be accepted.
+    async fn accepted(&self, peer: &str, client: &str) -> Accepted {
+        match self.connect(peer, client).await {
+            Ok(accepted) => accepted,
+            Err(refused) => panic!("refused: {refused:?}"),
+        }
+    }
+
     /// A CONNECT to the application by `peer`, whose tunnel comes from its workload's address.
     async fn connect(&self, peer: &str, client: &str) -> Result<Accepted, (u16, &'static str)> {
         let handler = Handler {
@@ -203,13 +211,13 @@ fn a_waypoint_is_believed_about_the_client() {
             ("203.0.113.7:5", "203.0.113.7:5"),
             ("127.0.0.1:5", "10.0.0.9:4711"),
         ] {
-            let accepted = f.connect("wp", client).await.ok().expect("accepted");
+            let accepted = f.accepted("wp", client).await;
             assert_eq!(f.clients().await, [(shown.to_owned(), wp.clone())]);
             drop(accepted);
         }
         // Without a word of the controller's it is like any other.
         f.local.require(&Arc::default());
-        let accepted = f.connect("wp", "10.0.0.1:5").await.ok().expect("accepted");
+        let accepted = f.accepted("wp", "10.0.0.1:5").await;
         assert_eq!(f.clients().await, [("10.0.0.9:4711".to_owned(), wp)]);
         drop(accepted);
     });
@@ -221,12 +229,8 @@ fn live_connections_end_when_they_no_longer_satisfy() {
         let f = Fixture::new(Arc::default()).await;
         let (mut client, application) = f.plaintext().await;
         let mut application = application.expect("passes");
-        let mut direct = f
-            .connect("client", "10.0.0.1:5")
-            .await
-            .ok()
-            .expect("passes");
-        let mut through = f.connect("wp", "10.0.0.1:5").await.ok().expect("passes");
+        let mut direct = f.accepted("client", "10.0.0.1:5").await;
+        let mut through = f.accepted("wp", "10.0.0.1:5").await;
         f.local.require(&waypoints(Others::Pass));
         assert_eq!(f.clients().await.len(), 3);
         passes(&mut client, &mut application).await;

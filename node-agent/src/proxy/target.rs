@@ -121,7 +121,7 @@ impl Source<'_> {
     }
 
     fn to_workload(
-        &self,
+        self,
         workload: &Arc<Workload>,
         address: SocketAddr,
         tried: &[Arc<str>],
@@ -141,7 +141,7 @@ impl Source<'_> {
     }
 
     /// To `address` through what stands in between.
-    fn via(&self, via: &Via, address: SocketAddr, tried: &[Arc<str>]) -> Result<Target, Refused> {
+    fn via(self, via: &Via, address: SocketAddr, tried: &[Arc<str>]) -> Result<Target, Refused> {
         let waypoint = match via {
             Via::Waypoint(waypoint) => waypoint,
             Via::NetworkGateway => return Err(Reason::NetworkUnsupported.into()),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
 
@@ -33,8 +34,8 @@ pub struct Picked {
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     destination: SocketAddr,
-    /// Microseconds of the cluster's clock.
-    started: u64,
+    /// Microseconds of the cluster's clock: when it was chosen, or when there was a connection.
+    started: AtomicU64,
     observed: bool,
 }
 
@@ -50,7 +51,7 @@ impl Picked {
             cluster: Arc::clone(cluster),
             endpoint: Arc::clone(endpoint),
             destination,
-            started: cluster.now_micros(),
+            started: AtomicU64::new(cluster.now_micros()),
             observed: false,
         }
     }
@@ -79,11 +80,18 @@ impl Picked {
         self.destination
     }
 
+    /// There is a connection, and the request is sent now. Its latency counts from here: what it takes to connect
+    /// says nothing about the next request, and would keep others away from an endpoint that was just new.
+    pub fn connected(&self) {
+        let now = self.cluster.now_micros();
+        self.started.store(now, Ordering::Relaxed);
+    }
+
     /// Says what became of the request while its response body is still under way: it goes on being counted
     /// until this is finished or dropped. The latency is that of the first call.
     pub fn observe(&mut self, outcome: Outcome) {
         let now = self.cluster.now_micros();
-        let took = now.saturating_sub(self.started);
+        let took = now.saturating_sub(self.started.load(Ordering::Relaxed));
         let state = self.endpoint.state();
         let first = !std::mem::replace(&mut self.observed, true);
         match outcome {

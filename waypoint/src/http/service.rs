@@ -213,10 +213,7 @@ async fn to_backend(
         return Ok(Answer::Response(answered(exchange, answer)));
     }
     let filters = [&rule.filters[..], &backend.filters[..]];
-    for mirror in filters
-        .into_iter()
-        .flat_map(|filters| filter::mirrors(filters))
-    {
+    for mirror in filters.into_iter().flat_map(filter::mirrors) {
         mirror::start(exchange, &parts, mirror);
     }
     let target = Target {

@@ -101,7 +101,7 @@ impl Upload {
         self.copies.borrow_mut().push(Rc::clone(&copy));
         CopyBody {
             copy,
-            size: self.size.clone(),
+            size: self.size,
         }
     }
 
@@ -415,6 +415,6 @@ impl HttpBody for CopyBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }

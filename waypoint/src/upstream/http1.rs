@@ -18,7 +18,7 @@ use super::request::{self, RequestBody, Watch};
 use super::tls::Offer;
 use super::transport::{Connection, Wire};
 use super::{Upstream, UpstreamError};
-use crate::balance::{Cluster, ConnectionSlot, Limit, Limits};
+use crate::balance::{Cluster, ConnectionSlot, Limit, Limits, Picked};
 use crate::local_io::LocalIo;
 
 /// Largest head of a response, bytes; what common servers send has less than a tenth.
@@ -136,6 +136,7 @@ impl Upstream {
         &self,
         entry: &Rc<Entry>,
         target: &Target,
+        picked: &Picked,
         mut request: Request<RequestBody>,
         watch: &Watch,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
@@ -158,6 +159,7 @@ impl Upstream {
             connection.served += 1;
             let received = connection.wire.received();
             attempts += 1;
+            picked.connected();
             match connection.sender.try_send_request(request).await {
                 Ok(response) => return Ok(UpstreamBody::http1(response, connection, entry)),
                 Err(mut error) => {

@@ -27,7 +27,7 @@ use super::request::{self, RequestBody, Watch};
 use super::tls::Offer;
 use super::transport::{Connection, Wire};
 use super::{Upstream, UpstreamError};
-use crate::balance::{Limit, Limits};
+use crate::balance::{Limit, Limits, Picked};
 
 /// Requests at once on a connection before another one is made. One thread of the application serves a
 /// connection with many servers: several connections use several.
@@ -288,6 +288,7 @@ impl Upstream {
         self: &Rc<Self>,
         entry: &Rc<Entry>,
         target: &Target,
+        picked: &Picked,
         mut request: Request<RequestBody>,
         watch: &Watch,
         offer: Offer,
@@ -300,7 +301,9 @@ impl Upstream {
         loop {
             let lease = match self.http2(entry, target, offer).await? {
                 Answer::Lease(lease) => lease,
-                Answer::Declined => return self.send_http1(entry, target, request, watch).await,
+                Answer::Declined => {
+                    return self.send_http1(entry, target, picked, request, watch).await;
+                }
             };
             request::to_http2(&mut request, entry.host(), scheme.clone())?;
             let used = if lease.connection.served.get() > 1 {
@@ -310,6 +313,7 @@ impl Upstream {
             };
             self.metrics.request(used);
             attempts += 1;
+            picked.connected();
             let sent = match lease.connection.sender.borrow_mut().as_mut() {
                 Some(sender) => sender.try_send_request(request),
                 None => return Err(UpstreamError::Refused),

@@ -25,7 +25,7 @@ const METRICS_PORT: u16 = 15020;
 const USER: u32 = 65532;
 
 /// Ports below are those that only a privileged process may open, unless the pod says otherwise.
-const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+const PRIVILEGED_BELOW: u16 = 1024;
 
 /// Time a proxy gets to end, seconds: what `karst-waypoint --drain-deadline` takes, and a little.
 const GRACE_SECONDS: u32 = 30;
@@ -247,11 +247,7 @@ fn pod(wanted: &ProxyWanted, proxies: &Proxies) -> Value {
         "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
         "seccompProfile": {"type": "RuntimeDefault"},
     });
-    if wanted
-        .ports
-        .iter()
-        .any(|port| port.port < FIRST_UNPRIVILEGED_PORT)
-    {
+    if wanted.ports.iter().any(|port| port.port < PRIVILEGED_BELOW) {
         // A capability would not reach a process that is not root's; this is one of the safe sysctls.
         security["sysctls"] =
             json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]);
