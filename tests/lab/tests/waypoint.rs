@@ -156,13 +156,13 @@ fn headers_and_paths_choose_a_version() -> Result<()> {
 fn calls_of_one_connection_are_balanced_over_all_pods() -> Result<()> {
     let report = shop()?.load(
         "web:9000",
-        &["--grpc", "--requests", "300", "--connections", "1"],
+        &["--grpc", "--requests", "3000", "--connections", "1"],
     )?;
     ensure!(report["failed"] == 0, "{report}");
     let pods = report["pods"].as_object().context("no pods")?;
     ensure!(pods.len() == 3, "{report}");
     ensure!(
-        pods.values().all(|calls| calls.as_u64() >= Some(30)),
+        pods.values().all(|calls| calls.as_u64() >= Some(150)),
         "{report}"
     );
     Ok(())

@@ -4,7 +4,7 @@
 //! better ones are averaged in. Between answers the average fades, so that an endpoint nobody asks is
 //! tried again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Time after which an answer's weight has fallen to 1/e, milliseconds. Long enough to ride over a garbage
 /// collection, short enough to come back to an endpoint within a minute.
@@ -24,10 +24,20 @@ pub(super) struct Latency {
     /// Average in microseconds as `f32` bits in the upper half, time of the last sample in milliseconds in
     /// the lower. 0: there was none yet.
     packed: AtomicU64,
+    /// The endpoint has answered once.
+    warm: AtomicBool,
 }
 
 impl Latency {
-    /// Adds an answer that took `micros`.
+    /// Adds an answer that took `micros`, but for an endpoint's first: that pays for caches and connections behind
+    /// it that are still cold, and as a peak it would keep all other requests away for seconds.
+    pub(super) fn answered(&self, micros: u64, now_millis: u64) {
+        if self.warm.swap(true, Ordering::Relaxed) {
+            self.observe(micros, now_millis);
+        }
+    }
+
+    /// Adds what is taken for an answer that took `micros`.
     pub(super) fn observe(&self, micros: u64, now_millis: u64) {
         #[expect(
             clippy::cast_precision_loss,
@@ -113,6 +123,15 @@ mod tests {
         let faded = latency.cost(0, 10_001);
         assert!((10_000.0..30_000.0).contains(&faded), "{faded}");
         assert!(latency.cost(0, 60_000) < 1_000.0, "it is tried again");
+    }
+
+    #[test]
+    fn the_first_answer_is_no_peak() {
+        let latency = Latency::default();
+        latency.answered(900_000, 0);
+        assert!(latency.cost(0, 1) < 900.0);
+        latency.answered(1_000, 1);
+        assert!((900.0..=1_000.0).contains(&latency.cost(0, 1)));
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Picked {
         let state = self.endpoint.state();
         let first = !std::mem::replace(&mut self.observed, true);
         match outcome {
-            Outcome::Response(_) if first => state.latency.observe(took, now / 1_000),
+            Outcome::Response(_) if first => state.latency.answered(took, now / 1_000),
             Outcome::Response(_) | Outcome::Cancelled => {}
             Outcome::ConnectFailed | Outcome::Reset | Outcome::TimedOut => {
                 state.latency.observe(took.max(FAILURE_MICROS), now / 1_000);
