@@ -107,9 +107,13 @@ impl Answer {
 
 /// A Status object.
 pub fn status(code: u16, message: &str) -> Value {
+    let reason = match code {
+        404 => "NotFound",
+        _ => "Test",
+    };
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": "Test", "code": code,
+        "message": message, "reason": reason, "code": code,
     })
 }
 
