@@ -175,6 +175,10 @@ impl Framing {
     /// Takes the rest of a line, or as much of it as is there.
     fn line(&mut self, bytes: &[u8], at: usize) -> Result<Step, (usize, Malformed)> {
         let rest = &bytes[at..];
+        // Told by its first byte, before hyper gets it and gives another reason.
+        if self.carry.is_empty() && self.state != State::RequestLine && is_fold(rest) {
+            return Err((at, Malformed::FoldedLine));
+        }
         let Some(length) = rest.iter().position(|byte| *byte == b'\n') else {
             self.last = rest.last().copied().unwrap_or(self.last);
             let room = MAX_CARRY.saturating_sub(self.carry.len());
@@ -225,15 +229,11 @@ impl Framing {
                 Ok(Step::To(end + 1))
             }
             _ if line.is_empty() => Ok(self.message_end(end + 1)),
-            _ if is_fold(line) => Err((end, Malformed::FoldedLine)),
             _ => Ok(Step::To(end + 1)),
         }
     }
 
     fn header(&mut self, line: &[u8]) -> Result<(), Malformed> {
-        if is_fold(line) {
-            return Err(Malformed::FoldedLine);
-        }
         // Most names are told apart from those that matter by their length alone.
         let Some(colon) = line.iter().take(18).position(|byte| *byte == b':') else {
             return Ok(());

@@ -119,7 +119,7 @@ impl Upload {
             sent: 0,
             replayed: 0,
             timer: None,
-            hold,
+            hold: hold.map_or(Hold::Off, Hold::Asked),
         }
     }
 
@@ -218,23 +218,41 @@ pub struct UploadBody {
     /// Frames of [`Replay`] that were sent.
     replayed: usize,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Fires when the application wants the body.
-    hold: Option<oneshot::Receiver<()>>,
+    hold: Hold,
+}
+
+/// Whether the body waits for the application to want it.
+enum Hold {
+    /// It does; this fires when the application says so.
+    Asked(oneshot::Receiver<()>),
+    /// The application has answered without saying so. It may still read a body that comes all the same.
+    Unwanted,
+    /// It does not, or no more.
+    Off,
 }
 
 impl UploadBody {
     /// Waits until the application wants the body, or has had its time to say so.
     fn poll_hold(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(hold) = &mut self.hold else {
-            return Poll::Ready(());
+        let wanted = match &mut self.hold {
+            Hold::Off => return Poll::Ready(()),
+            Hold::Unwanted => false,
+            Hold::Asked(asked) => match Pin::new(asked).poll(cx) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(_)) => {
+                    self.hold = Hold::Unwanted;
+                    false
+                }
+                Poll::Pending => false,
+            },
         };
-        if Pin::new(hold).poll(cx).is_pending() {
+        if !wanted {
             let timer = self
                 .timer
                 .get_or_insert_with(|| Box::pin(sleep(CONTINUE_TIMEOUT)));
             ready!(timer.as_mut().poll(cx));
         }
-        self.hold = None;
+        self.hold = Hold::Off;
         self.timer = None;
         Poll::Ready(())
     }

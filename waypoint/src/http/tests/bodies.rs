@@ -6,11 +6,13 @@ use bytes::Bytes;
 use http::{Method, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use karst_api::waypoint as wire;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::support::{
-    PATIENCE, Proxy, body_of, channel, echo, get, get2, listener, read_head, run, with_body,
+    PATIENCE, Proxy, backend, body_of, channel, echo, get, get2, listener, read_head, run,
+    with_body,
 };
 use crate::body::Body;
 
@@ -201,14 +203,15 @@ fn a_response_that_breaks_off_is_not_taken_for_whole() {
         proxy.service(&[address]);
         let response = proxy.http1().await.send_request(get("/")).await.unwrap();
         assert!(response.into_body().collect().await.is_err());
-        let response = proxy
-            .http2()
-            .await
-            .send_request(get2("/"))
-            .await
-            .unwrap_err();
-        drop(response);
         proxy.refused("upstream_reset", 1).await;
+        // The same for a client of HTTP/2, of a backend that is spoken to in HTTP/1.1 whoever asks.
+        proxy.backend(wire::Backend {
+            protocol: wire::Protocol::Websocket.into(),
+            ..backend("shop", &[address])
+        });
+        let response = proxy.http2().await.send_request(get2("/")).await.unwrap();
+        assert!(response.into_body().collect().await.is_err());
+        proxy.refused("upstream_reset", 2).await;
     });
 }
 
