@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use karst_api::features::{FEATURES, Support};
-use karst_cluster::{Channel, Cluster, ClusterOptions, Lifetime, Suite};
+use karst_cluster::{Channel, Cluster, ClusterOptions, Lifetime, LoadBalancer, Suite};
 
 use crate::{
     image,
@@ -52,6 +52,15 @@ const MESH_NAMESPACES: [&str; 2] = [
     "gateway-conformance-mesh-consumer",
 ];
 
+/// Namespaces in which the suite waits for a pod before the first test of a mesh, though such tests use none.
+const IDLE_NAMESPACES: [&str; 2] = [
+    "gateway-conformance-app-backend",
+    "gateway-conformance-web-backend",
+];
+
+/// One of the images that the suite brings.
+const IDLE_IMAGE: &str = "registry.k8s.io/gateway-api/echo-basic:v1.5.1";
+
 /// Where the program runs: a node reaches Services and pods, as the suite expects of its place.
 const PLACE: &str = "node1";
 
@@ -92,6 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
         &say,
     )?;
     prepare(&workspace, args, &cluster, &suite)?;
+    let _balancer = LoadBalancer::start(&cluster)?;
     let mut failed = Vec::new();
     for (group, of_group) in [("mesh", MESH), ("gateway", GATEWAY)] {
         let wanted: Vec<&str> = of_group
@@ -135,8 +145,9 @@ fn prepare(workspace: &Workspace, args: &Args, cluster: &Cluster, suite: &Suite)
             "install",
             "--set",
             "agent.cgroupPath=/sys/fs/cgroup/unified",
+            // One proxy a Gateway is enough here, and starts sooner.
             "--set",
-            "gateways.serviceType=ClusterIP",
+            "proxy.minReplicas=1",
         ])?,
     )
 }
@@ -156,7 +167,7 @@ fn run_group(
     }
     let features: Vec<&str> = FEATURES
         .iter()
-        .filter(|feature| feature.support == Support::Yes)
+        .filter(|feature| feature.support == Support::Yes && is_of(group, feature.name))
         .map(|feature| feature.name)
         .collect();
     let report = out.join(format!("{group}-report.yaml"));
@@ -168,6 +179,8 @@ fn run_group(
         format!("--conformance-profiles={}", profiles.join(",")),
         format!("--supported-features={}", features.join(",")),
         format!("--namespace-labels={labels}"),
+        format!("--usable-address={}", LoadBalancer::usable()),
+        format!("--unusable-address={}", LoadBalancer::unusable()),
         "--organization=karst".to_owned(),
         "--project=karst".to_owned(),
         "--url=https://karst.dev".to_owned(),
@@ -207,6 +220,12 @@ fn run_group(
     Ok(status.success())
 }
 
+/// Whether a feature is tried with a group's profiles. Those of the other group would bring its tests along,
+/// for which nothing is prepared; what both have in common comes with the profiles.
+fn is_of(group: &str, feature: &str) -> bool {
+    feature.starts_with("Mesh") == (group == "mesh")
+}
+
 /// A waypoint in each namespace of the mesh tests, before the suite's own objects come.
 fn make_waypoints(cluster: &Cluster) -> Result<()> {
     for namespace in MESH_NAMESPACES {
@@ -224,6 +243,20 @@ spec:
   gatewayClassName: karst-waypoint
   listeners:
   - {{name: mesh, port: 15008, protocol: HBONE}}
+"
+        ))?;
+    }
+    for namespace in IDLE_NAMESPACES {
+        cluster.apply(&format!(
+            "apiVersion: v1
+kind: Namespace
+metadata: {{name: {namespace}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: idle, namespace: {namespace}}}
+spec:
+  containers: [{{name: idle, image: {IDLE_IMAGE}}}]
 "
         ))?;
     }
