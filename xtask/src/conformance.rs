@@ -61,9 +61,6 @@ const IDLE_NAMESPACES: [&str; 2] = [
 /// One of the images that the suite brings.
 const IDLE_IMAGE: &str = "registry.k8s.io/gateway-api/echo-basic:v1.5.1";
 
-/// Where the program runs: a node reaches Services and pods, as the suite expects of its place.
-const PLACE: &str = "node1";
-
 fn profile(name: &str) -> Result<String, String> {
     let known = [MESH, GATEWAY].concat();
     match known.contains(&name) {
@@ -202,8 +199,7 @@ fn run_group(
     argv.extend(flags.iter().map(String::as_str));
     let output = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let status = cluster
-        .node_command(PLACE, &argv)?
-        .env("KUBECONFIG", cluster.kubeconfig("admin"))
+        .exec_command(&argv)?
         .stdout(output.try_clone()?)
         .stderr(output)
         .status()

@@ -14,8 +14,8 @@ use serde_json::{Deserializer, Value, json};
 
 use crate::cluster::Cluster;
 
-/// The last numbers of the addresses given: they are on the nodes' wire, and no host's.
-const NUMBERS: std::ops::RangeInclusive<u8> = 100..=199;
+/// The last numbers of the addresses given, of the range that every host has a route for.
+const NUMBERS: std::ops::RangeInclusive<u8> = 1..=199;
 
 /// The wait before Services are watched again after the watch ended, which the API server does at times.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ fn lock(watch: &Mutex<Watch>) -> std::sync::MutexGuard<'_, Watch> {
 }
 
 fn address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 250, 0, number)
+    Ipv4Addr::new(10, 251, 0, number)
 }
 
 /// Watches all Services until the watch ends.
@@ -177,6 +177,12 @@ fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths::BALANCED;
+
+    #[test]
+    fn addresses_are_of_the_range_that_has_routes() {
+        assert_eq!(BALANCED, format!("{}/24", address(0)));
+    }
 
     #[test]
     fn services_get_what_they_ask_for_or_what_is_free() {

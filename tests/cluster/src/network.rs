@@ -7,7 +7,7 @@ use anyhow::Result;
 use karst_harness::host::ip_batch;
 use karst_harness::netns;
 
-use crate::paths::{API_SERVER, Paths, SERVICES, node_address, node_name, pod_range};
+use crate::paths::{API_SERVER, BALANCED, Paths, SERVICES, node_address, node_name, pod_range};
 
 /// The control plane's host.
 pub const CONTROL: &str = "cp";
@@ -51,12 +51,14 @@ pub fn build(paths: &Paths, nodes: u8) -> Result<()> {
             let via = node_address(number);
             writeln!(script, "route add {} via {via}", pod_range(number))?;
         }
-        // Without a route a connection to a ClusterIP would fail before kube-proxy's rules see
+        // Without a route a connection to a Service would fail before kube-proxy's rules see
         // it; the control plane, which has no kube-proxy, sends it to a node.
-        match (host.as_str(), nodes) {
-            (CONTROL, 0) => {}
-            (CONTROL, _) => writeln!(script, "route add {SERVICES} via {}", node_address(1))?,
-            _ => writeln!(script, "route add {SERVICES} dev eth0")?,
+        for range in [SERVICES, BALANCED] {
+            match (host.as_str(), nodes) {
+                (CONTROL, 0) => {}
+                (CONTROL, _) => writeln!(script, "route add {range} via {}", node_address(1))?,
+                _ => writeln!(script, "route add {range} dev eth0")?,
+            }
         }
         ip_batch(Some(&paths.netns(host)), &script)?;
     }

@@ -28,6 +28,9 @@ pub const FIRST_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The range of ClusterIPs.
 pub const SERVICES: &str = "10.96.0.0/16";
 
+/// The range of addresses that load balancers have.
+pub const BALANCED: &str = "10.251.0.0/24";
+
 /// The range of pods' addresses.
 pub const PODS: &str = "10.244.0.0/16";
 
