@@ -216,10 +216,15 @@ fn run_group(
     Ok(status.success())
 }
 
-/// Whether a feature is tried with a group's profiles. Those of the other group would bring its tests along,
-/// for which nothing is prepared; what both have in common comes with the profiles.
+/// Whether a feature is tried with a group's profiles. Features of the other group would bring its tests
+/// along, for which nothing is prepared.
 fn is_of(group: &str, feature: &str) -> bool {
-    feature.starts_with("Mesh") == (group == "mesh")
+    let mesh = feature.starts_with("Mesh");
+    match group {
+        // What routes can do, the tests of both groups ask for.
+        "mesh" => mesh || feature.starts_with("HTTPRoute") || feature.starts_with("GRPCRoute"),
+        _ => !mesh,
+    }
 }
 
 /// A waypoint in each namespace of the mesh tests, before the suite's own objects come.

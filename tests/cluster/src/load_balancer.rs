@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::{Deserializer, Value, json};
 
 use crate::cluster::Cluster;
@@ -72,10 +75,8 @@ impl LoadBalancer {
 impl Drop for LoadBalancer {
     fn drop(&mut self) {
         let watch = std::mem::replace(&mut *lock(&self.watch), Watch::Over);
-        if let Watch::Runs(mut child) = watch {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Watch::Runs(child) = watch {
+            end(child);
         }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -85,6 +86,15 @@ impl Drop for LoadBalancer {
 
 fn lock(watch: &Mutex<Watch>) -> std::sync::MutexGuard<'_, Watch> {
     watch.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends kubectl, which a helper started that is in the same group.
+fn end(mut child: Child) {
+    if let Ok(group) = i32::try_from(child.id()) {
+        // It may have ended by itself.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    let _ = child.wait();
 }
 
 fn address(number: u8) -> Ipv4Addr {
@@ -101,7 +111,8 @@ fn follow(
     command
         .args(["get", "services", "-A", "-o", "json"])
         .args(["--watch", "--output-watch-events"])
-        .stdout(Stdio::piped());
+        .stdout(Stdio::piped())
+        .process_group(0);
     let events = {
         let mut watch = lock(watch);
         if matches!(*watch, Watch::Over) {
@@ -114,10 +125,9 @@ fn follow(
     };
     let ended = serve(cluster, events, given);
     let mut watch = lock(watch);
-    if let Watch::Runs(mut child) = std::mem::replace(&mut *watch, Watch::Over) {
+    if let Watch::Runs(child) = std::mem::replace(&mut *watch, Watch::Over) {
         *watch = Watch::Between;
-        let _ = child.kill();
-        child.wait().context("ending the watch")?;
+        end(child);
     }
     ended
 }

@@ -72,6 +72,8 @@ struct Unresolved {
 /// What was found while a route was worked out.
 #[derive(Default)]
 struct References {
+    /// Services of other namespaces that need no grant.
+    addressed: BTreeSet<NsName>,
     backends: BTreeSet<BackendKey>,
     referred: BTreeSet<NsName>,
     problems: Vec<Unresolved>,
@@ -140,7 +142,10 @@ impl Index {
 
     fn compile(&self, key: &RouteKey, stored: &Stored<Route>) -> Compiled {
         let route = &stored.body;
-        let mut references = References::default();
+        let mut references = References {
+            addressed: addressed(key, route),
+            ..References::default()
+        };
         let mut message = wire::Route {
             name: key.resource_name(),
             created: stored.meta.created,
@@ -273,7 +278,8 @@ impl Index {
         let kind = reference.kind.as_deref().unwrap_or("Service");
         let found = if reference.group.is_empty() && kind == "Service" {
             references.referred.insert(service.clone());
-            self.referred_port(key, &service, reference.port)
+            let granted = references.addressed.contains(&service);
+            self.referred_port(key, &service, reference.port, granted)
         } else {
             let group = reference.group.as_str();
             let message =
@@ -301,6 +307,7 @@ impl Index {
         key: &RouteKey,
         service: &NsName,
         port: Option<u16>,
+        granted: bool,
     ) -> Result<u16, (&'static str, String)> {
         let NsName { namespace, name } = service;
         let from = From {
@@ -314,7 +321,7 @@ impl Index {
             namespace,
             name,
         };
-        if !self.is_granted(from, to) {
+        if !granted && !self.is_granted(from, to) {
             let message = format!(
                 "refers to Service {namespace}/{name}, which no ReferenceGrant in namespace {namespace} \
                  permits a {} of namespace {}",
@@ -350,6 +357,19 @@ impl Index {
     pub(super) fn backend_name(&self, service: &NsName, port: u16) -> String {
         format!("{}/{port}", self.service_resource_name(service))
     }
+}
+
+/// The parents of a route that is for clients of its own namespace alone. They address these Services anyway, so
+/// that sending them there takes no grant (GEP-1426).
+fn addressed(key: &RouteKey, route: &Route) -> BTreeSet<NsName> {
+    let own = key.name.namespace.as_str();
+    let parents = route.parents.iter().map(|parent| {
+        let namespace = parent.namespace(own);
+        let elsewhere = parent.group_kind() == ("", "Service") && namespace != own;
+        elsewhere.then(|| NsName::new(namespace, parent.name.as_str()))
+    });
+    // With another parent, others' traffic could be sent there.
+    parents.collect::<Option<_>>().unwrap_or_default()
 }
 
 /// What is wrong with rules, as conditions: for the whole route, or for a part.

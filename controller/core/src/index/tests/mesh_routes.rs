@@ -239,9 +239,10 @@ fn a_grant_comes_and_goes() {
         plain(),
         json!({"metadata": {"namespace": "client"}, "spec": {
             "parentRefs": [{"group": "", "kind": "Service", "name": "web", "namespace": "shop"}],
-            "rules": [{"backendRefs": [{"name": "web", "namespace": "shop", "port": 80}]}]}}),
+            "rules": [{"backendRefs": [{"name": "next", "namespace": "shop", "port": 80}]}]}}),
     );
-    let mut mesh = Mesh::bound([consumer]);
+    let next = service(json!({"metadata": {"name": "next"}, "spec": {"clusterIP": "10.96.0.11"}}));
+    let mut mesh = Mesh::bound([next, consumer]);
     let theirs = ObjectKey {
         namespace: "client".to_owned(),
         ..key(Kind::HttpRoute, "r")
@@ -265,6 +266,32 @@ fn a_grant_comes_and_goes() {
             .iter()
             .any(|change| change.name == "HTTPRoute/client/r")
     );
+}
+
+#[test]
+fn clients_may_be_sent_where_they_were_going_without_a_grant() {
+    let web = json!({"group": "", "kind": "Service", "name": "web", "namespace": "shop"});
+    let theirs = ObjectKey {
+        namespace: "client".to_owned(),
+        ..key(Kind::HttpRoute, "r")
+    };
+    let resolved = |parents: Value| {
+        let route = merged(
+            plain(),
+            json!({"metadata": {"namespace": "client"}, "spec": {"parentRefs": parents,
+                "rules": [{"backendRefs": [{"name": "web", "namespace": "shop", "port": 80}]}]}}),
+        );
+        Mesh::bound([route]).said(&theirs)[1].clone()
+    };
+    assert_eq!(resolved(json!([web])), "ResolvedRefs=True/ResolvedRefs");
+    // With a parent whose clients may be anybody's, others' traffic would be sent there.
+    for other in [
+        json!({"name": "edge"}),
+        json!({"group": "", "kind": "Service", "name": "own"}),
+    ] {
+        let refused = "ResolvedRefs=False/RefNotPermitted";
+        assert_eq!(resolved(json!([web, other])), refused, "{other}");
+    }
 }
 
 #[test]
