@@ -104,7 +104,16 @@ async fn serve_tls(
         }
     }
     let Some(listener) = listener_for(socket, record.sni.as_deref()) else {
-        return turn_away(&worker, io, record, Reason::NoListener).await;
+        let only_https = socket
+            .listeners
+            .iter()
+            .all(|listener| listener.protocol == ListenerProtocol::ListenerHttps);
+        if only_https {
+            return turn_away(&worker, io, record, Reason::NoListener).await;
+        }
+        // A port of TLSRoutes is closed without a word, as the Gateway API's conformance tests ask: an alert
+        // would be this proxy's, where all others are the applications'.
+        return stream::refuse(&worker, io, record, Reason::NoListener, None);
     };
     record.listener = Some(Arc::from(listener.name.as_str()));
     if listener.protocol == ListenerProtocol::ListenerTlsPassthrough {

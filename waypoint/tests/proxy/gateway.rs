@@ -1,5 +1,6 @@
 //! To a gateway's ports, from outside the mesh.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use karst_api::waypoint::{ListenerProtocol, RouteKind};
@@ -155,6 +156,16 @@ fn tls_is_passed_on_unopened_or_ended_by_name() {
         assert_eq!(text, "from inside");
         let mut tls = handshake(&world, port, "end.example.com").await.unwrap();
         assert_eq!(talk(&mut tls, "x").await.unwrap(), "220 hello\r\nxbye");
+        // Another name gets no alert, which no application would have sent.
+        let error = handshake(&world, port, "other.example.com")
+            .await
+            .unwrap_err();
+        let closed = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
+        assert!(closed.contains(&error.kind()), "{error}");
+        until("counted", async || {
+            world.refused("gateway_no_listener") == 1
+        })
+        .await;
     });
 }
 
