@@ -109,16 +109,12 @@ pub fn shop(cluster: &Cluster, namespace: &str) {
 /// Waits until the shop's Service answers its client: the nodes' Service rules and the name follow the
 /// pods' readiness a moment later.
 pub fn wait_answers(cluster: &Cluster, namespace: &str) {
-    let client = pod(cluster, namespace, "client");
-    let ask = [
-        "exec",
-        "-n",
-        namespace,
-        text(&client, "/metadata/name"),
-        "--",
-    ];
-    let ask = [&ask[..], &["/karst-testapp", "http", "server:80"]].concat();
     until("the Service to answer", LIMIT, || {
+        // Looked for each time: after an update the one found may be the one that goes.
+        let client = pod(cluster, namespace, "client");
+        let client = text(&client, "/metadata/name");
+        let ask = ["exec", "-n", namespace, client, "--"];
+        let ask = [&ask[..], &["/karst-testapp", "http", "server:80"]].concat();
         cluster.kubectl(&ask).map(drop)
     })
     .unwrap();
@@ -129,10 +125,12 @@ pub fn pods(cluster: &Cluster, namespace: &str) -> Vec<Value> {
     list["items"].as_array().unwrap().clone()
 }
 
+/// A pod of an application; not one that is being deleted, if there is another.
 pub fn pod(cluster: &Cluster, namespace: &str, app: &str) -> Value {
-    let pods = pods(cluster, namespace);
-    let is_app = |pod: &&Value| pod["metadata"]["labels"]["app"] == app;
-    pods.iter().find(is_app).unwrap().clone()
+    let mut pods = pods(cluster, namespace);
+    pods.retain(|pod| pod["metadata"]["labels"]["app"] == app);
+    pods.sort_by_key(|pod| !pod["metadata"]["deletionTimestamp"].is_null());
+    pods.swap_remove(0)
 }
 
 pub fn text<'a>(object: &'a Value, path: &str) -> &'a str {
