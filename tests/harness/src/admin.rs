@@ -1,11 +1,15 @@
-//! A small client of the node agent's admin socket: HTTP/1.1 over a Unix socket.
+//! A small client of admin and metrics servers: HTTP/1.1 over the Unix socket of a node agent, or over
+//! TCP inside a network namespace.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+
+use crate::netns;
 
 /// An agent under load may take seconds; longer than that is a fault.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -34,11 +38,23 @@ fn exchange(socket: &Path, method: &str, path: &str) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// The body of a successful HTTP/1.1 answer that ends with the connection.
-pub fn body(answer: &[u8]) -> Result<Vec<u8>> {
-    let (status, body) = parse(answer)?;
-    ensure!((200..300).contains(&status), "status {status}");
-    Ok(body)
+/// A document, as text, of a server that listens inside a network namespace.
+pub fn get_in(netns: &str, server: &str, path: &str) -> Result<String> {
+    netns::run_in(netns, || {
+        let mut stream =
+            TcpStream::connect(server).with_context(|| format!("connecting to {server}"))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: karst\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let (status, body) = parse(&answer)?;
+        ensure!((200..300).contains(&status), "status {status}");
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    })
+    .with_context(|| format!("GET {path} of {server} in {netns}"))
 }
 
 /// Status and body of an HTTP/1.1 answer that ends with the connection.

@@ -45,6 +45,7 @@ mod tokens;
 mod wait;
 mod workloads;
 
+pub use admin::get_in;
 pub use lab::Lab;
 pub use netns::run_in;
 pub use options::{LabName, LabOptions, Lifetime, MAX_NODES, Mesh};

@@ -237,20 +237,7 @@ pub fn stop_agent(paths: &Paths, node: &str) -> Result<()> {
 
 /// A GET of a node's agent's metrics server.
 pub fn agent_metrics(paths: &Paths, node: &str) -> Result<String> {
-    use std::io::{Read, Write};
-    netns::run_in(&paths.host_netns(node), || {
-        let mut stream =
-            TcpStream::connect(AGENT_METRICS).context("connecting to the metrics port")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(
-            stream,
-            "GET /metrics HTTP/1.1\r\nHost: karst\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let body = admin::body(&answer)?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
-    })
+    admin::get_in(&paths.host_netns(node), AGENT_METRICS, "/metrics")
 }
 
 /// The user's CLI against one node.
