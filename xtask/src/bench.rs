@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    setup::{self, Need},
+    setup::{self, Need, envoy},
     workspace::{Workspace, require_root, step},
 };
 
@@ -18,7 +18,7 @@ pub struct Args {
     /// Use the binaries as they are, without building first.
     #[arg(long, conflicts_with = "dist")]
     no_build: bool,
-    /// What to measure (`tunnel`), with its options; `tunnel --help` lists them.
+    /// What to measure (`tunnel` or `waypoint`), with its options; `tunnel --help` lists them.
     #[arg(
         required = true,
         trailing_var_arg = true,
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut binaries = workspace.release()?;
     if args.dist {
         step(
-            "build the agent as it ships",
+            "build everything as it ships",
             workspace.cargo().args(["build", "--profile", "dist"]),
         )?;
         binaries.set_file_name("dist");
@@ -51,6 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
     program
         .args(&args.arguments)
         .env("KARST_BIN_DIR", &binaries)
+        .env("KARST_ENVOY", envoy::program(&workspace))
         .current_dir(workspace.root());
     let status = program.status().context("starting karst-bench")?;
     if !status.success() {

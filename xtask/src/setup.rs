@@ -5,6 +5,7 @@
 //! nginx and redis would start one, so service starts are held back while they are installed.
 //! The other commands call [`ensure`] with what they need; start there.
 
+pub mod envoy;
 mod helm;
 mod mounts;
 mod packages;
@@ -29,7 +30,7 @@ pub enum Need {
     Lab,
     /// The real servers and clients of the demo, and what looks at the wire.
     Demo,
-    /// The load generators of the benchmark.
+    /// The load generators of the benchmarks, and what is measured beside Karst.
     Bench,
     /// Container runtime and network plugins of a real cluster; Go, which builds the rest of it.
     Cluster,
@@ -64,6 +65,9 @@ pub fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Cluster) {
         found.push(karst_cluster::check_go()?);
+    }
+    if needs.contains(&Need::Bench) {
+        envoy::ensure(workspace, &mut found)?;
     }
     if needs.contains(&Need::Helm) {
         helm::ensure(workspace, &mut found)?;

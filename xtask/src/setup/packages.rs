@@ -42,6 +42,8 @@ const TOOLS: &[Tool] = &[
     tool("nginx", "nginx-light", Need::Bench),
     tool("wrk", "wrk", Need::Bench),
     tool("iperf3", "iperf3", Need::Bench),
+    tool("h2load", "nghttp2-client", Need::Bench),
+    tool("pip3", "python3-pip", Need::Bench),
     tool("npm", "npm", Need::Helm),
     tool("unzip", "unzip", Need::Helm),
     tool("ip", "iproute2", Need::Cluster),
@@ -178,7 +180,13 @@ mod tests {
     fn only_what_was_asked_for_is_installed() {
         assert_eq!(
             missing(&[Need::Bench], |_| false),
-            ["iperf3", "nginx-light", "wrk"]
+            [
+                "iperf3",
+                "nghttp2-client",
+                "nginx-light",
+                "python3-pip",
+                "wrk"
+            ]
         );
         assert!(missing(&[Need::BpfToolchain], |_| false).is_empty());
     }
