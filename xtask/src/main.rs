@@ -49,7 +49,7 @@ enum Command {
     Cluster(cluster::Args),
     /// Run the Gateway API's conformance suite, unchanged, on a real Kubernetes cluster (needs root).
     Conformance(conformance::Args),
-    /// Measure Karst against a direct connection between the same pods (needs root).
+    /// Measure Karst against a direct connection, or its waypoint beside Envoy (needs root).
     Bench(bench::Args),
     /// Make OCI images of the binaries: static, from nothing, reproducible.
     Image(image::Args),

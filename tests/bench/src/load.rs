@@ -1,22 +1,28 @@
-//! Load that wrk and iperf3 cannot make: requests at a fixed rate, and many idle connections.
-//! Both run inside a client pod.
+//! Load that wrk, h2load and iperf3 cannot make: requests at a fixed rate, and many idle
+//! connections. Both run inside a client pod.
+
+mod http1;
+mod http2;
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    io::{self, Read},
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+use http1::Http1;
+use http2::Http2;
 
 /// A request that takes longer has not been answered.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The longest line of an answer's head; nginx's are far shorter.
-const MAX_LINE: u64 = 8 << 10;
+/// Time for all connections to be told when to begin.
+const HEAD_START: Duration = Duration::from_millis(50);
 
 /// Arguments of `rate`.
 #[derive(clap::Args)]
@@ -33,10 +39,16 @@ pub struct RateArgs {
     /// Keep-alive connections to spread the requests over.
     #[arg(long)]
     connections: u32,
+    /// What to ask for.
+    #[arg(long, default_value = "/")]
+    path: String,
+    /// Speak HTTP/2, without TLS and without asking first.
+    #[arg(long)]
+    http2: bool,
 }
 
 /// Latencies of a run at a fixed rate, in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of the requests were answered within this.
     pub p50_us: f64,
@@ -54,22 +66,22 @@ pub fn rate(args: &RateArgs) -> Result<()> {
         args.rate > 0 && args.connections > 0,
         "rate and connections must be above 0"
     );
+    raise_open_files()?;
     let interval = Duration::from_secs(1) * args.connections / args.rate;
-    let rounds = args.rate * args.seconds / args.connections;
-    let address = args.address;
-    let mut streams = (0..args.connections)
-        .map(|_| connect(address))
+    let rounds = (args.rate * args.seconds / args.connections).max(1);
+    let mut connections = (0..args.connections)
+        .map(|_| Connection::open(args.address, &args.path, args.http2))
         .collect::<Result<Vec<_>>>()?;
-    for stream in &mut streams {
+    for connection in &mut connections {
         // The first request also pays for the tunnel; it is not counted.
-        request(stream)?;
+        connection.get()?;
     }
-    let begin = Instant::now() + Duration::from_millis(50);
+    let begin = Instant::now() + HEAD_START;
     let threads: Vec<_> = (0..)
-        .zip(streams)
-        .map(|(index, stream)| {
+        .zip(connections)
+        .map(|(index, connection)| {
             let first = begin + Duration::from_secs(1) * index / args.rate;
-            thread::spawn(move || paced(stream, first, interval, rounds))
+            thread::spawn(move || paced(connection, first, interval, rounds))
         })
         .collect();
     let mut latencies = Vec::new();
@@ -90,7 +102,7 @@ pub fn rate(args: &RateArgs) -> Result<()> {
 
 /// One connection's requests, each at its time.
 fn paced(
-    mut stream: BufReader<TcpStream>,
+    mut connection: Connection,
     first: Instant,
     interval: Duration,
     rounds: u32,
@@ -99,7 +111,7 @@ fn paced(
     for round in 0..rounds {
         let due = first + interval * round;
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        request(&mut stream)?;
+        connection.get()?;
         latencies.push(due.elapsed());
     }
     Ok(latencies)
@@ -119,6 +131,30 @@ fn percentiles(mut latencies: Vec<Duration>) -> Option<Latency> {
     })
 }
 
+/// A connection to a server, for one request after the other.
+enum Connection {
+    Http1(Http1),
+    Http2(Box<Http2>),
+}
+
+impl Connection {
+    fn open(address: SocketAddr, path: &str, http2: bool) -> Result<Self> {
+        Ok(if http2 {
+            Self::Http2(Box::new(Http2::open(address, path)?))
+        } else {
+            Self::Http1(Http1::open(address, path)?)
+        })
+    }
+
+    /// One request and its whole answer.
+    fn get(&mut self) -> Result<()> {
+        match self {
+            Self::Http1(connection) => connection.get(),
+            Self::Http2(connection) => connection.get(),
+        }
+    }
+}
+
 /// Arguments of `hold`.
 #[derive(clap::Args)]
 pub struct HoldArgs {
@@ -128,6 +164,9 @@ pub struct HoldArgs {
     /// How many connections.
     #[arg(long)]
     connections: u32,
+    /// What to ask for.
+    #[arg(long, default_value = "/")]
+    path: String,
 }
 
 /// What [`hold`] prints when all connections are open.
@@ -135,14 +174,15 @@ pub const READY: &str = "ready";
 
 /// Opens connections, makes one request on each, and holds them until standard input ends.
 pub fn hold(args: &HoldArgs) -> Result<()> {
-    let (_, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
+    raise_open_files()?;
     let mut held = Vec::new();
     for number in 0..args.connections {
-        let mut stream = connect(args.address).with_context(|| format!("connection {number}"))?;
-        request(&mut stream).with_context(|| format!("connection {number}"))?;
-        held.push(stream);
+        let open = || -> Result<Http1> {
+            let mut connection = Http1::open(args.address, &args.path)?;
+            connection.get()?;
+            Ok(connection)
+        };
+        held.push(open().with_context(|| format!("connection {number}"))?);
     }
     println!("{READY}");
     io::stdin()
@@ -151,71 +191,19 @@ pub fn hold(args: &HoldArgs) -> Result<()> {
     Ok(())
 }
 
-fn connect(address: SocketAddr) -> Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&address, LIMIT)
-        .with_context(|| format!("connecting to {address}"))?;
-    stream.set_nodelay(true).context("setting TCP_NODELAY")?;
-    stream
-        .set_read_timeout(Some(LIMIT))
-        .context("setting a time limit")?;
-    Ok(BufReader::with_capacity(1024, stream))
-}
-
-/// One keep-alive request and its whole answer.
-fn request(stream: &mut BufReader<TcpStream>) -> Result<()> {
-    stream
-        .get_mut()
-        .write_all(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")
-        .context("sending a request")?;
-    read_answer(stream)
-}
-
-fn read_answer(stream: &mut impl BufRead) -> Result<()> {
-    let mut length = None;
-    let mut line = String::new();
-    let mut first = true;
-    loop {
-        line.clear();
-        stream
-            .by_ref()
-            .take(MAX_LINE)
-            .read_line(&mut line)
-            .context("reading an answer")?;
-        let text = line.trim_end();
-        if first {
-            ensure!(
-                text.starts_with("HTTP/1.1 200"),
-                "the server answered {text:?}"
-            );
-            first = false;
-        } else if line.is_empty() {
-            bail!("the connection ended inside an answer");
-        } else if text.is_empty() {
-            break;
-        } else if let Some((name, value)) = text.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = Some(
-                value
-                    .trim()
-                    .parse::<u64>()
-                    .with_context(|| format!("content-length {value}"))?,
-            );
-        }
-    }
-    let length = length.context("the answer has no content-length")?;
-    let read =
-        io::copy(&mut stream.by_ref().take(length), &mut io::sink()).context("reading a body")?;
-    ensure!(
-        read == length,
-        "the body ended after {read} of {length} bytes"
-    );
-    Ok(())
+/// Lets this process, and those that it starts, open as many files as it may.
+pub fn raise_open_files() -> Result<()> {
+    let (_, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -228,26 +216,6 @@ mod tests {
             "{latency:?}"
         );
         assert!(percentiles(Vec::new()).is_none());
-    }
-
-    #[test]
-    fn an_answer_is_read_to_its_end() {
-        let mut two: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        read_answer(&mut two).unwrap();
-        read_answer(&mut two).unwrap();
-        assert!(two.is_empty());
-    }
-
-    #[test]
-    fn a_bad_answer_is_an_error() {
-        for answer in [
-            "HTTP/1.1 503 x\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab",
-            "",
-            "HTTP/1.1 200 OK\r\n\r\n",
-        ] {
-            assert!(read_answer(&mut answer.as_bytes()).is_err(), "{answer}");
-        }
     }
 
     /// A server that answers each request after `delay`, once.
@@ -274,9 +242,10 @@ mod tests {
 
     #[test]
     fn waiting_for_an_earlier_answer_counts_as_latency() {
-        let stream = connect(serve(Duration::from_millis(20))).unwrap();
+        let address = serve(Duration::from_millis(20));
+        let connection = Connection::open(address, "/", false).unwrap();
         // Ten requests due at once, answered 20 ms apart: the last one waited for all of them.
-        let latencies = paced(stream, Instant::now(), Duration::ZERO, 10).unwrap();
+        let latencies = paced(connection, Instant::now(), Duration::ZERO, 10).unwrap();
         assert_eq!(latencies.len(), 10);
         assert!(latencies[9] >= Duration::from_millis(200), "{latencies:?}");
     }

@@ -1,16 +1,19 @@
-//! `karst-bench`: measures the mesh against a direct connection, in the lab.
+//! `karst-bench`: measures the mesh against a direct connection, and its waypoint beside Envoy, in
+//! the lab.
 //!
-//! It drives programs that people know (iperf3, nginx, wrk) between pods of the mesh and between
-//! pods beside it, in the same run, and reports ratios. It says nothing about absolute speed on
-//! other machines. `README.md` has the method; [`tunnel`] is the benchmark, [`load`] the load that
-//! no ordinary program makes, [`process`] what the agents use.
+//! It drives programs that people know (iperf3, nginx, wrk, h2load) between pods of the mesh and
+//! between pods beside it, in the same run, and reports ratios. It says nothing about absolute speed on
+//! other machines. `README.md` has the method; [`tunnel`] and [`waypoint`] are the benchmarks, [`load`]
+//! the load that no ordinary program makes, [`process`] what agents and proxies use.
 
 mod load;
+mod own;
 mod process;
 mod report;
 mod stage;
 mod tools;
 mod tunnel;
+mod waypoint;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,7 +22,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "karst-bench",
     version,
-    about = "Measures Karst against a direct connection"
+    about = "Measures Karst against a direct connection and beside others"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -30,6 +33,11 @@ struct Cli {
 enum Command {
     /// HBONE between two nodes: throughput, requests, connections, CPU and memory.
     Tunnel(tunnel::Args),
+    /// A waypoint beside Envoy: requests, latencies, CPU and memory.
+    Waypoint(waypoint::Args),
+    /// Used inside a pod: becomes Envoy, with the pod's certificate.
+    #[command(hide = true)]
+    Envoy(waypoint::launch::Args),
     /// Used inside a pod: HTTP requests at a fixed rate.
     #[command(hide = true)]
     Rate(load::RateArgs),
@@ -41,6 +49,8 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Tunnel(args) => tunnel::run(&args),
+        Command::Waypoint(args) => waypoint::run(&args),
+        Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),
         Command::Hold(args) => load::hold(&args),
     }

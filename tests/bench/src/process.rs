@@ -19,9 +19,18 @@ pub fn cpu_us(pid: u32) -> Result<f64> {
 
 /// Anonymous memory of a process, in bytes: what it allocated, without the program's own pages.
 pub fn anonymous_bytes(pid: u32) -> Result<u64> {
+    memory(pid, "Anonymous:")
+}
+
+/// Memory of a process that is in RAM, in bytes, the program's own pages too.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    memory(pid, "Rss:")
+}
+
+fn memory(pid: u32, label: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let smaps = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    anonymous(&smaps).with_context(|| format!("{path} says nothing about anonymous memory"))
+    read_memory(&smaps, label).with_context(|| format!("{path} has no line {label}"))
 }
 
 /// `utime` and `stime`, fields 14 and 15 (proc(5)); the name in field 2 may hold anything.
@@ -32,10 +41,8 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-fn anonymous(smaps: &str) -> Option<u64> {
-    let line = smaps
-        .lines()
-        .find_map(|line| line.strip_prefix("Anonymous:"))?;
+fn read_memory(smaps: &str, label: &str) -> Option<u64> {
+    let line = smaps.lines().find_map(|line| line.strip_prefix(label))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -52,18 +59,18 @@ mod tests {
     }
 
     #[test]
-    fn reads_anonymous_memory() {
-        assert_eq!(
-            anonymous("Rss: 9 kB\nAnonymous:          2700 kB\nAnonHugePages: 1 kB\n"),
-            Some(2700 * 1024)
-        );
-        assert_eq!(anonymous("Rss: 9 kB\n"), None);
+    fn reads_memory_by_its_label() {
+        let smaps = "Rss: 9 kB\nAnonymous:          2700 kB\nAnonHugePages: 1 kB\n";
+        assert_eq!(read_memory(smaps, "Anonymous:"), Some(2700 * 1024));
+        assert_eq!(read_memory(smaps, "Rss:"), Some(9 * 1024));
+        assert_eq!(read_memory("Rss: 9 kB\n", "Anonymous:"), None);
     }
 
     #[test]
     fn this_process_has_used_something() {
         let me = std::process::id();
         assert!(anonymous_bytes(me).unwrap() > 0);
+        assert!(resident_bytes(me).unwrap() >= anonymous_bytes(me).unwrap());
         assert!(cpu_us(me).unwrap() >= 0.0);
         assert!(cpu_us(u32::MAX).is_err());
     }

@@ -1,4 +1,4 @@
-//! Runs iperf3 and wrk in a pod and reads what they say.
+//! Runs iperf3, wrk and h2load in a pod and reads what they say.
 
 use anyhow::{Context, Result};
 use karst_harness::Lab;
@@ -6,6 +6,9 @@ use serde_json::Value;
 
 /// Seconds that iperf3 runs before it starts counting: TCP's slow start is no throughput.
 const OMIT: u32 = 1;
+
+/// Seconds after which a load program that should have ended is ended.
+pub const GRACE: u32 = 60;
 
 /// What a load program achieved.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,32 +21,57 @@ pub struct Achieved {
 
 /// Throughput of `streams` parallel streams from `pod` to `host`, in Gbit/s as received.
 pub fn iperf(lab: &Lab, pod: &str, host: &str, streams: u32, seconds: u32) -> Result<Achieved> {
+    let limit = seconds + OMIT + GRACE;
     let (streams, seconds, omit) = (streams.to_string(), seconds.to_string(), OMIT.to_string());
     let argv = [
         "iperf3", "-c", host, "-P", &streams, "-t", &seconds, "-O", &omit, "-J",
     ];
-    let said = lab.exec_ok(pod, &argv)?;
+    let said = run_within(lab, pod, limit, &argv)?;
     read_iperf(&said).with_context(|| format!("iperf3 said {said}"))
 }
 
-/// HTTP requests a second over `connections` connections, kept alive or one for each request.
+/// HTTP/1.1 requests a second over `connections` connections, kept alive or one for each request.
 pub fn wrk(
     lab: &Lab,
     pod: &str,
-    host: &str,
+    url: &str,
     connections: u32,
     reuse: Reuse,
     seconds: u32,
 ) -> Result<Achieved> {
     let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}s"));
-    let url = format!("http://{host}/");
     let mut argv = vec!["wrk", "-t1", &connections, &duration, "--timeout", "5s"];
     if reuse == Reuse::Never {
         argv.extend(["-H", "Connection: close"]);
     }
-    argv.push(&url);
-    let said = lab.exec_ok(pod, &argv)?;
+    argv.push(url);
+    let said = run_within(lab, pod, seconds + GRACE, &argv)?;
     read_wrk(&said).with_context(|| format!("wrk said {said}"))
+}
+
+/// HTTP/2 requests a second over `connections` connections without TLS, `streams` at a time on each.
+pub fn h2load(
+    lab: &Lab,
+    pod: &str,
+    url: &str,
+    connections: u32,
+    streams: u32,
+    seconds: u32,
+) -> Result<Achieved> {
+    let (connections, streams, duration) = (
+        format!("-c{connections}"),
+        format!("-m{streams}"),
+        format!("-D{seconds}"),
+    );
+    let argv = ["h2load", "-t1", &connections, &streams, &duration, url];
+    let said = run_within(lab, pod, seconds + GRACE, &argv)?;
+    read_h2load(&said).with_context(|| format!("h2load said {said}"))
+}
+
+/// Runs a program in a pod to its end, but no longer than so many seconds.
+pub fn run_within(lab: &Lab, pod: &str, seconds: u32, argv: &[&str]) -> Result<String> {
+    let seconds = seconds.to_string();
+    lab.exec_ok(pod, &[&["timeout", &seconds], argv].concat())
 }
 
 /// Whether a connection serves more than one request.
@@ -97,6 +125,44 @@ fn read_wrk(said: &str) -> Result<Achieved> {
     })
 }
 
+/// Its summary. What was under way when the time was over is in no count.
+fn read_h2load(said: &str) -> Result<Achieved> {
+    let after = |label: &str| said.lines().find_map(|line| line.strip_prefix(label));
+    let counts = |label: &str| -> Result<Vec<(f64, &str)>> {
+        let line = after(label).with_context(|| format!("no line {label}"))?;
+        line.split(',')
+            .map(|count| {
+                let (number, what) = count.trim().split_once(' ').context("no count")?;
+                Ok((number.parse().context("the count is no number")?, what))
+            })
+            .collect()
+    };
+    let of = |counts: &[(f64, &str)], what: &str| {
+        let found = counts.iter().find(|(_, name)| *name == what);
+        found
+            .map(|(number, _)| *number)
+            .with_context(|| format!("no count of {what}"))
+    };
+    let requests = counts("requests:")?;
+    for bad in ["failed", "errored", "timeout"] {
+        let number = of(&requests, bad)?;
+        anyhow::ensure!(number == 0.0, "{number} requests {bad}");
+    }
+    let succeeded = of(&requests, "succeeded")?;
+    let good = of(&counts("status codes:")?, "2xx")?;
+    anyhow::ensure!(
+        good >= succeeded,
+        "{good} of {succeeded} answers were good ones"
+    );
+    let per_second = after("finished in ")
+        .and_then(|line| line.split(',').nth(1)?.trim().strip_suffix(" req/s"))
+        .context("no rate")?;
+    Ok(Achieved {
+        per_second: per_second.parse().context("the rate is no number")?,
+        total: succeeded,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +195,41 @@ Transfer/sec:     10.00MB
         let refused = format!("{WRK}  Non-2xx or 3xx responses: 12\n");
         assert!(read_wrk(&refused).is_err());
         assert!(read_wrk("unable to connect").is_err());
+    }
+
+    const H2LOAD: &str = "starting benchmark...
+progress: 100% of clients started
+finished in 2.00s, 12049.50 req/s, 12.11MB/s
+requests: 24099 total, 24109 started, 24099 done, 24099 succeeded, 0 failed, 0 errored, 0 timeout
+status codes: 24099 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 24.22MB (25396496) total, 288.20KB (295112) headers (space savings 93.05%), 23.53MB (24677376) data
+";
+
+    #[test]
+    fn reads_h2load() {
+        assert_eq!(
+            read_h2load(H2LOAD).unwrap(),
+            Achieved {
+                per_second: 12049.5,
+                total: 24_099.0
+            }
+        );
+    }
+
+    #[test]
+    fn errors_of_h2load_are_not_a_result() {
+        for (good, bad) in [
+            ("0 failed", "3 failed"),
+            ("0 errored", "3 errored"),
+            ("0 timeout", "3 timeout"),
+            ("24099 2xx, 0 3xx", "24000 2xx, 99 3xx"),
+            ("finished in", "ended in"),
+            ("requests:", "queries:"),
+        ] {
+            let said = H2LOAD.replace(good, bad);
+            assert_ne!(said, H2LOAD);
+            assert!(read_h2load(&said).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! `karst-bench tunnel`: the mesh between two nodes against a direct connection.
 
-use std::{
-    env,
-    io::{BufRead, BufReader},
-    process::Stdio,
-};
+use std::{env, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use karst_harness::Running;
 
 use crate::{
-    load::{Latency, READY},
+    load::Latency,
+    own::{self, Pace, Target},
     process::{anonymous_bytes, cpu_us},
     report::{FixedRate, MEASURES, Measure, Memory, Report, Row, Sample, median},
     stage::{Pair, Stage},
@@ -21,6 +18,9 @@ use crate::{
 /// is short and latency is that of the way.
 const RATE: u32 = 2000;
 const RATE_CONNECTIONS: u32 = 8;
+
+/// The server's.
+const PORT: u16 = 80;
 
 /// Idle connections whose memory is measured.
 const IDLE_CONNECTIONS: u32 = 2000;
@@ -146,7 +146,8 @@ fn meshed(stage: &Stage, measure: &Measure, seconds: u32) -> Result<(Achieved, [
 
 fn load(stage: &Stage, measure: &Measure, pair: &Pair, seconds: u32) -> Result<Achieved> {
     let (lab, client, server) = (&stage.lab, &pair.client, pair.server.to_string());
-    let wrk = |connections, reuse| wrk(lab, client, &server, connections, reuse, seconds);
+    let url = format!("http://{server}/");
+    let wrk = |connections, reuse| wrk(lab, client, &url, connections, reuse, seconds);
     match measure.name {
         "throughput_1" => iperf(lab, client, &server, 1, seconds),
         "throughput_8" => iperf(lab, client, &server, 8, seconds),
@@ -159,28 +160,13 @@ fn load(stage: &Stage, measure: &Measure, pair: &Pair, seconds: u32) -> Result<A
 }
 
 fn latency(stage: &Stage, pair: &Pair, seconds: u32) -> Result<Latency> {
-    let (program, address) = (this_program()?, format!("{}:80", pair.server));
-    let (rate, connections, seconds) = (
-        RATE.to_string(),
-        RATE_CONNECTIONS.to_string(),
-        seconds.to_string(),
-    );
-    let said = stage.lab.exec_ok(
-        &pair.client,
-        &[
-            &program,
-            "rate",
-            "--address",
-            &address,
-            "--rate",
-            &rate,
-            "--connections",
-            &connections,
-            "--seconds",
-            &seconds,
-        ],
-    )?;
-    serde_json::from_str(&said).with_context(|| format!("the load at a fixed rate said {said}"))
+    let target = Target::http1(SocketAddr::new(pair.server, PORT), "/");
+    let pace = Pace {
+        rate: RATE,
+        connections: RATE_CONNECTIONS,
+        seconds,
+    };
+    own::rate(&stage.lab, &pair.client, &target, pace)
 }
 
 fn fixed_rate(latencies: &[(Latency, Latency)]) -> Option<FixedRate> {
@@ -226,42 +212,6 @@ fn memory(stage: &Stage) -> Result<Memory> {
 
 /// Opens connections through the mesh; they stay open until the result is dropped.
 fn hold(stage: &Stage, connections: u32) -> Result<Running> {
-    let (program, address) = (this_program()?, format!("{}:80", stage.meshed.server));
-    let connections = connections.to_string();
-    let mut command = stage.lab.pod_command(
-        &stage.meshed.client,
-        &[
-            &program,
-            "hold",
-            "--address",
-            &address,
-            "--connections",
-            &connections,
-        ],
-    )?;
-    let child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("starting idle connections")?;
-    let mut running = Running::new(child);
-    let stdout = running
-        .child()?
-        .stdout
-        .take()
-        .context("no output to read")?;
-    let mut line = String::new();
-    BufReader::new(stdout)
-        .read_line(&mut line)
-        .context("waiting for idle connections")?;
-    ensure!(line.trim() == READY, "idle connections could not be opened");
-    Ok(running)
-}
-
-fn this_program() -> Result<String> {
-    let path = env::current_exe().context("finding this program")?;
-    path.into_os_string()
-        .into_string()
-        .ok()
-        .context("the path of this program must be text")
+    let target = Target::http1(SocketAddr::new(stage.meshed.server, PORT), "/");
+    own::hold(&stage.lab, &stage.meshed.client, &target, connections)
 }
