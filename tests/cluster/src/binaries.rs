@@ -50,7 +50,7 @@ const PAUSE: Program = Program {
     takes: "seconds",
 };
 
-const COREDNS: Program = Program {
+pub(crate) const COREDNS: Program = Program {
     name: "coredns",
     module: "dns",
     package: ".",

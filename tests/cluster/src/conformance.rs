@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use rcgen::generate_simple_self_signed;
 
 use crate::Image;
-use crate::binaries::{Program, Source, module_dir};
+use crate::binaries::{COREDNS, Program, Source, module_dir};
 
 /// The module that asks for the suite, in this crate's folder.
 const MODULE: &str = "conformance";
@@ -56,6 +56,9 @@ const BASIC_TAGS: [&str; 3] = ["v1.5.1", "v1.6.0-dev.2", "v1.6.0-dev.3"];
 /// The tag under which they ask for the server and client of mesh tests.
 const ADVANCED_TAG: &str = "v1.5.1";
 
+/// The name server that the suite starts for tests of UDP, and waits for with any others.
+const DNS_IMAGE: &str = "registry.k8s.io/coredns/coredns:v1.12.2";
+
 /// Which definitions of kinds are installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -82,6 +85,7 @@ pub struct Suite {
     echo_basic: PathBuf,
     echo_server: PathBuf,
     echo_client: PathBuf,
+    coredns: PathBuf,
 }
 
 impl Suite {
@@ -95,6 +99,7 @@ impl Suite {
             echo_basic: ECHO_BASIC.ensure(say)?,
             echo_server: ECHO_SERVER.ensure(say)?,
             echo_client: ECHO_CLIENT.ensure(say)?,
+            coredns: COREDNS.ensure(say)?,
         })
     }
 
@@ -118,6 +123,8 @@ impl Suite {
             .file("/cert.crt", 0o644, certificate.cert.pem())
             .file("/cert.key", 0o644, certificate.signing_key.serialize_pem());
         images.push(image);
+        let image = Image::new(DNS_IMAGE, &["/coredns"]);
+        images.push(image.program("/coredns", &self.coredns)?);
         Ok(images)
     }
 
