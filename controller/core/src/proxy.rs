@@ -24,6 +24,14 @@ impl GatewayName {
     }
 }
 
+impl GatewayName {
+    /// Whether its account is every pod's that names no other: its pods' identity would be theirs, and what is
+    /// served to its proxies would be served to them.
+    pub(crate) fn shares_its_account(&self) -> bool {
+        self.name == "default"
+    }
+}
+
 impl fmt::Display for GatewayName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

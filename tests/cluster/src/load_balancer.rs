@@ -159,8 +159,10 @@ fn serve(
         let patch = json!({"status": {"loadBalancer": {"ingress": ingress}}}).to_string();
         let target = ["patch", "service", name, "-n", namespace];
         let how = ["--subresource=status", "--type=merge", "-p", &patch];
-        // It may be gone again, which the next event says.
-        if let Err(error) = cluster.kubectl(&[&target[..], &how].concat()) {
+        if let Err(error) = cluster.kubectl(&[&target[..], &how].concat())
+            // It is gone again, which the next event says.
+            && !format!("{error:#}").contains("NotFound")
+        {
             eprintln!("load balancer: {key}: {error:#}");
         }
     }

@@ -213,7 +213,8 @@ impl Index {
     pub fn gateways_of_account(&self, namespace: &str, service_account: &str) -> Vec<GatewayName> {
         let name = GatewayName::new(namespace, service_account);
         let class = self.gateway_class(&name);
-        class.map(|_| name).into_iter().collect()
+        let own = class.filter(|_| !name.shares_its_account());
+        own.map(|_| name).into_iter().collect()
     }
 
     /// The status that an object should have; `None` if it is not ours to write.

@@ -126,12 +126,9 @@ impl Index {
     ) -> Option<(GatewayName, ProxyClass)> {
         let gateway = pod.labels.get(labels::GATEWAY_NAME)?;
         let class = self.class_of(pod.labels.get(labels::GATEWAY_CLASS_NAME)?)?;
-        (pod.service_account == *gateway).then(|| {
-            (
-                GatewayName::new(key.namespace.as_str(), gateway.as_str()),
-                class,
-            )
-        })
+        let name = GatewayName::new(key.namespace.as_str(), gateway.as_str());
+        let own = pod.service_account == *gateway && !name.shares_its_account();
+        own.then_some((name, class))
     }
 
     /// Pods that are proxies of a Gateway.

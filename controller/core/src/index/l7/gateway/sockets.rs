@@ -82,7 +82,7 @@ impl Index {
         let view = self.l7.views.get(gateway)?;
         let stored = self.l7.gateways.get(gateway)?;
         let ports = ports(view);
-        if ports.is_empty() {
+        if ports.is_empty() || gateway.shares_its_account() {
             return None;
         }
         Some(ProxyWanted {

@@ -299,6 +299,14 @@ fn nested(condition: &Condition, generation: i64) -> Value {
 fn accepted(name: &GatewayName, stored: &Stored<Gateway>, view: &View) -> Condition {
     let gateway = &stored.body;
     let no = |reason, message: String| Condition::no("Accepted", reason, message);
+    if name.shares_its_account() {
+        let message = format!(
+            "Nothing runs for {name}: its proxies would have the ServiceAccount {:?}, which is that of all pods \
+             that name none; give the Gateway another name",
+            name.name
+        );
+        return no("Invalid", message);
+    }
     if let Some(parameters) = &gateway.parameters {
         return no(
             "InvalidParameters",

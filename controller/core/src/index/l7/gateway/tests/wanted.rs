@@ -139,6 +139,24 @@ fn addresses_from_outside_go_before_those_of_the_cluster() {
 }
 
 #[test]
+fn nothing_runs_with_the_account_of_all_pods() {
+    let edge = Edge::new([
+        gateway("default", json!([http(json!({}))])),
+        proxy_pod("default", "karst", "True"),
+    ]);
+    assert_eq!(wanted(&edge, "default"), None);
+    assert_eq!(
+        edge.condition(GATEWAY, "default", "Accepted"),
+        "False Invalid"
+    );
+    assert_eq!(
+        edge.condition(GATEWAY, "default", "Programmed"),
+        "False Invalid"
+    );
+    assert!(edge.0.gateways_of_account("shop", "default").is_empty());
+}
+
+#[test]
 fn addresses_that_are_asked_for_are_said_to_be_usable_or_not() {
     let serving = [
         service("web", json!({"spec": {"externalIPs": ["10.1.1.1"]}})),
