@@ -21,6 +21,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use karst_client::AdsStatus;
+use karst_process::http_server::{Reply, json};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -30,7 +31,6 @@ use crate::cni::install::InstallStatus;
 use crate::context::Context;
 use crate::enrol::task::{Event, Patience, WorkerSet};
 use crate::enrol::{PodTable, Problem};
-use crate::http_server::{Reply, json};
 use crate::worker::{Command, Snapshot};
 
 /// Largest request body: a registration has a few hundred bytes.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use karst_process::http_server::serve_unix;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -16,7 +17,6 @@ use tokio::task::{LocalSet, spawn_local};
 use super::{Admin, listen};
 use crate::enrol::task::{Event, WorkerSet};
 use crate::enrol::{Mode, NodePod};
-use crate::http_server::serve_unix;
 use crate::testing::{FakeEnrolment, context};
 
 struct Fixture {

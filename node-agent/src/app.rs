@@ -18,6 +18,7 @@ use karst_identity::{
     CertificateEvents, CertificateManager, GrpcCa, GrpcCaConfig, IdentityError, ManagerConfig,
     SpiffeId, WorkloadCertificate,
 };
+use karst_process::http_server::{Reply, reply, serve_tcp, serve_unix};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,9 +33,8 @@ use crate::enrol::registry::{Registry, RegistryError};
 use crate::enrol::task::{EnrolmentTask, Event, WorkerSet};
 use crate::enrol::wishes::Wishes;
 use crate::enrol::{Enrolment, PodTable};
-use crate::http_server::{Reply, reply, serve_tcp, serve_unix};
+use crate::metrics::Metrics;
 use crate::metrics::node::NodeMetrics;
-use crate::metrics::{self, Metrics};
 use crate::node;
 use crate::presence::{HANDED_OVER, Presence};
 use crate::process;
@@ -508,14 +508,7 @@ async fn scrape(registry: &prometheus_client::registry::Registry, workers: &Work
         }
     };
     let _ = tokio::time::timeout(FLUSH_WAIT, all).await;
-    match metrics::encode(registry) {
-        Ok(text) => reply(http::StatusCode::OK, metrics::CONTENT_TYPE, text),
-        Err(error) => reply(
-            http::StatusCode::INTERNAL_SERVER_ERROR,
-            "text/plain",
-            error.to_string(),
-        ),
-    }
+    karst_process::metrics::scrape(registry)
 }
 
 async fn announce_sync(

@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use http::StatusCode;
 use karst_datapath::Datapath;
+use karst_process::http_server::{json as json_reply, serve_tcp};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +21,6 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::cgroup::{AgentCgroup, Places};
 use crate::cni::install::{CniInstall, InstallError};
 use crate::config::LogFormat;
-use crate::http_server::{json as json_reply, serve_tcp};
 use crate::process;
 
 /// Between two attempts. An agent that still drains holds the node for some seconds.

@@ -1,37 +1,17 @@
 //! Command line and environment, parsed once into values that need no further
 //! checks. All mistakes are reported together.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+pub use karst_process::args::{AccessLogFormat, ConfigError, LogFormat};
 
 use crate::cgroup::{AgentCgroup, OWN, Places};
 
 /// Most workers accepted: each one opens its own listeners in every pod.
 const MAX_WORKERS: usize = 64;
-
-/// Format of the agent's own log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// One readable line an event.
-    Text,
-    /// One JSON object an event.
-    Json,
-}
-
-/// Format of the access log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AccessLogFormat {
-    /// No access log.
-    Off,
-    /// `key=value` pairs.
-    Text,
-    /// One JSON object a connection.
-    Json,
-}
 
 /// The Karst node agent: captures the connections of enrolled pods and carries
 /// them through mutually authenticated tunnels.
@@ -206,19 +186,6 @@ pub struct RuntimeConfig {
     pub host_proc: PathBuf,
     /// The node's directory of network namespaces.
     pub netns_dir: Option<PathBuf>,
-}
-
-/// Everything that is wrong with the configuration.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError(pub Vec<String>);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} mistake(s) in the configuration", self.0.len())?;
-        self.0
-            .iter()
-            .try_for_each(|mistake| write!(f, "\n  {mistake}"))
-    }
 }
 
 impl TryFrom<Args> for Config {

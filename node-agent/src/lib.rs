@@ -3,7 +3,7 @@
 //!
 //! It wires together what other crates do (`karst-datapath` the kernel,
 //! `karst-identity` certificates, `karst-tunnel` HBONE, `karst-client` the
-//! controller) and holds what is its own: which pods are enrolled ([`enrol`]),
+//! controller, `karst-process` logs and the servers of metrics) and holds what is its own: which pods are enrolled ([`enrol`]),
 //! what the mesh looks like ([`state`]), where a connection goes ([`proxy`]).
 //! It has no policy engine and no L7 parsing.
 //!
@@ -22,7 +22,6 @@ pub mod config;
 pub mod context;
 pub mod discover;
 pub mod enrol;
-pub mod http_server;
 pub mod metrics;
 pub mod node;
 pub mod pod;
@@ -38,7 +37,6 @@ pub mod state;
 pub mod takeover;
 #[cfg(test)]
 mod testing;
-pub mod time;
 pub mod waypoints;
 pub mod worker;
 pub mod xds;

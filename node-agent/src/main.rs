@@ -2,15 +2,15 @@
 //! [`karst_node_agent::app`]; or `karst-node-agent ready`, the probe of one that
 //! runs; or [`karst_node_agent::cleanup`]. Nothing else happens here.
 
-use std::{env, io};
+use std::env;
 
 use anyhow::Context as _;
 use clap::Parser;
 use karst_node_agent::app;
 use karst_node_agent::cleanup::{self, CleanupArgs};
-use karst_node_agent::config::{Args, Config, LogFormat};
+use karst_node_agent::config::{Args, Config};
 use karst_node_agent::presence::{self, ReadyArgs};
-use tracing_subscriber::EnvFilter;
+use karst_process::logging;
 
 /// The word that makes it take everything off the node instead of running an agent.
 const CLEANUP: &str = "cleanup";
@@ -23,7 +23,7 @@ fn main() -> anyhow::Result<()> {
     if words.get(1).is_some_and(|word| word == CLEANUP) {
         words.remove(1);
         let args = CleanupArgs::parse_from(words);
-        init_logging(args.log_format, &args.log_level)?;
+        logging::init(args.log_format, &args.log_level)?;
         return cleanup::run(args).context("the node cannot be cleaned");
     }
     if words.get(1).is_some_and(|word| word == READY) {
@@ -31,20 +31,7 @@ fn main() -> anyhow::Result<()> {
         return presence::ask(&ReadyArgs::parse_from(words).socket).context("not ready");
     }
     let config = Config::try_from(Args::parse())?;
-    init_logging(config.log_format, &config.log_level)?;
+    logging::init(config.log_format, &config.log_level)?;
     karst_datapath::memory::tune();
     app::run(config).context("karst-node-agent cannot run")
-}
-
-/// The agent's log goes to standard error; standard output is the access log's.
-fn init_logging(format: LogFormat, level: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level).context("--log-level")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    let outcome = match format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    outcome.map_err(|error| anyhow::anyhow!("logging: {error}"))
 }

@@ -16,9 +16,6 @@ use node::NodeMetrics;
 use refusals::Refusals;
 use traffic::TrafficMetrics;
 
-/// Content type of the OpenMetrics text format.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// Counters the data plane writes.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -65,11 +62,4 @@ impl Metrics {
         registry.register("istio_build", "Version of this agent", Info::new(build));
         registry
     }
-}
-
-/// The text of a scrape.
-pub fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, registry)?;
-    Ok(text)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use karst_cni::PLUGIN_TYPE;
 use karst_datapath::netns::Netns;
+use karst_process::http_server::serve_root;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
@@ -17,7 +18,6 @@ use crate::discover;
 use crate::discover::scan::NodeView;
 use crate::enrol::attach::Missing;
 use crate::enrol::task::Event;
-use crate::http_server::serve_root;
 use crate::metrics::cni::CniMetrics;
 
 /// How the plugin's place is looked after, if it is.

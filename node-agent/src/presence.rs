@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use hyper::StatusCode;
+use karst_process::http_server::{Reply, serve_unix};
 use tokio::task::spawn_local;
 
 use crate::admin::{Admin, bind_private, not_ready};
-use crate::http_server::{Reply, serve_unix};
 
 /// Longest wait for the answer; a kubelet gives a probe a second by default.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);

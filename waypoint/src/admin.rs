@@ -19,13 +19,13 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use karst_client::AdsStatus;
 use karst_identity::CertificateManager;
+use karst_process::http_server::{self, Reply};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::args::Config;
 use crate::balance::{Cluster, Via};
 use crate::config::Listing;
-use crate::http_server::{self, Reply};
 use crate::proxy;
 use crate::readiness::Readiness;
 use crate::shared::Shared;

@@ -17,6 +17,7 @@ use karst_identity::{
     CertificateEvents, CertificateManager, GrpcCa, GrpcCaConfig, IdentityError, ManagerConfig,
     SpiffeId, Urgency, WorkloadCertificate,
 };
+use karst_process::http_server::{Reply, reply, serve_tcp};
 use karst_tunnel::headers::{Baggage, WorkloadKind};
 use karst_tunnel::settings::HBONE_PORT;
 use tokio::net::TcpListener;
@@ -30,9 +31,8 @@ use crate::admin::Admin;
 use crate::args::Config;
 use crate::balance::{Clusters, OwnPlace};
 use crate::config::Store;
-use crate::http_server::{Reply, reply, serve_tcp};
 use crate::metrics::process::ProcessMetrics;
-use crate::metrics::{self, Metrics, encode};
+use crate::metrics::{Metrics, encode};
 use crate::proxy::Proxy;
 use crate::readiness::Readiness;
 use crate::shared::{Shared, Upstreams};
@@ -250,7 +250,7 @@ impl App {
             "metrics port",
             move |request| {
                 let answer = match request.uri().path() {
-                    "/metrics" | "/stats/prometheus" => scrape(&registry),
+                    "/metrics" | "/stats/prometheus" => karst_process::metrics::scrape(&registry),
                     _ => not_found(),
                 };
                 std::future::ready(answer)
@@ -274,17 +274,6 @@ where
 
 fn not_found() -> Reply {
     reply(StatusCode::NOT_FOUND, "text/plain", "not found\n")
-}
-
-fn scrape(registry: &prometheus_client::registry::Registry) -> Reply {
-    match encode::text(registry) {
-        Ok(text) => reply(StatusCode::OK, metrics::CONTENT_TYPE, text),
-        Err(error) => reply(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "text/plain",
-            error.to_string(),
-        ),
-    }
 }
 
 /// Hands resources to the store, and says that something has changed.

@@ -1,14 +1,14 @@
 //! Command line and environment, parsed once into values that need no further checks. All mistakes are
 //! reported together.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use karst_identity::SpiffeId;
+pub use karst_process::args::{AccessLogFormat, ConfigError, LogFormat};
 
 /// Most workers accepted: each one has its own listeners and pools.
 const MAX_WORKERS: usize = 64;
@@ -18,26 +18,6 @@ const MAX_DRAIN: u64 = 3600;
 
 /// Port of the tunnel listener, as in every pod of the mesh.
 const MESH_PORT: u16 = karst_tunnel::settings::HBONE_PORT;
-
-/// Format of the program's own log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// One readable line an event.
-    Text,
-    /// One JSON object an event.
-    Json,
-}
-
-/// Format of the access log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AccessLogFormat {
-    /// No access log.
-    Off,
-    /// `key=value` pairs.
-    Text,
-    /// One JSON object a request or connection.
-    Json,
-}
 
 /// The layer 7 proxy of Karst: waypoint of services and ingress gateway, for one Gateway.
 #[derive(Clone, Debug, Parser)]
@@ -172,19 +152,6 @@ pub struct Config {
     pub drain_delay: Duration,
     /// Time after SIGTERM by which everything has ended.
     pub drain_deadline: Duration,
-}
-
-/// Everything that is wrong with the configuration.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError(pub Vec<String>);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} mistake(s) in the configuration", self.0.len())?;
-        self.0
-            .iter()
-            .try_for_each(|mistake| write!(f, "\n  {mistake}"))
-    }
 }
 
 impl TryFrom<Args> for Config {

@@ -15,9 +15,6 @@ use traffic::Traffic;
 
 use crate::access_log::RequestRecord;
 
-/// Content type of the OpenMetrics text format.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);

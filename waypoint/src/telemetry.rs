@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::access_log::{AccessLog, ConnectionRecord, RequestRecord};
+use crate::access_log::{AccessLog, AccessRecord, ConnectionRecord, RequestRecord};
 use crate::metrics::Metrics;
 use crate::metrics::traffic::{OpenConnection, TrafficCache};
 
@@ -48,7 +48,7 @@ impl Recorder {
         }
         self.cache.borrow_mut().request(&record);
         if self.log.is_on() {
-            self.log.request(record);
+            self.log.record(AccessRecord::Request(record));
         }
     }
 
@@ -64,7 +64,7 @@ impl Recorder {
         if let Some(reason) = record.reason {
             self.metrics.refusals.count(reason);
         }
-        self.log.connection(record);
+        self.log.record(AccessRecord::Connection(record));
     }
 
     /// A connection was refused, or failed before it was established.
@@ -73,6 +73,6 @@ impl Recorder {
             self.metrics.refusals.count(reason);
         }
         self.cache.borrow_mut().failed(&record);
-        self.log.connection(record);
+        self.log.record(AccessRecord::Connection(record));
     }
 }

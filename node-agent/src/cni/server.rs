@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use karst_cni::wire::{self, Added, Attachment, NetnsInode, Refused};
 use karst_datapath::netns::NetnsId;
+use karst_process::http_server::{Reply, json};
 use serde_json::json as object;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,6 @@ use crate::enrol::attach::SandboxName;
 use crate::enrol::registry::Registration;
 use crate::enrol::task::{Event, Patience};
 use crate::enrol::{POD_UNKNOWN, Problem};
-use crate::http_server::{Reply, json};
 use crate::metrics::cni::{CniMetrics, Command};
 
 /// Largest request body, in bytes: one has a few hundred.

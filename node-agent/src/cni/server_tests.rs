@@ -10,12 +10,12 @@ use std::time::Duration;
 use karst_cni::client::{self, Answer, Limits};
 use karst_cni::wire::{self, Attachment, NetnsInode};
 use karst_identity::SpiffeId;
+use karst_process::http_server::serve_root;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::{CniServer, HostPaths, MAX_CALLS, listen};
 use crate::enrol::task::Event;
 use crate::enrol::{Mode, NodePod};
-use crate::http_server::serve_root;
 use crate::metrics::cni::CniMetrics;
 use crate::testing::FakeEnrolment;
 

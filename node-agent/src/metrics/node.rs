@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use karst_client::AdsStatus;
 use karst_identity::CertificateState;
+use karst_process::metrics::{Out, gauge};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
 use crate::cni::install::InstallStatus;
@@ -33,57 +33,9 @@ impl fmt::Debug for NodeMetrics {
     }
 }
 
-struct Out<'a>(DescriptorEncoder<'a>);
-
-impl Out<'_> {
-    fn gauges<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, i64)>,
-    ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            if labels.is_empty() {
-                metric.encode_gauge(&value)?;
-            } else {
-                metric.encode_family(&labels)?.encode_gauge(&value)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn counters<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, u64)>,
-    ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in values {
-            if labels.is_empty() {
-                metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-            } else {
-                metric
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn gauge(value: usize) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
 impl Collector for NodeMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let mut out = Out(encoder);
+        let mut out = Out::new(encoder);
         self.kernel(&mut out)?;
         self.control_plane(&mut out)?;
         self.certificates(&mut out)?;
@@ -99,18 +51,18 @@ impl Collector for NodeMetrics {
             ],
         )?;
         let help = "Sandboxes found without the container runtime's word";
-        out.counters("karst_pods_discovered", help, [(vec![], pods.discovered)])?;
+        out.counter("karst_pods_discovered", help, pods.discovered)?;
         if let Some(install) = &self.install {
             let (in_place, changes) = install.read();
             let help = "Whether the CNI plugin is installed and in the runtime's configuration";
-            out.gauges("karst_cni_installed", help, [(vec![], i64::from(in_place))])?;
+            out.gauge("karst_cni_installed", help, i64::from(in_place))?;
             let help = "Files written or removed to put the CNI plugin in place";
-            out.counters("karst_cni_install_changes", help, [(vec![], changes)])?;
+            out.counter("karst_cni_install_changes", help, changes)?;
         }
         let dropped = self.context.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
-        out.counters("karst_access_log_dropped", help, [(vec![], dropped)])?;
-        process(&mut out)
+        out.counter("karst_access_log_dropped", help, dropped)?;
+        out.process()
     }
 }
 
@@ -148,22 +100,14 @@ impl NodeMetrics {
 
     fn control_plane(&self, out: &mut Out<'_>) -> fmt::Result {
         let ads = self.ads.borrow().clone();
-        let flag = |value: bool| vec![(vec![], i64::from(value))];
         let help = "Whether the stream to the controller is up";
-        out.gauges("karst_xds_connected", help, flag(ads.connected))?;
+        out.gauge("karst_xds_connected", help, i64::from(ads.connected))?;
         let help = "Whether a complete state has been received since the start";
-        out.gauges("karst_xds_synced", help, flag(ads.synced))?;
-        out.counters(
-            "karst_xds_streams",
-            "Streams opened to the controller",
-            [(vec![], ads.streams)],
-        )?;
+        out.gauge("karst_xds_synced", help, i64::from(ads.synced))?;
+        let help = "Streams opened to the controller";
+        out.counter("karst_xds_streams", help, ads.streams)?;
         let help = "Resources rejected as invalid";
-        out.counters(
-            "karst_xds_rejected_resources",
-            help,
-            [(vec![], ads.rejected)],
-        )?;
+        out.counter("karst_xds_rejected_resources", help, ads.rejected)?;
         let (workloads, services) = self.context.state.counts();
         out.gauges(
             "karst_xds_resources",
@@ -190,21 +134,4 @@ impl NodeMetrics {
             values,
         )
     }
-}
-
-/// What Prometheus' own client libraries report of a process, as far as it helps here.
-fn process(out: &mut Out<'_>) -> fmt::Result {
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |dir| dir.count());
-    out.gauges(
-        "process_open_fds",
-        "Open file descriptors",
-        [(vec![], gauge(open))],
-    )?;
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    let limit = limit.map_or(0, |(soft, _)| i64::try_from(soft).unwrap_or(i64::MAX));
-    out.gauges(
-        "process_max_fds",
-        "Limit of open file descriptors",
-        [(vec![], limit)],
-    )
 }

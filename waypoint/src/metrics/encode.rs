@@ -1,28 +1,19 @@
-//! The metrics as the text of a scrape.
+//! The metrics as a scrape shows them.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use karst_process::metrics::{Out, gauge};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::Metrics;
 use super::histogram::Histogram;
 use super::traffic::{ConnectionCounts, Detail, RequestCounts, Series, Traffic};
-use super::{Count, Level, Metrics};
-
-/// The text of a scrape.
-///
-/// # Errors
-/// A collector failed.
-pub fn text(registry: &Registry) -> Result<String, fmt::Error> {
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, registry)?;
-    Ok(text)
-}
 
 /// A registry with what the data plane counts. More may be registered.
 #[must_use]
@@ -38,67 +29,12 @@ pub fn registry(metrics: &Arc<Metrics>) -> Registry {
     registry
 }
 
-/// Writes values of simple metrics.
-pub(crate) struct Out<'a>(pub(crate) DescriptorEncoder<'a>);
-
-impl Out<'_> {
-    /// A gauge with a value for each set of labels.
-    pub(crate) fn gauges<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, i64)>,
-    ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            if labels.is_empty() {
-                metric.encode_gauge(&value)?;
-            } else {
-                metric.encode_family(&labels)?.encode_gauge(&value)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A counter with a value for each set of labels.
-    pub(crate) fn counters<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, u64)>,
-    ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in values {
-            if labels.is_empty() {
-                metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-            } else {
-                metric
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, name: &str, help: &str, count: &Count) -> fmt::Result {
-        self.counters(name, help, [(vec![], count.get())])
-    }
-
-    fn level(&mut self, name: &str, help: &str, level: &Level) -> fmt::Result {
-        self.gauges(name, help, [(vec![], level.get())])
-    }
-}
-
 #[derive(Debug)]
 struct Counters(Arc<Metrics>);
 
 impl Collector for Counters {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let mut out = Out(encoder);
+        let mut out = Out::new(encoder);
         let metrics = &self.0;
         let help = "Connections open now, by where they came to";
         let connections = [
@@ -107,9 +43,13 @@ impl Collector for Counters {
         ];
         out.gauges("karst_waypoint_connections", help, connections)?;
         let help = "Connections taken";
-        out.count("karst_waypoint_accepted", help, &metrics.connections)?;
+        out.counter("karst_waypoint_accepted", help, metrics.connections.get())?;
         let help = "Requests under way";
-        out.level("karst_waypoint_requests", help, &metrics.requests_active)?;
+        out.gauge(
+            "karst_waypoint_requests",
+            help,
+            metrics.requests_active.get(),
+        )?;
         let help = "Connections, streams and requests refused, by reason";
         let refusals = metrics.refusals.read();
         let refusals = refusals
@@ -123,30 +63,34 @@ impl Collector for Counters {
         ];
         out.counters("karst_waypoint_retries", help, retries)?;
         let help = "Requests mirrored";
-        out.count("karst_waypoint_mirrors", help, &metrics.mirrors)?;
+        out.counter("karst_waypoint_mirrors", help, metrics.mirrors.get())?;
         let help = "Ports of the gateway that could not be opened";
-        out.level("karst_waypoint_ports_failed", help, &metrics.ports_failed)?;
+        out.gauge(
+            "karst_waypoint_ports_failed",
+            help,
+            metrics.ports_failed.get(),
+        )?;
         let help = "Accepts that failed for lack of file descriptors or memory";
-        out.count("karst_accept_failures", help, &metrics.accept_failures)?;
+        out.counter("karst_accept_failures", help, metrics.accept_failures.get())?;
         let help = "Certificates issued to this proxy";
-        out.count(
+        out.counter(
             "karst_certificates_issued",
             help,
-            &metrics.certificates_issued,
+            metrics.certificates_issued.get(),
         )?;
         let help = "Certificate requests that failed";
-        out.count(
+        out.counter(
             "karst_certificates_failed",
             help,
-            &metrics.certificates_failed,
+            metrics.certificates_failed.get(),
         )?;
         let help = "Combinations of labels that Istio's metrics have now";
-        let series = i64::try_from(metrics.traffic.len()).unwrap_or(i64::MAX);
-        out.gauges("karst_waypoint_series", help, [(vec![], series)])?;
+        let series = gauge(metrics.traffic.len());
+        out.gauge("karst_waypoint_series", help, series)?;
         let help =
             "Combinations of labels counted without their client because there were too many";
         let folded = metrics.traffic.folded();
-        out.counters("karst_waypoint_series_folded", help, [(vec![], folded)])
+        out.counter("karst_waypoint_series_folded", help, folded)
     }
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use karst_client::AdsStatus;
 use karst_identity::{CertificateManager, CertificateState};
+use karst_process::metrics::{Out, gauge};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
-use super::encode::Out;
 use crate::balance::ClusterStats;
 use crate::config::{Kind, Listing, State};
 use crate::shared::Shared;
@@ -34,33 +34,28 @@ impl fmt::Debug for ProcessMetrics {
 
 impl Collector for ProcessMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let mut out = Out(encoder);
+        let mut out = Out::new(encoder);
         self.control_plane(&mut out)?;
         self.certificates(&mut out)?;
         self.backends(&mut out)?;
         let dropped = self.shared.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
-        out.counters("karst_access_log_dropped", help, [(vec![], dropped)])?;
-        process(&mut out)
+        out.counter("karst_access_log_dropped", help, dropped)?;
+        out.process()
     }
 }
 
 impl ProcessMetrics {
     fn control_plane(&self, out: &mut Out<'_>) -> fmt::Result {
         let ads = self.ads.borrow().clone();
-        let flag = |value: bool| [(vec![], i64::from(value))];
         let help = "Whether the stream to the controller is up";
-        out.gauges("karst_xds_connected", help, flag(ads.connected))?;
+        out.gauge("karst_xds_connected", help, i64::from(ads.connected))?;
         let help = "Whether a complete state has been received since the start";
-        out.gauges("karst_xds_synced", help, flag(ads.synced))?;
+        out.gauge("karst_xds_synced", help, i64::from(ads.synced))?;
         let help = "Streams opened to the controller";
-        out.counters("karst_xds_streams", help, [(vec![], ads.streams)])?;
+        out.counter("karst_xds_streams", help, ads.streams)?;
         let help = "Resources rejected as invalid";
-        out.counters(
-            "karst_xds_rejected_resources",
-            help,
-            [(vec![], ads.rejected)],
-        )?;
+        out.counter("karst_xds_rejected_resources", help, ads.rejected)?;
         let items = self.listing.items();
         let kinds = [
             ("listener", Kind::Listener),
@@ -146,19 +141,4 @@ impl ProcessMetrics {
         ];
         out.gauges("karst_waypoint_upstream_connections", help, pool)
     }
-}
-
-fn gauge(value: usize) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// What Prometheus' own client libraries report of a process, as far as it helps here.
-fn process(out: &mut Out<'_>) -> fmt::Result {
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |dir| dir.count());
-    let help = "Open file descriptors";
-    out.gauges("process_open_fds", help, [(vec![], gauge(open))])?;
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    let limit = limit.map_or(0, |(soft, _)| i64::try_from(soft).unwrap_or(i64::MAX));
-    let help = "Limit of open file descriptors";
-    out.gauges("process_max_fds", help, [(vec![], limit)])
 }

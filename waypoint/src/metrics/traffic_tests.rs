@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karst_identity::SpiffeId;
+use karst_process::metrics::text;
 
 use super::{MAX_SERIES, SILENT_TICKS, Traffic, TrafficCache};
 use crate::access_log::{ConnectionRecord, Destination, Reporter, RequestRecord};
@@ -42,7 +43,7 @@ fn a_request_has_istios_labels() {
     failed.status = 503;
     failed.reason = Some(Reason::Other("no_endpoints"));
     metrics.request_finished(&failed);
-    let text = encode::text(&encode::registry(&metrics)).expect("encodes");
+    let text = text(&encode::registry(&metrics)).expect("encodes");
     let good = line(&text, "istio_requests_total{");
     for label in [
         r#"reporter="waypoint""#,
@@ -71,7 +72,7 @@ fn a_connection_is_open_until_it_is_dropped() {
     let mut open = cache.opened(&record);
     open.total(10, 20);
     open.total(15, 20);
-    let read = || encode::text(&encode::registry(&metrics)).expect("encodes");
+    let read = || text(&encode::registry(&metrics)).expect("encodes");
     let text = read();
     assert!(line(&text, "istio_tcp_connections_closed_total{").ends_with(" 0"));
     assert!(line(&text, "istio_tcp_received_bytes_total{").ends_with(" 15"));

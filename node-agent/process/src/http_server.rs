@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 server for the admin port, metrics and readiness: never
-//! for traffic of the mesh.
+//! A small HTTP/1.1 server for administration, metrics and readiness: never for traffic of the mesh. It runs inside
+//! a `LocalSet`.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,7 +12,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 /// Connections served at once on one listener: an operator and a scraper need
@@ -51,19 +52,70 @@ pub fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Reply {
     }
 }
 
-/// Serves `handler` on a TCP listener until dropped. Must run inside a `LocalSet`.
+/// Serves `handler` on a TCP listener until dropped.
 pub async fn serve_tcp<H, F>(listener: TcpListener, handler: H)
 where
     H: Fn(Request<Incoming>) -> F + Clone + 'static,
     F: Future<Output = Reply> + 'static,
 {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    serve(
+        || async { listener.accept().await.map(|(stream, _)| stream) },
+        handler,
+        MAX_CONNECTIONS,
+    )
+    .await;
+}
+
+/// Serves `handler` on a Unix listener until dropped.
+pub async fn serve_unix<H, F>(listener: UnixListener, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Reply> + 'static,
+{
+    serve(
+        || async { listener.accept().await.map(|(stream, _)| stream) },
+        handler,
+        MAX_CONNECTIONS,
+    )
+    .await;
+}
+
+/// Serves `handler` to root's processes on a Unix listener, `max` at once, until dropped.
+pub async fn serve_root<H, F>(listener: UnixListener, handler: H, max: usize)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Reply> + 'static,
+{
+    let accept = || async {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 => return Ok(stream),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), "a caller that is not root is cut off")
+                }
+                Err(error) => tracing::warn!(%error, "a caller that cannot be told is cut off"),
+            }
+        }
+    };
+    serve(accept, handler, max).await;
+}
+
+async fn serve<A, AF, S, H, F>(accept: A, handler: H, max: usize)
+where
+    A: Fn() -> AF,
+    AF: Future<Output = std::io::Result<S>>,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Reply> + 'static,
+{
+    let places = Arc::new(Semaphore::new(max));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match accept().await {
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;

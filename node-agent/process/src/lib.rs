@@ -1,0 +1,15 @@
+//! What every process of the data plane has beside its traffic: arguments that mean the same everywhere
+//! ([`args`]), the program's log ([`logging`]), the access log ([`access_log`]), metrics ([`metrics`]) and a small
+//! HTTP server that shows them ([`http_server`]).
+//!
+//! What it does not: carry traffic of the mesh, or know what a connection or a request is. The node agent and the
+//! waypoint say what their records hold, which metrics they have and what their server answers.
+//!
+//! Start reading at [`access_log::AccessLog`].
+
+pub mod access_log;
+pub mod args;
+pub mod http_server;
+pub mod logging;
+pub mod metrics;
+mod time;

@@ -1,0 +1,177 @@
+//! Metrics as the text of a scrape.
+
+use std::fmt;
+
+use http::StatusCode;
+use nix::sys::resource::{Resource, getrlimit};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::http_server::{Reply, reply};
+
+/// Content type of the OpenMetrics text format.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The answer to a scrape.
+pub fn scrape(registry: &Registry) -> Reply {
+    match text(registry) {
+        Ok(text) => reply(StatusCode::OK, CONTENT_TYPE, text),
+        Err(error) => reply(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "text/plain",
+            error.to_string(),
+        ),
+    }
+}
+
+/// The text of a scrape.
+///
+/// # Errors
+/// A collector failed.
+pub fn text(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry)?;
+    Ok(text)
+}
+
+/// A number of things as the value of a gauge.
+#[must_use]
+pub fn gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Where a collector writes the values of simple metrics.
+#[derive(Debug)]
+pub struct Out<'a>(DescriptorEncoder<'a>);
+
+impl<'a> Out<'a> {
+    /// Writes to `encoder`.
+    #[must_use]
+    pub fn new(encoder: DescriptorEncoder<'a>) -> Self {
+        Self(encoder)
+    }
+
+    /// A gauge with a value for each set of labels.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn gauges<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, i64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            if labels.is_empty() {
+                metric.encode_gauge(&value)?;
+            } else {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A gauge without labels.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn gauge(&mut self, name: &str, help: &str, value: i64) -> fmt::Result {
+        self.gauges(name, help, [(vec![], value)])
+    }
+
+    /// A counter with a value for each set of labels.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn counters<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, u64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            if labels.is_empty() {
+                metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            } else {
+                metric
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A counter without labels.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.counters(name, help, [(vec![], value)])
+    }
+
+    /// What Prometheus' own client libraries report of a process, as far as it helps here.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn process(&mut self) -> fmt::Result {
+        let open = std::fs::read_dir("/proc/self/fd").map_or(0, |dir| dir.count());
+        self.gauge("process_open_fds", "Open file descriptors", gauge(open))?;
+        let limit = getrlimit(Resource::RLIMIT_NOFILE);
+        let limit = limit.map_or(0, |(soft, _)| i64::try_from(soft).unwrap_or(i64::MAX));
+        self.gauge("process_max_fds", "Limit of open file descriptors", limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+
+    use prometheus_client::collector::Collector;
+    use prometheus_client::encoding::DescriptorEncoder;
+    use prometheus_client::registry::Registry;
+
+    use super::{Out, text};
+
+    #[derive(Debug)]
+    struct Some;
+
+    impl Collector for Some {
+        fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+            let mut out = Out::new(encoder);
+            out.counter("a", "A", 1)?;
+            let values = [(vec![("x", "y")], 2), (vec![("x", "z")], 3)];
+            out.counters("b", "B", values)?;
+            out.gauge("c", "C", -4)?;
+            out.gauges("d", "D", [(vec![("x", "y")], 5)])?;
+            out.process()
+        }
+    }
+
+    #[test]
+    fn values_come_with_and_without_labels() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Some));
+        let text = text(&registry).expect("encodes");
+        let values: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let (own, process) = values.split_at(5);
+        assert_eq!(
+            own,
+            [
+                "a_total 1",
+                "b_total{x=\"y\"} 2",
+                "b_total{x=\"z\"} 3",
+                "c -4",
+                "d{x=\"y\"} 5"
+            ]
+        );
+        assert!(process[0].starts_with("process_open_fds "), "{text}");
+        assert!(process[1].starts_with("process_max_fds "), "{text}");
+    }
+}
