@@ -1,5 +1,6 @@
 //! Through the waypoint, by HBONE.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karst_api::waypoint::{Protocol, RouteKind};
@@ -7,6 +8,7 @@ use karst_tunnel::TunnelError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
+use crate::ca::{Leaf, TestCa, id};
 use crate::support::{
     CLIENT, World, application, echo, free_port, get, greeter, mirror, run, talk, until,
 };
@@ -52,6 +54,25 @@ fn what_is_not_served_is_refused() {
             assert_eq!(status, 404);
         }
         assert_eq!(world.refused("waypoint_unknown_destination"), 3);
+    });
+}
+
+#[test]
+fn an_identity_without_a_certificate_of_the_mesh_is_refused() {
+    run(async {
+        let world = world(Protocol::Http1, application(mirror).await).await;
+        let client = id("client");
+        // The identity that is let in above, signed by an authority of the client's own.
+        let stranger = TestCa::new().issue_trusting(&client, &world.ca, &Leaf::of(&client));
+        let refusals = || {
+            let all = world.shared.metrics.refusals.read();
+            all.iter().map(|(_, count)| *count).sum::<u64>()
+        };
+        let opened = world.open_as(&Arc::new(stranger), SERVICE).await;
+        assert!(opened.is_err());
+        until("refused", async || refusals() == 1).await;
+        // The waypoint takes the same from the mesh's authority.
+        assert!(world.open(SERVICE).await.is_ok());
     });
 }
 

@@ -155,6 +155,15 @@ impl World {
 
     /// A stream through the waypoint, as the client's agent opens it.
     pub async fn open(&self, authority: &str) -> Result<HboneIo, TunnelError> {
+        self.open_as(&self.certificate, authority).await
+    }
+
+    /// Likewise, with another certificate.
+    pub async fn open_as(
+        &self,
+        certificate: &Arc<WorkloadCertificate>,
+        authority: &str,
+    ) -> Result<HboneIo, TunnelError> {
         let source = SourceHeaders {
             forwarded: Some(Forwarded {
                 client: CLIENT.parse().unwrap(),
@@ -165,8 +174,8 @@ impl World {
         let mut headers = HeaderMap::new();
         source.write(&mut headers);
         let key = PoolKey {
-            source: self.certificate.id().clone(),
-            certificate_epoch: self.certificate.epoch(),
+            source: certificate.id().clone(),
+            certificate_epoch: certificate.epoch(),
             destination_uid: "test//Pod/test/waypoint".into(),
             destination: id("waypoint"),
             address: self.mesh,
@@ -177,7 +186,7 @@ impl World {
         };
         let opened = self
             .pool
-            .connect(key, &Rc::new(Loopback), &self.certificate, request)
+            .connect(key, &Rc::new(Loopback), certificate, request)
             .await;
         opened.map(HboneIo::new)
     }
