@@ -21,10 +21,6 @@ use measure::{Measure, Protocol};
 use report::{Idle, Report, Row, Sample, Three, Two};
 use stage::{Proxy, Stage, Way};
 
-/// Requests a second for the latencies: far below what either proxy carries on one connection, so that
-/// the queue is short and latency is that of the way.
-const RATE: u32 = 500;
-
 /// Idle connections whose memory is measured.
 const IDLE_CONNECTIONS: u32 = 1000;
 
@@ -89,7 +85,6 @@ pub fn run(args: &Args) -> Result<()> {
         envoy_version: envoy::version(&args.envoy)?,
         workers: options.workers,
         access_log: options.access_log,
-        rate: RATE,
         rounds: args.rounds,
         seconds: args.seconds,
     };
@@ -215,7 +210,7 @@ fn ensure_passed(requests: f64, answered: f64) -> Result<()> {
 
 fn paced(stage: &Stage, measure: &Measure, way: Way, seconds: u32) -> Result<Latency> {
     let pace = Pace {
-        rate: RATE,
+        rate: measure.rate(),
         connections: measure.connections,
         seconds,
     };

@@ -5,6 +5,12 @@ use anyhow::{Result, ensure};
 /// Streams at a time on a connection of HTTP/2 that is alone.
 const STREAMS_ALONE: u32 = 32;
 
+/// Requests a second for the latencies: far below what either proxy carries, on a machine that is busy
+/// too, so that the queue is short and latency is that of the way. A connection that is alone carries
+/// one request at a time.
+const RATE_ALONE: u32 = 250;
+const RATE: u32 = 500;
+
 /// The rows of memory alone.
 const IDLE: [&str; 2] = ["idle", "idle_c1000"];
 
@@ -113,6 +119,15 @@ impl Measure {
             self.routes.name(),
             self.connections
         )
+    }
+
+    /// Requests a second of the latencies.
+    pub fn rate(&self) -> u32 {
+        if self.connections == 1 {
+            RATE_ALONE
+        } else {
+            RATE
+        }
     }
 
     /// Requests at a time on each connection of HTTP/2: many where there is one connection, since that

@@ -83,6 +83,8 @@ pub struct Sample {
 #[derive(Debug)]
 pub struct Row {
     name: String,
+    /// Requests a second of the latencies.
+    rate: u32,
     per_second: Three<f64>,
     p50_us: Three<f64>,
     p99_us: Three<f64>,
@@ -140,8 +142,6 @@ pub struct Report {
     pub workers: u32,
     /// Whether the proxies logged requests.
     pub access_log: bool,
-    /// Requests a second of the latencies.
-    pub rate: u32,
     /// Rounds.
     pub rounds: u32,
     /// Seconds of each measurement.
@@ -154,6 +154,7 @@ impl Row {
         let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value));
         Some(Self {
             name: measure.name(),
+            rate: measure.rate(),
             per_second: Three {
                 direct: of(|s| s.per_second.direct)?,
                 karst: of(|s| s.per_second.karst)?,
@@ -198,6 +199,7 @@ impl Row {
             "direct": self.per_second.direct,
             "karst": self.per_second.karst,
             "envoy": self.per_second.envoy,
+            "fixed_rate_per_second": self.rate,
             "p50_us": self.p50_us,
             "p99_us": self.p99_us,
             "cpu_s_per_100k_requests": Two {
@@ -277,7 +279,6 @@ impl Report {
             "envoy_version": self.envoy_version,
             "workers": self.workers,
             "access_log": self.access_log,
-            "fixed_rate_per_second": self.rate,
             "rounds": self.rounds,
             "seconds": self.seconds,
         });
@@ -302,11 +303,10 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "direct / karst / envoy {}; {} threads each, access log {}; p50 and p99 at {} requests/s; medians of {} rounds of {} s",
+            "direct / karst / envoy {}; {} threads each, access log {}; p50 and p99 at a fixed rate; medians of {} rounds of {} s",
             self.envoy_version,
             self.workers,
             if self.access_log { "on" } else { "off" },
-            self.rate,
             self.rounds,
             self.seconds,
         );
@@ -486,7 +486,6 @@ mod tests {
             envoy_version: "1.2.3".to_owned(),
             workers: 2,
             access_log: true,
-            rate: 500,
             rounds: 3,
             seconds: 2,
         };
