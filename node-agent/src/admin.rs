@@ -85,19 +85,18 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 pub fn bind_private<T>(path: &Path, bind: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
-    let unnamed = Path::new(&name);
-    match fs::remove_file(unnamed) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // Ours alone: the lock on the state directory says that no other agent serves.
-        _ => {}
-    }
-    // Before anybody can connect, not after: a chmod would come too late.
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = bind(unnamed);
-    nix::sys::stat::umask(before);
-    let listener = listener?;
-    fs::set_permissions(unnamed, fs::Permissions::from_mode(0o600))?;
-    fs::rename(unnamed, path)?;
+    // Made in a folder that others cannot enter: a chmod of the socket alone would come too late, and the umask
+    // is that of all threads.
+    let folder = Path::new(&name);
+    // Ours alone, if there is one: the lock on the state directory says that no other agent serves.
+    let _ = fs::remove_file(folder);
+    let _ = fs::remove_dir_all(folder);
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
+    let unnamed = folder.join("s");
+    let listener = bind(&unnamed)?;
+    fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&unnamed, path)?;
+    fs::remove_dir(folder)?;
     Ok(listener)
 }
 

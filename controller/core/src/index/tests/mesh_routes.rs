@@ -281,7 +281,11 @@ fn clients_may_be_sent_where_they_were_going_without_a_grant() {
             json!({"metadata": {"namespace": "client"}, "spec": {"parentRefs": parents,
                 "rules": [{"backendRefs": [{"name": "web", "namespace": "shop", "port": 80}]}]}}),
         );
-        Mesh::bound([route]).said(&theirs)[1].clone()
+        let mesh = Mesh::bound([route]);
+        let StatusContent::Parents(parents) = mesh.0.status(&theirs).unwrap().content else {
+            panic!()
+        };
+        short(&parents[0].conditions[1])
     };
     assert_eq!(resolved(json!([web])), "ResolvedRefs=True/ResolvedRefs");
     // With a parent whose clients may be anybody's, others' traffic would be sent there.
