@@ -1,16 +1,23 @@
-//! What an uninstallation that did not come to its end left of the agents.
+//! What applying the chart alone does not mend.
 //!
-//! It had turned their DaemonSet into one that cleans, by writing fields that applying the chart would
-//! leave as they are, beside its own: the server refuses the mixture. So the DaemonSet is made anew.
+//! An uninstallation that did not come to its end had turned the agents' DaemonSet into one that cleans, by
+//! writing fields that applying the chart would leave as they are, beside its own: the server refuses the
+//! mixture. So the DaemonSet is made anew.
+//!
+//! Pods that are older than their account have tokens of one that was deleted, which the API server refuses
+//! though an account of the same name is there again. So they are made anew.
 
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
 
-use super::rollout;
+use super::rollout::{self, Workload};
 use crate::cluster::kinds::Item;
 use crate::cluster::removal::delete_and_wait;
 use crate::cluster::{SYSTEM_NAMESPACE, failure, nodes};
@@ -21,6 +28,9 @@ use crate::uninstall::nodes::is_cleaning;
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(500);
 
+/// Who restarts pods, in the objects' record of who wrote what.
+const REPAIR_MANAGER: &str = "karst-repair";
+
 /// The agents' DaemonSet, if it is one that cleans.
 ///
 /// # Errors
@@ -30,6 +40,50 @@ pub async fn cleaning(client: &Client, item: &Item) -> Result<Option<DaemonSet>,
     let there = api.get_opt(&item.name).await;
     let there = there.map_err(|e| failure(&format!("reading {}", item.shown()), &e))?;
     Ok(there.filter(is_cleaning))
+}
+
+/// Makes pods anew that have tokens of an account that was deleted.
+///
+/// # Errors
+/// The server does not answer, or refuses.
+pub async fn renew_tokens(client: &Client, item: &Item, workload: Workload) -> Result<(), Failure> {
+    let account = item
+        .object
+        .pointer("/spec/template/spec/serviceAccountName");
+    let Some(name) = account.and_then(Value::as_str) else {
+        return Ok(());
+    };
+    let api: Api<ServiceAccount> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let account = api.get(name).await;
+    let account = account.map_err(|e| failure(&format!("reading ServiceAccount {name}"), &e))?;
+    let made = |object: &ObjectMeta| object.creation_timestamp.as_ref().map(|time| time.0);
+    let Some(since) = made(&account.metadata) else {
+        return Ok(());
+    };
+    let pods = rollout::pods(client, workload).await?;
+    // One that ends already needs nothing.
+    let is_older = |pod: &ObjectMeta| {
+        pod.deletion_timestamp.is_none() && made(pod).is_some_and(|made| made < since)
+    };
+    if !pods.iter().any(|pod| is_older(&pod.metadata)) {
+        return Ok(());
+    }
+    progress(&format!(
+        "pods of {} are older than their account; they are made anew",
+        item.shown()
+    ));
+    let now = Timestamp::now().to_string();
+    let annotations = json!({"kubectl.kubernetes.io/restartedAt": now});
+    let patch = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
+    // As another manager, so that the next installation leaves it as it is.
+    let params = PatchParams {
+        field_manager: Some(REPAIR_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let api = item.api(client);
+    let patched = api.patch(&item.name, &params, &Patch::Merge(&patch)).await;
+    patched.map_err(|e| failure(&format!("restarting {}", item.shown()), &e))?;
+    Ok(())
 }
 
 /// Deletes agents that clean, and waits until they and what they owned are gone.

@@ -115,6 +115,33 @@ async fn a_node_that_is_away_fails_no_installation() {
     assert!(said.contains("runs in karst-system"), "{said}");
 }
 
+#[tokio::test]
+async fn pods_that_are_older_than_their_account_are_made_anew() {
+    for (pod, restarts) in [
+        ("2026-01-01T00:00:00Z", true),
+        ("2026-01-03T00:00:00Z", false),
+    ] {
+        let (server, client) = ApiServer::start().await;
+        server.control(controllers);
+        server.put(
+            &format!("/api/v1/{SYSTEM}/serviceaccounts/karst-controller"),
+            json!({"metadata": {"creationTimestamp": "2026-01-02T00:00:00Z"}}),
+        );
+        let labels = json!({"app.kubernetes.io/name": "karst-controller"});
+        server.put(
+            &format!("/api/v1/{SYSTEM}/pods/controller"),
+            json!({"metadata": {"labels": labels, "creationTimestamp": pod}, "spec": {"containers": []}}),
+        );
+        // Whether the agents come, which is waited for afterwards, is all the same here.
+        let _ = run(&client, None).await;
+        let path = format!("/apis/apps/v1/{SYSTEM}/deployments/karst-controller");
+        let object = server.object(&path).expect("a Deployment");
+        let annotations = &object["spec"]["template"]["metadata"]["annotations"];
+        let restarted = !annotations["kubectl.kubernetes.io/restartedAt"].is_null();
+        assert_eq!(restarted, restarts, "{pod}");
+    }
+}
+
 /// Agents that an uninstallation left cleaning: their DaemonSet, and pods of it, of which the one on
 /// the node that is ready ends or does not.
 fn cleaning(server: &ApiServer, ends: bool) {
