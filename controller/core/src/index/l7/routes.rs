@@ -72,8 +72,8 @@ struct Unresolved {
 /// What was found while a route was worked out.
 #[derive(Default)]
 struct References {
-    /// Services of other namespaces that need no grant.
-    addressed: BTreeSet<NsName>,
+    /// A Service of another namespace that needs no grant.
+    addressed: Option<NsName>,
     backends: BTreeSet<BackendKey>,
     referred: BTreeSet<NsName>,
     problems: Vec<Unresolved>,
@@ -278,7 +278,7 @@ impl Index {
         let kind = reference.kind.as_deref().unwrap_or("Service");
         let found = if reference.group.is_empty() && kind == "Service" {
             references.referred.insert(service.clone());
-            let granted = references.addressed.contains(&service);
+            let granted = references.addressed.as_ref() == Some(&service);
             self.referred_port(key, &service, reference.port, granted)
         } else {
             let group = reference.group.as_str();
@@ -359,17 +359,21 @@ impl Index {
     }
 }
 
-/// The parents of a route that is for clients of its own namespace alone. They address these Services anyway, so
-/// that sending them there takes no grant (GEP-1426).
-fn addressed(key: &RouteKey, route: &Route) -> BTreeSet<NsName> {
+/// The Service of another namespace that a route is for and nothing else: clients of the route's own namespace
+/// address it anyway, so that sending them there takes no grant. Anywhere else the waypoint would go in its own
+/// name, for which GEP-1294 asks for one.
+fn addressed(key: &RouteKey, route: &Route) -> Option<NsName> {
     let own = key.name.namespace.as_str();
-    let parents = route.parents.iter().map(|parent| {
+    let mut parents = route.parents.iter().map(|parent| {
         let namespace = parent.namespace(own);
         let elsewhere = parent.group_kind() == ("", "Service") && namespace != own;
         elsewhere.then(|| NsName::new(namespace, parent.name.as_str()))
     });
-    // With another parent, others' traffic could be sent there.
-    parents.collect::<Option<_>>().unwrap_or_default()
+    let first = parents.next()??;
+    // With another parent, what is meant for that one could be sent there.
+    parents
+        .all(|other| other.as_ref() == Some(&first))
+        .then_some(first)
 }
 
 /// What is wrong with rules, as conditions: for the whole route, or for a part.

@@ -288,8 +288,14 @@ fn clients_may_be_sent_where_they_were_going_without_a_grant() {
         short(&parents[0].conditions[1])
     };
     assert_eq!(resolved(json!([web])), "ResolvedRefs=True/ResolvedRefs");
-    // With a parent whose clients may be anybody's, others' traffic would be sent there.
+    let port = merged(web.clone(), json!({"port": 80}));
+    assert_eq!(
+        resolved(json!([port, web])),
+        "ResolvedRefs=True/ResolvedRefs"
+    );
+    // With another parent, what is meant for that one would be sent there.
     for other in [
+        json!({"group": "", "kind": "Service", "name": "next", "namespace": "shop"}),
         json!({"name": "edge"}),
         json!({"group": "", "kind": "Service", "name": "own"}),
     ] {
