@@ -6,17 +6,17 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     setup::{self, Need, envoy},
-    workspace::{Workspace, require_root, step},
+    workspace::{Workspace, require_root},
 };
 
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Build the measured programs with the `dist` profile, as they ship: minutes more, a little faster.
+    /// Measure the binaries that the tests use, not what ships: built minutes sooner, and slower.
     #[arg(long)]
-    dist: bool,
+    quick: bool,
     /// Use the binaries as they are, without building first.
-    #[arg(long, conflicts_with = "dist")]
+    #[arg(long)]
     no_build: bool,
     /// What to measure (`tunnel` or `waypoint`), with its options; `tunnel --help` lists them.
     #[arg(
@@ -36,17 +36,18 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let workspace = Workspace::locate()?;
     setup::ensure(&workspace, &[Need::Bench])?;
-    if !args.no_build {
-        workspace.build_all()?;
-    }
-    let mut binaries = workspace.release()?;
-    if args.dist {
-        step(
-            "build everything as it ships",
-            workspace.cargo().args(["build", "--profile", "dist"]),
-        )?;
-        binaries.set_file_name("dist");
-    }
+    let binaries = match (args.quick, args.no_build) {
+        (true, false) => {
+            workspace.build_all()?;
+            workspace.release()?
+        }
+        (true, true) => workspace.release()?,
+        (false, false) => {
+            setup::ensure(&workspace, &[Need::Lab])?;
+            workspace.build_dist([])?
+        }
+        (false, true) => workspace.release()?.with_file_name("dist"),
+    };
     let mut program = std::process::Command::new(binaries.join("karst-bench"));
     program
         .args(&args.arguments)

@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&workspace, &[Need::Cluster])?;
     if !args.no_build {
         workspace.build_all()?;
-        image::pack(&workspace, &image::Args::default())?;
+        image::pack(&workspace, &image::Args::default(), &workspace.release()?)?;
     }
     let suite = Suite::ensure(&say)?;
     let out = match &args.out {

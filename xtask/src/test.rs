@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     // What the tests on the cluster are run on and what they install, before any time limit counts.
     karst_cluster::Binaries::ensure(&say)?;
-    let images = image::pack(&workspace, &image::Args::default())?;
+    let images = image::pack(&workspace, &image::Args::default(), &binaries)?;
     let mut tally = Tally::default();
     for (number, suite) in suites.iter().enumerate() {
         say(&format!(

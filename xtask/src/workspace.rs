@@ -75,6 +75,20 @@ impl Workspace {
         Ok(command)
     }
 
+    /// Builds binaries as they ship, all if none is named, and gives their folder. Slower to build than those of
+    /// [`Self::build_all`], which the tests use.
+    pub fn build_dist<'a>(&self, binaries: impl IntoIterator<Item = &'a str>) -> Result<PathBuf> {
+        setup::ensure(self, &[Need::BpfToolchain])?;
+        step("build the eBPF programs", self.xtask()?.arg("build-ebpf"))?;
+        let mut build = self.cargo();
+        build.args(["build", "--profile", "dist"]);
+        for binary in binaries {
+            build.args(["--bin", binary]);
+        }
+        step("build what ships (minutes)", &mut build)?;
+        Ok(self.release()?.with_file_name("dist"))
+    }
+
     /// Makes sure that the lab can be built and run here, and builds the eBPF object and then every
     /// binary, in this order because the datapath embeds the object. All default members are built by one command: with one selection cargo resolves the
     /// features once, and nothing is compiled twice for the demo, the tests and the lab.
