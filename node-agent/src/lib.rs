@@ -3,8 +3,9 @@
 //!
 //! It wires together what other crates do (`karst-datapath` the kernel,
 //! `karst-identity` certificates, `karst-tunnel` HBONE, `karst-client` the
-//! controller, `karst-process` logs and the servers of metrics) and holds what is its own: which pods are enrolled ([`enrol`]),
-//! what the mesh looks like ([`state`]), where a connection goes ([`proxy`]).
+//! controller, `karst-process` logs and the servers of metrics) and holds what
+//! is its own: which pods are enrolled ([`enrol`]), what the mesh looks like
+//! ([`state`]), where a connection goes ([`proxy`]).
 //! It has no policy engine and no L7 parsing.
 //!
 //! Two kinds of threads: one control thread (controller, certificates,

@@ -100,9 +100,7 @@ async fn install(args: &Install, intent: Intent, client: &Client) -> Result<Stri
         .partition(|item| item.kind.resource.kind == "DaemonSet");
     for item in others {
         tally.count(apply_and_say(client, item).await?);
-        if item.kind.resource.kind == "Deployment" {
-            repair::renew_tokens(client, item, rollout::CONTROLLER).await?;
-        }
+        repair::renew_tokens(client, item).await?;
     }
     let record = Record::new(plan.overrides.clone()).item()?;
     tally.count(apply_and_say(client, &record).await?);
@@ -110,7 +108,7 @@ async fn install(args: &Install, intent: Intent, client: &Client) -> Result<Stri
     for item in agents {
         repair::remove_cleaning(client, item, limit).await?;
         tally.count(apply_and_say(client, item).await?);
-        repair::renew_tokens(client, item, rollout::AGENT).await?;
+        repair::renew_tokens(client, item).await?;
     }
     // Before the wait: one agent that does not come is no reason to keep what is not wanted any more.
     tally.removed = prune::prune(client, &plan.items, &record).await?;

@@ -19,7 +19,7 @@ pub(crate) fn require_root() -> Result<()> {
 }
 
 /// Runs a command to its end and gives its standard output; a failure, also a status other than 0,
-/// carries what it wrote to standard error.
+/// carries what it wrote.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -49,9 +49,10 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
 fn what_it_said(command: &Command, output: &Output) -> Result<String> {
     ensure!(
         output.status.success(),
-        "{command:?}: {}: {}",
+        "{command:?}: {}: {} {}",
         output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
+        String::from_utf8_lossy(&output.stderr).trim(),
+        String::from_utf8_lossy(&output.stdout).trim()
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,77 +1,40 @@
-//! Counts by a reason: few, static labels, so the map is soon complete and then only read.
+//! Refused connections and requests by reason.
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use arc_swap::ArcSwap;
-use hashbrown::HashMap;
+use karst_process::counts::Counts;
 
 use crate::reason::Reason;
 
-/// Refused connections and requests, by reason.
-#[derive(Default)]
-pub struct Refusals {
-    counters: ArcSwap<HashMap<&'static str, Arc<AtomicU64>>>,
-}
-
-impl fmt::Debug for Refusals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.read()).finish()
-    }
-}
+/// Counts refusals.
+#[derive(Debug, Default)]
+pub struct Refusals(Counts<&'static str>);
 
 impl Refusals {
     /// Counts one.
     pub fn count(&self, reason: Reason) {
-        let key = reason.as_str();
-        if let Some(counter) = self.counters.load().get(key) {
-            counter.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.counters.rcu(|old| {
-            let mut new = HashMap::clone(old);
-            new.entry(key).or_default();
-            new
-        });
-        if let Some(counter) = self.counters.load().get(key) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
+        self.0.count(reason.as_str());
     }
 
-    /// All reasons that have come up, with their counts.
+    /// All reasons that have come up, with their counts, by name.
     #[must_use]
     pub fn read(&self) -> Vec<(&'static str, u64)> {
-        let mut list: Vec<_> = self
-            .counters
-            .load()
-            .iter()
-            .map(|(reason, count)| (*reason, count.load(Ordering::Relaxed)))
-            .collect();
-        list.sort_unstable();
-        list
+        let mut counts = self.0.read();
+        counts.sort_unstable();
+        counts
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::Refusals;
     use crate::reason::Reason;
 
     #[test]
-    fn concurrent_first_counts_are_not_lost() {
-        let refusals = Arc::new(Refusals::default());
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..100 {
-                        refusals.count(Reason::NotHttp);
-                    }
-                });
-            }
-        });
-        assert_eq!(refusals.read(), [("waypoint_not_http", 800)]);
+    fn reasons_are_read_by_name() {
+        let refusals = Refusals::default();
+        for reason in [Reason::NotHttp, Reason::NoListener, Reason::NotHttp] {
+            refusals.count(reason);
+        }
+        let counts = [("gateway_no_listener", 1), ("waypoint_not_http", 2)];
+        assert_eq!(refusals.read(), counts);
     }
 }

@@ -42,11 +42,14 @@ pub async fn cleaning(client: &Client, item: &Item) -> Result<Option<DaemonSet>,
     Ok(there.filter(is_cleaning))
 }
 
-/// Makes pods anew that have tokens of an account that was deleted.
+/// Makes pods of a workload anew that have tokens of an account that was deleted. Other objects have no pods.
 ///
 /// # Errors
 /// The server does not answer, or refuses.
-pub async fn renew_tokens(client: &Client, item: &Item, workload: Workload) -> Result<(), Failure> {
+pub async fn renew_tokens(client: &Client, item: &Item) -> Result<(), Failure> {
+    let Some(workload) = Workload::of(&item.kind.resource.kind, &item.name) else {
+        return Ok(());
+    };
     let account = item
         .object
         .pointer("/spec/template/spec/serviceAccountName");

@@ -39,6 +39,16 @@ pub const CONTROLLER: Workload = Workload::Deployment("karst-controller");
 pub const AGENT: Workload = Workload::DaemonSet("karst-node-agent");
 
 impl Workload {
+    /// The one of that kind and name, if it is one of Karst's.
+    pub fn of(kind: &str, name: &str) -> Option<Self> {
+        let ours = [CONTROLLER, AGENT].into_iter();
+        let mut ours = ours.filter(|workload| workload.name() == name);
+        ours.find(|workload| match workload {
+            Self::Deployment(_) => kind == "Deployment",
+            Self::DaemonSet(_) => kind == "DaemonSet",
+        })
+    }
+
     /// Its name, which is also the label of its pods.
     pub fn name(self) -> &'static str {
         match self {

@@ -102,11 +102,14 @@ impl Proxy {
     }
 }
 
+/// Where clients find each kind of service.
+type Addresses = Vec<(Way, Protocol, Routes, SocketAddr)>;
+
 /// The running lab.
 pub struct Stage {
     /// The lab.
     pub lab: Lab,
-    addresses: Vec<(Way, Protocol, Routes, SocketAddr)>,
+    addresses: Addresses,
     proxies: Vec<Proxy>,
 }
 
@@ -141,11 +144,7 @@ impl Stage {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "the parts of a stage, used once")]
-    fn set(
-        lab: &Lab,
-        options: &Options,
-    ) -> Result<(Vec<(Way, Protocol, Routes, SocketAddr)>, Vec<Proxy>)> {
+    fn set(lab: &Lab, options: &Options) -> Result<(Addresses, Vec<Proxy>)> {
         let folder = &options.folder;
         let mut first = CLASS.to_owned();
         for way in Way::ALL {
@@ -486,7 +485,7 @@ fn envoy_pod(options: &Options, config: &Path) -> Result<String> {
 }
 
 /// Where clients find each kind of service: the server itself, or a service of the mesh.
-fn addresses(lab: &Lab) -> Result<Vec<(Way, Protocol, Routes, SocketAddr)>> {
+fn addresses(lab: &Lab) -> Result<Addresses> {
     let mut addresses = Vec::new();
     for way in Way::ALL {
         for (protocol, port) in PORTS {
@@ -515,11 +514,7 @@ fn server(lab: &Lab, way: Way) -> Result<IpAddr> {
     Ok(address)
 }
 
-fn job(
-    lab: &Lab,
-    addresses: &[(Way, Protocol, Routes, SocketAddr)],
-    options: &Options,
-) -> Result<envoy::Job> {
+fn job(lab: &Lab, addresses: &Addresses, options: &Options) -> Result<envoy::Job> {
     let services = addresses.iter().filter(|(way, ..)| *way == Way::Envoy).map(
         |(_, protocol, routes, address)| envoy::Service {
             address: *address,

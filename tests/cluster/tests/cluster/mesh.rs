@@ -11,7 +11,7 @@ use karst_cluster::{Cluster, NODES};
 use karst_harness::until;
 use serde_json::{Value, json};
 
-use crate::shared::{APP_IMAGE, LIMIT, alone, http, shared};
+use crate::shared::{APP_IMAGE, LIMIT, alone, ask, http, shared};
 
 pub const SYSTEM: &str = "karst-system";
 pub const LABEL: &str = "karst.dev/dataplane-mode=ambient";
@@ -113,9 +113,7 @@ pub fn wait_answers(cluster: &Cluster, namespace: &str) {
         // Looked for each time: after an update the one found may be the one that goes.
         let client = pod(cluster, namespace, "client");
         let client = text(&client, "/metadata/name");
-        let ask = ["exec", "-n", namespace, client, "--"];
-        let ask = [&ask[..], &["/karst-testapp", "http", "server:80"]].concat();
-        cluster.kubectl(&ask).map(drop)
+        ask(cluster, namespace, client, "server:80").map(drop)
     })
     .unwrap();
 }

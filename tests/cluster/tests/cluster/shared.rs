@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use karst_cluster::{Audit, Cluster, ClusterOptions, Image};
 use serde_json::Value;
 
@@ -77,17 +78,14 @@ pub fn two_apps(cluster: &Cluster, namespace: &str) -> Vec<(String, String)> {
 
 /// Asks for a page from inside a pod; gives what the client tells.
 pub fn http(cluster: &Cluster, namespace: &str, pod: &str, target: &str) -> Value {
+    ask(cluster, namespace, pod, target).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// The same, for a caller that asks until there is an answer.
+pub fn ask(cluster: &Cluster, namespace: &str, pod: &str, target: &str) -> Result<Value> {
+    let client = ["exec", "-n", namespace, pod, "--"];
     let said = cluster
-        .kubectl(&[
-            "exec",
-            "-n",
-            namespace,
-            pod,
-            "--",
-            "/karst-testapp",
-            "http",
-            target,
-        ])
-        .unwrap_or_else(|error| panic!("{pod} asks {target}: {error:#}"));
-    serde_json::from_str(said.trim()).unwrap()
+        .kubectl(&[&client[..], &["/karst-testapp", "http", target]].concat())
+        .with_context(|| format!("{pod} asks {target}"))?;
+    serde_json::from_str(said.trim()).context("what the client tells")
 }
