@@ -58,8 +58,19 @@ pub struct Party {
 }
 
 impl access_log::Record for Record {
-    fn line(&self) -> Line {
-        let mut line = Line::new("connection complete");
+    fn message(&self) -> &'static str {
+        "connection complete"
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.reason.map(Reason::as_str)
+    }
+
+    fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    fn fields(&self, line: &mut Line<'_>) {
         let (source, destination) = (&self.source, &self.destination);
         line.address("src.addr", source.addr);
         if let Some(workload) = &source.workload {
@@ -91,8 +102,6 @@ impl access_log::Record for Record {
             line.text("cipher", &tls.cipher);
             line.text("key_exchange", &tls.key_exchange);
         }
-        let reason = self.reason.map(Reason::as_str);
-        line.ended(reason, self.error.as_deref())
     }
 }
 
@@ -100,7 +109,7 @@ impl access_log::Record for Record {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use karst_process::access_log::Record as _;
+    use karst_process::access_log::append;
 
     use super::{Party, Record};
     use crate::config::AccessLogFormat;
@@ -132,9 +141,9 @@ mod tests {
     }
 
     fn logged(format: AccessLogFormat, record: &Record) -> String {
-        let mut text = String::new();
-        record.line().append_to(&mut text, UNIX_EPOCH, format);
-        text
+        let mut text = Vec::new();
+        append(&mut text, UNIX_EPOCH, record, format);
+        String::from_utf8(text).expect("text")
     }
 
     #[test]

@@ -5,6 +5,8 @@ pub mod record;
 
 use karst_process::access_log;
 
+use crate::reason::Reason;
+
 pub use record::{ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord, Spoken};
 
 /// Where workers send records.
@@ -20,10 +22,32 @@ pub enum AccessRecord {
 }
 
 impl access_log::Record for AccessRecord {
-    fn line(&self) -> access_log::Line {
+    fn message(&self) -> &'static str {
         match self {
-            Self::Request(record) => line::request(record),
-            Self::Connection(record) => line::connection(record),
+            Self::Request(_) => "request complete",
+            Self::Connection(_) => "connection complete",
+        }
+    }
+
+    fn reason(&self) -> Option<&str> {
+        let reason = match self {
+            Self::Request(record) => record.reason,
+            Self::Connection(record) => record.reason,
+        };
+        reason.map(Reason::as_str)
+    }
+
+    fn error(&self) -> Option<&str> {
+        match self {
+            Self::Request(record) => record.error.as_deref(),
+            Self::Connection(record) => record.error.as_deref(),
+        }
+    }
+
+    fn fields(&self, line: &mut access_log::Line<'_>) {
+        match self {
+            Self::Request(record) => line::request(line, record),
+            Self::Connection(record) => line::connection(line, record),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-pub use line::Line;
+pub use line::{Line, append};
 
 use crate::args::AccessLogFormat;
 
@@ -22,10 +22,19 @@ const QUEUE: usize = 8192;
 /// Bytes collected before a write: one system call for a burst of records.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// What has ended, and says it in one line.
+/// What has ended, and says it in one line. All of it is called by the writer's thread.
 pub trait Record: Send + 'static {
-    /// Its line. Called by the writer's thread.
-    fn line(&self) -> Line;
+    /// What has ended.
+    fn message(&self) -> &'static str;
+
+    /// Why it failed, which makes it a line of level `error`.
+    fn reason(&self) -> Option<&str>;
+
+    /// Details of that.
+    fn error(&self) -> Option<&str>;
+
+    /// All other fields.
+    fn fields(&self, line: &mut Line<'_>);
 }
 
 /// Where workers send records. Cheap to clone.
@@ -115,13 +124,13 @@ fn write_all<R: Record>(
     format: AccessLogFormat,
     mut output: impl Write,
 ) {
-    let mut buffer = String::with_capacity(BATCH_BYTES);
+    let mut buffer = Vec::with_capacity(BATCH_BYTES);
     while let Ok(first) = receiver.recv() {
         let mut waiters = Vec::new();
         let mut next = Some(first);
         while let Some(entry) = next {
             match entry {
-                Entry::Record(when, record) => record.line().append_to(&mut buffer, when, format),
+                Entry::Record(when, record) => line::append(&mut buffer, when, &*record, format),
                 Entry::Flush(done) => waiters.push(done),
             }
             next = if buffer.len() < BATCH_BYTES {
@@ -131,9 +140,7 @@ fn write_all<R: Record>(
             };
         }
         // A closed output (EPIPE) is not the data plane's problem.
-        let _ = output
-            .write_all(buffer.as_bytes())
-            .and_then(|()| output.flush());
+        let _ = output.write_all(&buffer).and_then(|()| output.flush());
         buffer.clear();
         for done in waiters {
             let _ = done.try_send(());

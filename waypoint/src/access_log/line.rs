@@ -1,24 +1,23 @@
 //! A record as a line.
 
+use http::Version;
 use karst_identity::SpiffeId;
 use karst_process::access_log::Line;
 
 use super::{ConnectionRecord, Destination, EndpointRecord, RequestRecord};
 use crate::client::Client;
-use crate::reason::Reason;
 
-/// The line of a request.
-pub(super) fn request(record: &RequestRecord) -> Line {
-    let mut line = Line::new("request complete");
-    client(&mut line, &record.client);
+/// The fields of a request.
+pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
+    client(line, &record.client);
     destination(
-        &mut line,
+        line,
         record.destination.as_deref(),
         record.endpoint.as_ref(),
     );
     line.text("reporter", record.reporter.as_str());
     line.text("protocol", record.protocol.as_str());
-    line.text("version", format!("{:?}", record.version));
+    line.text("version", version(record.version));
     line.text("method", record.method.as_str());
     line.text("authority", &record.authority);
     line.text("path", &record.path);
@@ -36,15 +35,13 @@ pub(super) fn request(record: &RequestRecord) -> Line {
     }
     line.number("attempts", u64::from(record.attempts));
     line.known("request_id", record.request_id.as_ref());
-    line.ended(record.reason.map(Reason::as_str), record.error.as_deref())
 }
 
-/// The line of a connection.
-pub(super) fn connection(record: &ConnectionRecord) -> Line {
-    let mut line = Line::new("connection complete");
-    client(&mut line, &record.client);
+/// The fields of a connection.
+pub(super) fn connection(line: &mut Line<'_>, record: &ConnectionRecord) {
+    client(line, &record.client);
     destination(
-        &mut line,
+        line,
         record.destination.as_deref(),
         record.endpoint.as_ref(),
     );
@@ -60,10 +57,17 @@ pub(super) fn connection(record: &ConnectionRecord) -> Line {
         line.text("tls_version", &tls.version);
         line.text("tls_cipher", &tls.cipher);
     }
-    line.ended(record.reason.map(Reason::as_str), record.error.as_deref())
 }
 
-fn client(line: &mut Line, client: &Client) {
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn client(line: &mut Line<'_>, client: &Client) {
     line.address("src.addr", client.address);
     if let Some(workload) = &client.workload {
         line.text("src.workload", &workload.name);
@@ -76,7 +80,7 @@ fn client(line: &mut Line, client: &Client) {
 }
 
 fn destination(
-    line: &mut Line,
+    line: &mut Line<'_>,
     destination: Option<&Destination>,
     endpoint: Option<&EndpointRecord>,
 ) {

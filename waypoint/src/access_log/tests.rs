@@ -1,7 +1,7 @@
 use std::time::UNIX_EPOCH;
 
 use karst_identity::SpiffeId;
-use karst_process::access_log::Record as _;
+use karst_process::access_log::append;
 
 use super::{AccessRecord, ConnectionRecord, Reporter, RequestRecord};
 use crate::args::AccessLogFormat;
@@ -14,9 +14,9 @@ fn client() -> Client {
 }
 
 fn written(format: AccessLogFormat, record: AccessRecord) -> String {
-    let mut text = String::new();
-    record.line().append_to(&mut text, UNIX_EPOCH, format);
-    text
+    let mut text = Vec::new();
+    append(&mut text, UNIX_EPOCH, &record, format);
+    String::from_utf8(text).expect("text")
 }
 
 #[test]

@@ -15,13 +15,23 @@ struct Sample {
 }
 
 impl Record for Sample {
-    fn line(&self) -> Line {
-        let mut line = Line::new("sample complete");
+    fn message(&self) -> &'static str {
+        "sample complete"
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.error.map(|_| "self_call")
+    }
+
+    fn error(&self) -> Option<&str> {
+        self.error
+    }
+
+    fn fields(&self, line: &mut Line<'_>) {
         line.address("src.addr", SocketAddr::from(([10, 0, 0, 1], 5)));
         line.address("dst.addr", None::<SocketAddr>);
         line.text("path", &self.path);
         line.duration("duration_ms", Duration::from_micros(3999));
-        line.ended(self.error.map(|_| "self_call"), self.error)
     }
 }
 
@@ -100,6 +110,7 @@ fn each_record_is_an_object_of_json() {
     assert_eq!(value["level"], "error");
     assert_eq!(value["target"], "access");
     assert_eq!(value["message"], "sample complete");
+    assert_eq!(value["src.addr"], "10.0.0.1:5");
     assert_eq!(value["path"], "/a b\n");
     assert_eq!(value["duration_ms"], 3);
     assert_eq!(value["reason"], "self_call");
