@@ -34,22 +34,13 @@ impl Recorder {
         &self.metrics
     }
 
-    /// Whether anybody reads the texts of a record, such as its path: without an access log they need not be
-    /// filled in.
-    #[must_use]
-    pub fn wants_details(&self) -> bool {
-        self.log.is_on()
-    }
-
     /// A request has ended: counted, its reason too, and logged.
     pub fn request_finished(&self, record: RequestRecord) {
         if let Some(reason) = record.reason {
             self.metrics.refusals.count(reason);
         }
         self.cache.borrow_mut().request(&record);
-        if self.log.is_on() {
-            self.log.record(AccessRecord::Request(record));
-        }
+        self.log.record(&AccessRecord::Request(record));
     }
 
     /// A connection below HTTP is established.
@@ -64,7 +55,7 @@ impl Recorder {
         if let Some(reason) = record.reason {
             self.metrics.refusals.count(reason);
         }
-        self.log.record(AccessRecord::Connection(record));
+        self.log.record(&AccessRecord::Connection(record));
     }
 
     /// A connection was refused, or failed before it was established.
@@ -73,6 +64,6 @@ impl Recorder {
             self.metrics.refusals.count(reason);
         }
         self.cache.borrow_mut().failed(&record);
-        self.log.record(AccessRecord::Connection(record));
+        self.log.record(&AccessRecord::Connection(record));
     }
 }

@@ -1,29 +1,34 @@
-//! The access log: one line for what has ended, written by a thread of its own.
+//! The access log: one line for what has ended.
 //!
-//! A worker hands a record over and goes on. When the reader of our output is too slow the queue fills up and
-//! records are dropped and counted: a stuck log must not stop traffic.
+//! Workers write lines to memory, each to a lane of its own, and a thread writes what has gathered there to our
+//! output a few times a second at most: no system call and no other thread's turn for each request. When the reader of
+//! our output is too slow the lanes fill up and records are dropped and counted: a stuck log must not stop traffic.
 
 mod line;
 
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, SystemTime};
 
 pub use line::{Line, append};
 
 use crate::args::AccessLogFormat;
 
-/// Records that may wait for the writer. A few megabytes; a second of a busy process.
-const QUEUE: usize = 8192;
+/// Bytes of lines that a lane may hold. Some ten thousand lines: a second of a busy worker.
+const LANE_BYTES: usize = 8 << 20;
 
-/// Bytes collected before a write: one system call for a burst of records.
-const BATCH_BYTES: usize = 64 << 10;
+/// Memory that a lane keeps for the next lines, bytes: what a busy worker writes between two turns of the writer.
+const KEPT_BYTES: usize = 256 << 10;
 
-/// What has ended, and says it in one line. All of it is called by the writer's thread.
-pub trait Record: Send + 'static {
+/// Time in which lines gather before they are written.
+const GATHERING: Duration = Duration::from_millis(10);
+
+/// What has ended, and says it in one line. Called where it has ended, so all of it is quick.
+pub trait Record: 'static {
     /// What has ended.
     fn message(&self) -> &'static str;
 
@@ -37,26 +42,80 @@ pub trait Record: Send + 'static {
     fn fields(&self, line: &mut Line<'_>);
 }
 
-/// Where workers send records. Cheap to clone.
+/// Where workers send records. A clone has a lane of its own, so that threads do not wait for each other.
 #[derive(Debug)]
 pub struct AccessLog<R> {
-    sender: Option<SyncSender<Entry<R>>>,
-    dropped: Arc<AtomicU64>,
+    lane: Option<Arc<Lane>>,
+    shared: Arc<Shared>,
+    records: PhantomData<fn(R)>,
+}
+
+/// Lines of one worker that are not written yet.
+#[derive(Debug, Default)]
+struct Lane {
+    lines: Mutex<Vec<u8>>,
+    /// Its worker has gone.
+    closed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    format: AccessLogFormat,
+    dropped: AtomicU64,
+    lanes: Mutex<Lanes>,
+}
+
+/// What the writer looks at.
+#[derive(Debug, Default)]
+struct Lanes {
+    /// None before it has started, or without a log.
+    writer: Option<Thread>,
+    all: Vec<Arc<Lane>>,
+    /// Who waits until all there is now has been written.
+    flushing: Vec<SyncSender<()>>,
+}
+
+impl Shared {
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_writer(&self) {
+        if let Some(writer) = &self.lanes().writer {
+            writer.unpark();
+        }
+    }
+
+    fn new_lane(&self) -> Arc<Lane> {
+        let lane = Arc::<Lane>::default();
+        self.lanes().all.push(Arc::clone(&lane));
+        lane
+    }
+}
+
+impl Lane {
+    fn lines(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<R> Clone for AccessLog<R> {
     fn clone(&self) -> Self {
         Self {
-            sender: self.sender.clone(),
-            dropped: Arc::clone(&self.dropped),
+            lane: self.lane.as_ref().map(|_| self.shared.new_lane()),
+            shared: Arc::clone(&self.shared),
+            records: PhantomData,
         }
     }
 }
 
-#[derive(Debug)]
-enum Entry<R> {
-    Record(SystemTime, Box<R>),
-    Flush(SyncSender<()>),
+impl<R> Drop for AccessLog<R> {
+    fn drop(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.closed.store(true, Ordering::Release);
+            self.shared.wake_writer();
+        }
+    }
 }
 
 impl<R: Record> AccessLog<R> {
@@ -69,82 +128,98 @@ impl<R: Record> AccessLog<R> {
     }
 
     fn start_on(format: AccessLogFormat, output: impl Write + Send + 'static) -> io::Result<Self> {
-        let dropped = Arc::new(AtomicU64::new(0));
-        if format == AccessLogFormat::Off {
-            return Ok(Self {
-                sender: None,
-                dropped,
-            });
+        let shared = Arc::new(Shared {
+            format,
+            dropped: AtomicU64::new(0),
+            lanes: Mutex::default(),
+        });
+        let lane = (format != AccessLogFormat::Off).then(|| shared.new_lane());
+        if lane.is_some() {
+            let writers = Arc::clone(&shared);
+            let writer = thread::Builder::new()
+                .name("karst-access".to_owned())
+                .spawn(move || write_all(&writers, output))?;
+            shared.lanes().writer = Some(writer.thread().clone());
         }
-        let (sender, receiver) = sync_channel(QUEUE);
-        thread::Builder::new()
-            .name("karst-access".to_owned())
-            .spawn(move || write_all(&receiver, format, output))?;
         Ok(Self {
-            sender: Some(sender),
-            dropped,
+            lane,
+            shared,
+            records: PhantomData,
         })
     }
 
     /// Whether records are wanted at all.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.sender.is_some()
+        self.lane.is_some()
     }
 
-    /// Hands a record over; drops and counts it when the queue is full.
-    pub fn record(&self, record: R) {
-        let Some(sender) = &self.sender else { return };
-        let entry = Entry::Record(SystemTime::now(), Box::new(record));
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sender.try_send(entry) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+    /// Writes a record's line to memory; drops and counts it when too much waits there.
+    pub fn record(&self, record: &R) {
+        let Some(lane) = &self.lane else { return };
+        let mut lines = lane.lines();
+        if lines.len() >= LANE_BYTES {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let is_first = lines.is_empty();
+        append(&mut lines, SystemTime::now(), record, self.shared.format);
+        drop(lines);
+        if is_first {
+            self.shared.wake_writer();
         }
     }
 
     /// Records dropped so far.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits up to `limit` until everything handed over is written. For the end of the process; blocks the
-    /// calling thread.
+    /// Waits up to `limit` until everything recorded is written. For the end of the process; blocks the calling
+    /// thread.
     pub fn flush(&self, limit: Duration) {
-        let Some(sender) = &self.sender else { return };
-        let (done, written) = sync_channel(1);
-        if sender.try_send(Entry::Flush(done)).is_ok() {
-            // A timeout means that nobody reads our output: nothing left to do.
-            let _ = written.recv_timeout(limit);
+        if self.lane.is_none() {
+            return;
         }
+        let (done, written) = sync_channel(1);
+        self.shared.lanes().flushing.push(done);
+        self.shared.wake_writer();
+        // A timeout means that nobody reads our output: nothing left to do.
+        let _ = written.recv_timeout(limit);
     }
 }
 
-fn write_all<R: Record>(
-    receiver: &Receiver<Entry<R>>,
-    format: AccessLogFormat,
-    mut output: impl Write,
-) {
-    let mut buffer = Vec::with_capacity(BATCH_BYTES);
-    while let Ok(first) = receiver.recv() {
-        let mut waiters = Vec::new();
-        let mut next = Some(first);
-        while let Some(entry) = next {
-            match entry {
-                Entry::Record(when, record) => line::append(&mut buffer, when, &*record, format),
-                Entry::Flush(done) => waiters.push(done),
+/// Writes what is in the lanes until all of them are closed.
+fn write_all(shared: &Shared, mut output: impl Write) {
+    let mut spare = Vec::new();
+    loop {
+        let (lanes, waiters) = {
+            let mut lanes = shared.lanes();
+            (lanes.all.clone(), std::mem::take(&mut lanes.flushing))
+        };
+        for lane in &lanes {
+            // Looked at first: what a worker writes last is there before it has gone.
+            let closed = lane.closed.load(Ordering::Acquire);
+            std::mem::swap(&mut *lane.lines(), &mut spare);
+            if closed {
+                shared.lanes().all.retain(|other| !Arc::ptr_eq(other, lane));
             }
-            next = if buffer.len() < BATCH_BYTES {
-                receiver.try_recv().ok()
-            } else {
-                None
-            };
+            // A closed output (EPIPE) is not the data plane's problem.
+            let _ = output.write_all(&spare);
+            spare.clear();
+            spare.shrink_to(KEPT_BYTES);
         }
-        // A closed output (EPIPE) is not the data plane's problem.
-        let _ = output.write_all(&buffer).and_then(|()| output.flush());
-        buffer.clear();
+        let _ = output.flush();
         for done in waiters {
             let _ = done.try_send(());
         }
+        if shared.lanes().all.is_empty() {
+            return;
+        }
+        // Woken by the first line of any lane; others follow soon where there is load.
+        thread::park();
+        thread::sleep(GATHERING);
     }
 }
 

@@ -125,7 +125,7 @@ impl Flow {
             };
             context
                 .access_log
-                .record(self.record(duration, bytes, None, end));
+                .record(&self.record(duration, bytes, None, end));
         }
     }
 
@@ -375,7 +375,8 @@ impl Connection {
                 error: None,
             };
             log.record(
-                live.flow
+                &live
+                    .flow
                     .clone()
                     .record(duration, live.bytes(), live.tls.clone(), end),
             );

@@ -1,6 +1,8 @@
 //! A record as a line.
 
-use http::Version;
+use std::borrow::Cow;
+
+use http::{HeaderValue, Version};
 use karst_identity::SpiffeId;
 use karst_process::access_log::Line;
 
@@ -19,8 +21,8 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
     line.text("protocol", record.protocol.as_str());
     line.text("version", version(record.version));
     line.text("method", record.method.as_str());
-    line.text("authority", &record.authority);
-    line.text("path", &record.path);
+    line.text("authority", text(&record.authority));
+    line.text("path", record.uri.path());
     line.known("listener", record.listener.as_ref());
     line.known("route", record.route.as_ref());
     line.number("status", u64::from(record.status));
@@ -34,7 +36,7 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
         line.duration("response_head_ms", head);
     }
     line.number("attempts", u64::from(record.attempts));
-    line.known("request_id", record.request_id.as_ref());
+    line.known("request_id", record.request_id.as_ref().map(text));
 }
 
 /// The fields of a connection.
@@ -57,6 +59,10 @@ pub(super) fn connection(line: &mut Line<'_>, record: &ConnectionRecord) {
         line.text("tls_version", &tls.version);
         line.text("tls_cipher", &tls.cipher);
     }
+}
+
+fn text(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes())
 }
 
 fn version(version: Version) -> &'static str {

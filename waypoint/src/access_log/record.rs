@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Version};
+use http::{HeaderValue, Method, Uri, Version};
 use karst_identity::SpiffeId;
 use karst_tunnel::TlsInfo;
 
@@ -92,9 +92,9 @@ pub struct RequestRecord {
     /// Method.
     pub method: Method,
     /// Host of the request.
-    pub authority: String,
-    /// Path as it came, without query: a query may hold secrets.
-    pub path: String,
+    pub authority: HeaderValue,
+    /// As it came. The log says its path alone: a query may hold secrets.
+    pub uri: Uri,
     /// Listener of the gateway, if it came to one.
     pub listener: Option<Arc<str>>,
     /// Route, `KIND/NAMESPACE/NAME`.
@@ -122,7 +122,7 @@ pub struct RequestRecord {
     /// Attempts made.
     pub attempts: u32,
     /// `x-request-id`.
-    pub request_id: Option<String>,
+    pub request_id: Option<HeaderValue>,
 }
 
 impl RequestRecord {
@@ -135,8 +135,8 @@ impl RequestRecord {
             protocol: Spoken::Http,
             version: Version::HTTP_11,
             method: Method::GET,
-            authority: String::new(),
-            path: String::new(),
+            authority: HeaderValue::from_static(""),
+            uri: Uri::default(),
             listener: None,
             route: None,
             destination: None,

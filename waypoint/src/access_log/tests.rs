@@ -1,5 +1,6 @@
 use std::time::UNIX_EPOCH;
 
+use http::HeaderValue;
 use karst_identity::SpiffeId;
 use karst_process::access_log::append;
 
@@ -22,12 +23,14 @@ fn written(format: AccessLogFormat, record: AccessRecord) -> String {
 #[test]
 fn a_request_is_one_line_of_json() {
     let mut record = RequestRecord::new(Reporter::Waypoint, client());
-    record.path = "/a b\n".to_owned();
+    record.uri = "/a?secret=1".parse().expect("uri");
+    record.authority = HeaderValue::from_bytes(b"a b\xff").expect("value");
     record.status = 200;
     let text = written(AccessLogFormat::Json, AccessRecord::Request(record));
     let value: serde_json::Value = serde_json::from_str(&text).expect("json");
     assert_eq!(value["message"], "request complete");
-    assert_eq!(value["path"], "/a b\n");
+    assert_eq!(value["path"], "/a");
+    assert_eq!(value["authority"], "a b\u{fffd}");
     assert_eq!(value["status"], 200);
     assert_eq!(value["src.identity"], "spiffe://t/ns/a/sa/b");
     assert_eq!(text.matches('\n').count(), 1);

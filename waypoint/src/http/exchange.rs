@@ -174,11 +174,9 @@ impl Exchange {
         record.duration = now - self.started;
         record.response_head = self.head_at.map(|at| at - self.started);
         record.attempts = self.attempts;
-        if connection.server.recorder.wants_details() {
-            record.authority = text(&self.authority);
-            record.path = self.uri.path().to_owned();
-            record.request_id = self.request_id.as_ref().map(text);
-        }
+        record.authority = std::mem::replace(&mut self.authority, HeaderValue::from_static(""));
+        record.uri = std::mem::take(&mut self.uri);
+        record.request_id = self.request_id.take();
         record
     }
 }
@@ -196,10 +194,6 @@ impl Drop for Exchange {
             self.finish();
         }
     }
-}
-
-fn text(value: &HeaderValue) -> String {
-    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 fn endpoint_record(picked: &Picked) -> EndpointRecord {

@@ -31,14 +31,21 @@ pub fn append<R: Record + ?Sized>(
         None => "info",
     };
     let (time, message) = (time::rfc3339(when), record.message());
-    // Writing to memory cannot fail.
-    let _ = match format {
-        AccessLogFormat::Json => write!(
-            buffer,
-            r#"{{"time":"{time}","level":"{level}","target":"access","message":"{message}""#
-        ),
-        _ => write!(buffer, "{time} {level} access {message}"),
+    let head = match format {
+        AccessLogFormat::Json => [
+            r#"{"time":""#,
+            &time,
+            r#"","level":""#,
+            level,
+            r#"","target":"access","message":""#,
+            message,
+            "\"",
+        ],
+        _ => ["", &time, " ", level, " access ", message, ""],
     };
+    for part in head {
+        buffer.extend_from_slice(part.as_bytes());
+    }
     let mut line = Line { buffer, format };
     record.fields(&mut line);
     line.known("reason", record.reason());
@@ -58,10 +65,10 @@ impl Line<'_> {
         }
         let value = &value[..value.floor_char_boundary(MAX_TEXT)];
         self.name(name);
-        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\');
+        let plain = |byte: u8| byte.is_ascii_graphic() & !matches!(byte, b'"' | b'=' | b'\\');
         if self.format == AccessLogFormat::Json {
             let _ = serde_json::to_writer(&mut *self.buffer, value);
-        } else if value.bytes().all(plain) {
+        } else if value.bytes().fold(true, |all, byte| all & plain(byte)) {
             self.buffer.extend_from_slice(value.as_bytes());
         } else {
             let _ = write!(self.buffer, "{value:?}");
@@ -78,7 +85,9 @@ impl Line<'_> {
     /// A field with a number.
     pub fn number(&mut self, name: &'static str, value: u64) {
         self.name(name);
-        let _ = write!(self.buffer, "{value}");
+        let mut digits = itoa::Buffer::new();
+        self.buffer
+            .extend_from_slice(digits.format(value).as_bytes());
     }
 
     /// A field with an address; none if it is not known.
@@ -104,9 +113,12 @@ impl Line<'_> {
     }
 
     fn name(&mut self, name: &'static str) {
-        let _ = match self.format {
-            AccessLogFormat::Json => write!(self.buffer, ",\"{name}\":"),
-            _ => write!(self.buffer, " {name}="),
+        let (before, after) = match self.format {
+            AccessLogFormat::Json => (&b",\""[..], &b"\":"[..]),
+            _ => (&b" "[..], &b"="[..]),
         };
+        for part in [before, name.as_bytes(), after] {
+            self.buffer.extend_from_slice(part);
+        }
     }
 }

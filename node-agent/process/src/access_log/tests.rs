@@ -2,9 +2,9 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::{AccessLog, Line, QUEUE, Record};
+use super::{AccessLog, LANE_BYTES, Line, Record};
 use crate::args::AccessLogFormat;
 
 /// Says its path, and why it failed.
@@ -64,11 +64,30 @@ impl Write for Stuck {
     }
 }
 
+/// An output that says when nobody will write to it any more.
+struct Told(Output, SyncSender<()>);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.1.try_send(());
+    }
+}
+
 fn written(format: AccessLogFormat, records: &[Sample]) -> String {
     let output = Output::default();
     let log = AccessLog::start_on(format, output.clone()).expect("thread");
     for record in records {
-        log.record(record.clone());
+        log.record(record);
     }
     log.flush(Duration::from_secs(10));
     let bytes = output.0.lock().expect("lock").clone();
@@ -131,24 +150,75 @@ fn what_a_peer_chose_is_cut_off() {
 fn no_log_takes_no_records() {
     let log = AccessLog::start(AccessLogFormat::Off).expect("starts");
     assert!(!log.is_on());
-    log.record(Sample::default());
+    log.record(&Sample::default());
     log.flush(Duration::ZERO);
     assert_eq!(log.dropped(), 0);
 }
 
 #[test]
-fn a_full_queue_drops_and_counts_instead_of_blocking() {
+fn a_full_lane_drops_and_counts_instead_of_blocking() {
     let (started, has_started) = sync_channel(1);
-    let (release, released) = sync_channel(QUEUE);
+    let (release, released) = sync_channel(1);
     let log = AccessLog::start_on(AccessLogFormat::Text, Stuck(started, released)).expect("thread");
-    log.record(Sample::default());
+    log.record(&Sample::default());
     has_started
         .recv_timeout(Duration::from_secs(10))
         .expect("the writer is inside write");
-    // The writer is stuck and its batch is taken: the queue now holds exactly QUEUE.
-    for _ in 0..QUEUE + 5 {
-        log.record(Sample::default());
+    // The writer is stuck and has taken what there was.
+    let mut line = Vec::new();
+    super::append(
+        &mut line,
+        SystemTime::now(),
+        &Sample::default(),
+        AccessLogFormat::Text,
+    );
+    for _ in 0..LANE_BYTES.div_ceil(line.len()) {
+        log.record(&Sample::default());
     }
-    assert_eq!(log.dropped(), 5);
+    assert_eq!(log.dropped(), 0);
+    let other = log.clone();
+    for _ in 0..5 {
+        log.record(&Sample::default());
+        other.record(&Sample::default());
+    }
+    assert_eq!(log.dropped(), 5, "the other worker's lane has room");
     drop(release);
+}
+
+#[test]
+fn lines_of_all_workers_are_written_whole_and_to_the_end() {
+    const WORKERS: usize = 4;
+    const RECORDS: usize = 5000;
+    let output = Output::default();
+    let (ended, has_ended) = sync_channel(1);
+    let told = Told(output.clone(), ended);
+    let log = AccessLog::start_on(AccessLogFormat::Json, told).expect("thread");
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let log = log.clone();
+            scope.spawn(move || {
+                for number in 0..RECORDS {
+                    log.record(&Sample {
+                        path: format!("/{worker}/{number}"),
+                        error: None,
+                    });
+                }
+            });
+        }
+    });
+    drop(log);
+    has_ended
+        .recv_timeout(Duration::from_secs(10))
+        .expect("the writer ends with the last worker");
+    let text = String::from_utf8(output.0.lock().expect("lock").clone()).expect("text");
+    let mut next = [0; WORKERS];
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).expect("a whole line");
+        let path = value["path"].as_str().expect("a path");
+        let (worker, number) = path[1..].split_once('/').expect("two numbers");
+        let next = &mut next[worker.parse::<usize>().expect("number")];
+        assert_eq!(number, next.to_string(), "each in its order");
+        *next += 1;
+    }
+    assert_eq!(next, [RECORDS; WORKERS]);
 }
