@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<()> {
         "generated code",
         workspace.xtask()?.args(["codegen", "--check"]),
     )?;
-    setup::ensure(&workspace, &[Need::BpfToolchain])?;
+    setup::ensure(&workspace, &[Need::Toolchain])?;
     step(
         "verify the eBPF programs",
         workspace.xtask()?.args(["build-ebpf", "--verify"]),

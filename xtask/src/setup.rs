@@ -24,8 +24,9 @@ pub struct Args {}
 /// What a command needs to be there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
-    /// Compiler, core sources and linker for the eBPF programs.
-    BpfToolchain,
+    /// What building needs beside Rust: compiler, core sources and linker for the eBPF programs, and `make` for
+    /// an allocator in C.
+    Toolchain,
     /// Network namespaces, bpffs and cgroup2.
     Lab,
     /// The real servers and clients of the demo, and what looks at the wire.
@@ -40,7 +41,7 @@ pub enum Need {
 
 /// Everything, in the order in which it is set up.
 pub const ALL: &[Need] = &[
-    Need::BpfToolchain,
+    Need::Toolchain,
     Need::Lab,
     Need::Demo,
     Need::Bench,
@@ -57,7 +58,7 @@ pub fn run(_args: &Args) -> Result<()> {
 pub fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
     let mut found = Vec::new();
     packages::ensure(needs, &mut found)?;
-    if needs.contains(&Need::BpfToolchain) {
+    if needs.contains(&Need::Toolchain) {
         toolchain::ensure(workspace, &mut found)?;
     }
     if needs.contains(&Need::Lab) || needs.contains(&Need::Cluster) {

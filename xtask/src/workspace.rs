@@ -78,7 +78,7 @@ impl Workspace {
     /// Builds binaries as they ship, all if none is named, and gives their folder. Slower to build than those of
     /// [`Self::build_all`], which the tests use.
     pub fn build_dist<'a>(&self, binaries: impl IntoIterator<Item = &'a str>) -> Result<PathBuf> {
-        setup::ensure(self, &[Need::BpfToolchain])?;
+        setup::ensure(self, &[Need::Toolchain])?;
         step("build the eBPF programs", self.xtask()?.arg("build-ebpf"))?;
         let mut build = self.cargo();
         build.args(["build", "--profile", "dist"]);
@@ -89,11 +89,11 @@ impl Workspace {
         Ok(self.release()?.with_file_name("dist"))
     }
 
-    /// Makes sure that the lab can be built and run here, and builds the eBPF object and then every
-    /// binary, in this order because the datapath embeds the object. All default members are built by one command: with one selection cargo resolves the
-    /// features once, and nothing is compiled twice for the demo, the tests and the lab.
+    /// Makes sure that the lab can be built and run here, and builds the eBPF object and then every binary, in this
+    /// order because the datapath embeds the object. All default members are built by one command: with one selection
+    /// cargo resolves the features once, and nothing is compiled twice for the demo, the tests and the lab.
     pub fn build_all(&self) -> Result<()> {
-        setup::ensure(self, &[Need::BpfToolchain, Need::Lab])?;
+        setup::ensure(self, &[Need::Toolchain, Need::Lab])?;
         step("build the eBPF programs", self.xtask()?.arg("build-ebpf"))?;
         step(
             "build all binaries",
