@@ -314,6 +314,21 @@ proptest! {
     }
 }
 
+/// The Service of a waypoint has no address, so that the waypoint is not ready before nor after, but selects its pods.
+#[test]
+fn the_service_of_a_waypoint_changes_what_is_behind_it() {
+    let (route, waypoint, web, proxy, other, v2, its_service) = (12, 3, 7, 6, 4, 8, 5);
+    check(&[
+        (route, Some(2)),
+        (waypoint, Some(0)),
+        (web, Some(3)),
+        (proxy, Some(0)),
+        (other, Some(0)),
+        (v2, Some(1)),
+        (its_service, Some(1)),
+    ]);
+}
+
 #[test]
 fn everything_at_once_is_as_one_by_one() {
     let values: Vec<Value> = pool()
