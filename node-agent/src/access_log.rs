@@ -14,8 +14,7 @@ use crate::reason::Reason;
 use crate::state::service::Service;
 use crate::state::workload::Workload;
 
-/// Where workers send records of connections.
-pub type AccessLog = access_log::AccessLog<Record>;
+pub use karst_process::access_log::AccessLog;
 
 /// One ended or refused connection.
 #[derive(Debug)]

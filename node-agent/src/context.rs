@@ -140,6 +140,6 @@ pub struct Context {
     pub certificates: Arc<dyn Certificates>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Access log.
+    /// Access log. Workers have clones.
     pub access_log: AccessLog,
 }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::AccessLog;
 use crate::context::Context;
 use crate::metrics::traffic::{Parties, Series, SeriesCache};
 use crate::pod::Pod;
@@ -119,6 +120,8 @@ pub fn spawn(index: usize, context: Arc<Context>) -> io::Result<WorkerHandle> {
 pub struct Worker {
     /// Shared with the other threads.
     pub context: Arc<Context>,
+    /// Where connections of this worker are logged.
+    pub access_log: AccessLog,
     series: RefCell<SeriesCache>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     next_id: Cell<u64>,
@@ -136,6 +139,7 @@ impl Worker {
     pub(crate) fn new(context: Arc<Context>) -> Rc<Self> {
         Rc::new(Self {
             series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
+            access_log: context.access_log.clone(),
             context,
             live: RefCell::default(),
             next_id: Cell::new(0),

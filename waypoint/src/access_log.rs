@@ -7,48 +7,42 @@ use karst_process::access_log;
 
 use crate::reason::Reason;
 
+pub use karst_process::access_log::AccessLog;
 pub use record::{ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord, Spoken};
 
-/// Where workers send records.
-pub type AccessLog = access_log::AccessLog<AccessRecord>;
-
-/// What has ended.
-#[derive(Clone, Debug)]
-pub enum AccessRecord {
-    /// A request.
-    Request(RequestRecord),
-    /// A connection below HTTP.
-    Connection(ConnectionRecord),
-}
-
-impl access_log::Record for AccessRecord {
+impl access_log::Record for RequestRecord {
     fn message(&self) -> &'static str {
-        match self {
-            Self::Request(_) => "request complete",
-            Self::Connection(_) => "connection complete",
-        }
+        "request complete"
     }
 
     fn reason(&self) -> Option<&str> {
-        let reason = match self {
-            Self::Request(record) => record.reason,
-            Self::Connection(record) => record.reason,
-        };
-        reason.map(Reason::as_str)
+        self.reason.map(Reason::as_str)
     }
 
     fn error(&self) -> Option<&str> {
-        match self {
-            Self::Request(record) => record.error.as_deref(),
-            Self::Connection(record) => record.error.as_deref(),
-        }
+        self.error.as_deref()
     }
 
     fn fields(&self, line: &mut access_log::Line<'_>) {
-        match self {
-            Self::Request(record) => line::request(line, record),
-            Self::Connection(record) => line::connection(line, record),
-        }
+        line::request(line, self);
+    }
+}
+
+impl access_log::Record for ConnectionRecord {
+    fn message(&self) -> &'static str {
+        "connection complete"
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.reason.map(Reason::as_str)
+    }
+
+    fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    fn fields(&self, line: &mut access_log::Line<'_>) {
+        line::connection(line, self);
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::access_log::{AccessLog, AccessRecord, ConnectionRecord, RequestRecord};
+use crate::access_log::{AccessLog, ConnectionRecord, RequestRecord};
 use crate::metrics::Metrics;
 use crate::metrics::traffic::{OpenConnection, TrafficCache};
 
@@ -40,7 +40,7 @@ impl Recorder {
             self.metrics.refusals.count(reason);
         }
         self.cache.borrow_mut().request(&record);
-        self.log.record(&AccessRecord::Request(record));
+        self.log.record(&record);
     }
 
     /// A connection below HTTP is established.
@@ -55,7 +55,7 @@ impl Recorder {
         if let Some(reason) = record.reason {
             self.metrics.refusals.count(reason);
         }
-        self.log.record(&AccessRecord::Connection(record));
+        self.log.record(&record);
     }
 
     /// A connection was refused, or failed before it was established.
@@ -64,6 +64,6 @@ impl Recorder {
             self.metrics.refusals.count(reason);
         }
         self.cache.borrow_mut().failed(&record);
-        self.log.record(&AccessRecord::Connection(record));
+        self.log.record(&record);
     }
 }

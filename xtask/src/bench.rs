@@ -35,17 +35,14 @@ pub fn run(args: &Args) -> Result<()> {
         "makes network namespaces and loads eBPF programs",
     )?;
     let workspace = Workspace::locate()?;
-    setup::ensure(&workspace, &[Need::Bench])?;
+    setup::ensure(&workspace, &[Need::Bench, Need::Lab])?;
     let binaries = match (args.quick, args.no_build) {
         (true, false) => {
             workspace.build_all()?;
             workspace.release()?
         }
         (true, true) => workspace.release()?,
-        (false, false) => {
-            setup::ensure(&workspace, &[Need::Lab])?;
-            workspace.build_dist([])?
-        }
+        (false, false) => workspace.build_dist([])?,
         (false, true) => workspace.release()?.with_file_name("dist"),
     };
     let mut program = std::process::Command::new(binaries.join("karst-bench"));

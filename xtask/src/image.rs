@@ -87,17 +87,13 @@ const RECIPES: &[Recipe] = &[
 /// Builds the binaries and writes the archives.
 pub fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::locate()?;
-    chosen(&args.only)?;
-    let binaries = match args.quick {
-        true => {
-            workspace.build_all()?;
-            workspace.release()?
-        }
-        false => {
-            let recipes = chosen(&args.only)?;
-            let programs = recipes.iter().flat_map(|recipe| recipe.binaries);
-            workspace.build_dist(programs.map(|(_, binary)| *binary))?
-        }
+    let recipes = chosen(&args.only)?;
+    let binaries = if args.quick {
+        workspace.build_all()?;
+        workspace.release()?
+    } else {
+        let programs = recipes.iter().flat_map(|recipe| recipe.binaries);
+        workspace.build_dist(programs.map(|(_, binary)| *binary))?
     };
     pack(&workspace, args, &binaries)?;
     say("import with: ctr -n k8s.io images import FILE");

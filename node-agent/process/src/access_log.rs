@@ -1,13 +1,12 @@
 //! The access log: one line for what has ended.
 //!
 //! Workers write lines to memory, each to a lane of its own, and a thread writes what has gathered there to our
-//! output a few times a second at most: no system call and no other thread's turn for each request. When the reader of
-//! our output is too slow the lanes fill up and records are dropped and counted: a stuck log must not stop traffic.
+//! output every ten milliseconds: no system call and no other thread's turn for each request. When the reader of our
+//! output is too slow the lanes fill up and records are dropped and counted: a stuck log must not stop traffic.
 
 mod line;
 
 use std::io::{self, Write};
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +27,7 @@ const KEPT_BYTES: usize = 256 << 10;
 const GATHERING: Duration = Duration::from_millis(10);
 
 /// What has ended, and says it in one line. Called where it has ended, so all of it is quick.
-pub trait Record: 'static {
+pub trait Record {
     /// What has ended.
     fn message(&self) -> &'static str;
 
@@ -42,12 +41,12 @@ pub trait Record: 'static {
     fn fields(&self, line: &mut Line<'_>);
 }
 
-/// Where workers send records. A clone has a lane of its own, so that threads do not wait for each other.
+/// Where workers send records. Each has a clone: clones have lanes of their own, so that threads do not wait for each
+/// other.
 #[derive(Debug)]
-pub struct AccessLog<R> {
+pub struct AccessLog {
     lane: Option<Arc<Lane>>,
     shared: Arc<Shared>,
-    records: PhantomData<fn(R)>,
 }
 
 /// Lines of one worker that are not written yet.
@@ -99,17 +98,16 @@ impl Lane {
     }
 }
 
-impl<R> Clone for AccessLog<R> {
+impl Clone for AccessLog {
     fn clone(&self) -> Self {
         Self {
             lane: self.lane.as_ref().map(|_| self.shared.new_lane()),
             shared: Arc::clone(&self.shared),
-            records: PhantomData,
         }
     }
 }
 
-impl<R> Drop for AccessLog<R> {
+impl Drop for AccessLog {
     fn drop(&mut self) {
         if let Some(lane) = &self.lane {
             lane.closed.store(true, Ordering::Release);
@@ -118,7 +116,7 @@ impl<R> Drop for AccessLog<R> {
     }
 }
 
-impl<R: Record> AccessLog<R> {
+impl AccessLog {
     /// Starts the writer thread on standard output; nothing for [`AccessLogFormat::Off`].
     ///
     /// # Errors
@@ -141,11 +139,7 @@ impl<R: Record> AccessLog<R> {
                 .spawn(move || write_all(&writers, output))?;
             shared.lanes().writer = Some(writer.thread().clone());
         }
-        Ok(Self {
-            lane,
-            shared,
-            records: PhantomData,
-        })
+        Ok(Self { lane, shared })
     }
 
     /// Whether records are wanted at all.
@@ -155,7 +149,7 @@ impl<R: Record> AccessLog<R> {
     }
 
     /// Writes a record's line to memory; drops and counts it when too much waits there.
-    pub fn record(&self, record: &R) {
+    pub fn record(&self, record: &impl Record) {
         let Some(lane) = &self.lane else { return };
         let mut lines = lane.lines();
         if lines.len() >= LANE_BYTES {

@@ -117,13 +117,13 @@ impl Flow {
             error = refused.error.as_deref(),
             "connection refused"
         );
-        if context.access_log.is_on() {
+        if worker.access_log.is_on() {
             let (duration, bytes) = (self.started.elapsed(), (0, 0));
             let end = Ending {
                 reason: Some(reason),
                 error: refused.error,
             };
-            context
+            worker
                 .access_log
                 .record(&self.record(duration, bytes, None, end));
         }
@@ -366,7 +366,7 @@ impl Connection {
         self.worker.untrack(self.id);
         self.live.flush();
         self.live.series.closed();
-        let log = &self.worker.context.access_log;
+        let log = &self.worker.access_log;
         if log.is_on() {
             let live = &self.live;
             let duration = live.flow.started.elapsed();

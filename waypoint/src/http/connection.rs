@@ -99,8 +99,7 @@ where
 {
     let requests = Rc::clone(connection);
     let service = service_fn(move |request: Request<Incoming>| {
-        // It is large, and what carries it is moved about.
-        Box::pin(service::handle(Rc::clone(&requests), request))
+        service::handle(Rc::clone(&requests), request)
     });
     let mut served = http1_builder().serve_connection(TokioIo::new(guard), service);
     let tell = |served: Pin<&mut http1::Connection<_, _>>| {
@@ -149,8 +148,7 @@ where
 {
     let requests = Rc::clone(connection);
     let service = service_fn(move |request: Request<Incoming>| {
-        // It is large, and what carries it is moved about.
-        Box::pin(service::handle(Rc::clone(&requests), request))
+        service::handle(Rc::clone(&requests), request)
     });
     let limits = &connection.server.limits;
     let served = pin!(http2_builder(limits).serve_connection(TokioIo::new(guard), service));

@@ -1,6 +1,7 @@
 //! One request, from its head to the head of its response.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -36,8 +37,15 @@ pub(super) enum Answer {
     Switch(Response<()>, OnUpgrade),
 }
 
-/// Serves one request of a connection.
-pub(super) async fn handle(
+/// Serves one request of a connection. In a box: it is large, and what carries it is moved about.
+pub(super) fn handle(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Pin<Box<impl Future<Output = Result<Response<Download>, Infallible>>>> {
+    Box::pin(answer(connection, request))
+}
+
+async fn answer(
     connection: Rc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<Download>, Infallible> {

@@ -41,12 +41,8 @@ pub const AGENT: Workload = Workload::DaemonSet("karst-node-agent");
 impl Workload {
     /// The one of that kind and name, if it is one of Karst's.
     pub fn of(kind: &str, name: &str) -> Option<Self> {
-        let ours = [CONTROLLER, AGENT].into_iter();
-        let mut ours = ours.filter(|workload| workload.name() == name);
-        ours.find(|workload| match workload {
-            Self::Deployment(_) => kind == "Deployment",
-            Self::DaemonSet(_) => kind == "DaemonSet",
-        })
+        let mut ours = [CONTROLLER, AGENT].into_iter();
+        ours.find(|workload| (workload.kind(), workload.name()) == (kind, name))
     }
 
     /// Its name, which is also the label of its pods.
@@ -56,11 +52,15 @@ impl Workload {
         }
     }
 
-    fn shown(self) -> String {
+    fn kind(self) -> &'static str {
         match self {
-            Self::Deployment(name) => format!("Deployment {SYSTEM_NAMESPACE}/{name}"),
-            Self::DaemonSet(name) => format!("DaemonSet {SYSTEM_NAMESPACE}/{name}"),
+            Self::Deployment(_) => "Deployment",
+            Self::DaemonSet(_) => "DaemonSet",
         }
+    }
+
+    fn shown(self) -> String {
+        format!("{} {SYSTEM_NAMESPACE}/{}", self.kind(), self.name())
     }
 }
 

@@ -20,10 +20,10 @@ pub struct Line<'a> {
 }
 
 /// Writes the line of a record to the end of `buffer`.
-pub fn append<R: Record + ?Sized>(
+pub fn append(
     buffer: &mut Vec<u8>,
     when: SystemTime,
-    record: &R,
+    record: &impl Record,
     format: AccessLogFormat,
 ) {
     let level = match record.reason() {

@@ -34,11 +34,16 @@ impl Index {
             self.l7.dirty.backends.extend(services);
         }
         if let Some((gateway, _)) = proxy {
-            // Services behind a waypoint are reached by way of its pods.
-            let behind = self.l7.bound_services.get(&gateway).into_iter().flatten();
-            self.l7.dirty.backends.extend(behind.cloned());
-            self.l7.dirty.gateways.insert(gateway);
+            self.proxies_changed(gateway);
         }
+    }
+
+    /// Other pods than before are the proxies of a Gateway, or may be.
+    pub(super) fn proxies_changed(&mut self, gateway: GatewayName) {
+        // Services behind a waypoint are reached by way of its pods.
+        let behind = self.l7.bound_services.get(&gateway).into_iter().flatten();
+        self.l7.dirty.backends.extend(behind.cloned());
+        self.l7.dirty.gateways.insert(gateway);
     }
 
     /// A slice has changed, or is about to.

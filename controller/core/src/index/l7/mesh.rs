@@ -65,9 +65,7 @@ impl Index {
         let gateway = GatewayName::new(key.namespace.as_str(), key.name.as_str());
         if self.l7.gateways.contains_key(&gateway) {
             // The pods of a waypoint are those that its Service selects, ready or not.
-            let behind = self.l7.bound_services.get(&gateway).into_iter().flatten();
-            dirty.backends.extend(behind.cloned());
-            dirty.gateways.insert(gateway);
+            self.proxies_changed(gateway);
         }
         self.policy_targets_changed(key);
     }
