@@ -18,8 +18,11 @@ use tokio::net::TcpStream;
 
 use crate::{TlsInfo, TunnelError};
 
-/// Plaintext kept back to fill a record with several small frames, bytes: one record.
+/// Plaintext kept back to fill a record with several frames, bytes: one record (RFC 8446, section 5.1).
 const STAGE: usize = 16 << 10;
+/// Plaintext that HTTP/2 takes in a turn, bytes. What came is then passed on before more is read: while it is
+/// still in the processor's cache, and so that no connection keeps the others of its thread waiting.
+const TURN: usize = 128 << 10;
 /// Sealed bytes after which a write goes to the socket without waiting for the flush.
 const WRITE_THROUGH: usize = 256 << 10;
 
@@ -38,6 +41,8 @@ struct Session {
     unsent: usize,
     /// Plaintext bytes received.
     received: u64,
+    /// Of these, since the last flush.
+    turn: usize,
     /// The failure in full; HTTP/2 keeps only its text.
     failure: Option<TunnelError>,
 }
@@ -53,6 +58,7 @@ impl TlsHandle {
             stage: Vec::new(),
             unsent: 0,
             received: 0,
+            turn: 0,
             failure: None,
         }));
         (TlsIo(Rc::clone(&session)), Self(session))
@@ -61,6 +67,7 @@ impl TlsHandle {
     /// Sends what was written. The waker is kept when the socket does not take it all.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut session = self.0.borrow_mut();
+        session.turn = 0;
         session.seal(&[])?;
         session.poll_write_out(cx, 0)
     }
@@ -146,6 +153,29 @@ impl Session {
         Ok(())
     }
 
+    /// Seals staged bytes and `more` as far as they fill records, and stages the rest.
+    fn seal_whole(&mut self, more: &[IoSlice<'_>], total: usize) -> io::Result<()> {
+        let rest = (self.stage.len() + total) % STAGE;
+        let mut whole = total.saturating_sub(rest);
+        let mut sealed = Vec::with_capacity(more.len());
+        let mut staged = Vec::with_capacity(more.len());
+        for slice in more {
+            let (now, later) = slice.split_at(whole.min(slice.len()));
+            whole -= now.len();
+            if !now.is_empty() {
+                sealed.push(IoSlice::new(now));
+            }
+            if !later.is_empty() {
+                staged.push(later);
+            }
+        }
+        self.seal(&sealed)?;
+        for slice in staged {
+            self.stage.extend_from_slice(slice);
+        }
+        Ok(())
+    }
+
     /// Writes records until about `keep` bytes are left.
     fn poll_write_out(&mut self, cx: &mut Context<'_>, keep: usize) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
@@ -171,6 +201,11 @@ impl Session {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.turn >= TURN {
+            // Goes on after the others of this thread.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = out.filled().len();
         loop {
             let taken = self.take_plaintext(out);
@@ -206,7 +241,9 @@ impl Session {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
         }
-        self.received += (out.filled().len() - before) as u64;
+        let got = out.filled().len() - before;
+        self.received += got as u64;
+        self.turn += got;
         Poll::Ready(Ok(()))
     }
 
@@ -274,7 +311,7 @@ impl AsyncWrite for TlsIo {
                 session.stage.extend_from_slice(slice);
             }
         } else {
-            session.seal(slices)?;
+            session.seal_whole(slices, total)?;
         }
         Poll::Ready(Ok(total))
     }

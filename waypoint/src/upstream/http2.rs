@@ -58,12 +58,10 @@ struct Local;
 
 impl<F> Executor<F> for Local
 where
-    F: Future + 'static,
+    F: Future<Output = ()> + 'static,
 {
     fn execute(&self, task: F) {
-        spawn_local(async move {
-            task.await;
-        });
+        spawn_local(task);
     }
 }
 
