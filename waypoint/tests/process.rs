@@ -4,6 +4,9 @@
     reason = "a test stops at the first thing that is wrong"
 )]
 
+#[path = "proxy/ports.rs"]
+mod ports;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -27,8 +30,12 @@ impl Drop for Process {
 }
 
 fn free() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], ports::next()));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 fn start() -> Process {

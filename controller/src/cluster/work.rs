@@ -198,6 +198,10 @@ mod tests {
             async move {
                 let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                 most.fetch_max(now, Ordering::SeqCst);
+                // However slowly they begin, all that may run are under way first, and one more would show then.
+                while most.load(Ordering::SeqCst) < MAX_RUNNING {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 running.fetch_sub(1, Ordering::SeqCst);
                 done.fetch_add(1, Ordering::SeqCst);
@@ -212,7 +216,9 @@ mod tests {
         tokio::select! {
             () = drive(&feed, job) => panic!("it goes on for ever"),
             () = all_done => {}
-            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("not in time"),
+            () = tokio::time::sleep(Duration::from_secs(30)) => {
+                panic!("not in time, at most {most:?} at a time")
+            }
         }
         assert_eq!(most.load(Ordering::SeqCst), MAX_RUNNING);
     }

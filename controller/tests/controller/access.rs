@@ -177,7 +177,7 @@ async fn a_caller_that_is_no_node_agent_gets_no_stream() {
 async fn a_stream_ends_with_its_token() {
     let server = server();
     let mut claims = agent_claims("node-1");
-    claims["exp"] = json!(now() + 2);
+    claims["exp"] = json!(now() + 10);
     let mut raw = Raw::open(&server.client("short", &server.token(&claims)))
         .await
         .unwrap();

@@ -28,6 +28,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use crate::ports;
+
 /// Everything that is to happen happens within this time, on a busy machine too.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -74,8 +76,12 @@ pub fn eventually_blocking<T>(what: &str, mut probe: impl FnMut() -> Option<T>) 
 
 /// A port that nobody uses now.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    loop {
+        let port = ports::next();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Signs tokens.

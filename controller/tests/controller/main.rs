@@ -10,6 +10,8 @@ mod access;
 mod ca;
 mod discovery;
 mod harness;
+#[path = "../../../waypoint/tests/proxy/ports.rs"]
+mod ports;
 mod process;
 mod proxies;
 mod source;

@@ -164,7 +164,12 @@ async fn a_file_replaced_by_rename_is_read() {
 
 #[tokio::test]
 async fn a_file_that_is_being_written_is_left_alone_until_it_is_closed() {
-    use std::io::Write as _;
+    use std::{
+        io::Write as _,
+        sync::mpsc::{self, RecvTimeoutError},
+        thread,
+        time::Duration,
+    };
     let both = format!("{SERVICE}---\n{}", pod("a", "node-1", "10.0.1.1"));
     let server = Server::start(&[("namespace.yaml", NAMESPACE_AMBIENT), ("both.yaml", &both)]);
     let agent = Agent::start(server.agent("node-1"));
@@ -172,7 +177,15 @@ async fn a_file_that_is_being_written_is_left_alone_until_it_is_closed() {
     // Truncated, and half written, as seen in the middle of a slow write.
     let mut file = fs::File::create(server.manifest("both.yaml")).unwrap();
     file.write_all(SERVICE.as_bytes()).unwrap();
-    file.flush().unwrap();
+    // A file whose writer pauses for long is read as it is, and on a busy machine the other change may take long.
+    let (stop, stopped) = mpsc::channel::<()>();
+    let writer = thread::spawn(move || {
+        let pause = Duration::from_millis(100);
+        while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            file.write_all(b"\n").unwrap();
+        }
+        file
+    });
     server.write("b.yaml", &pod("b", "node-1", "10.0.1.2"));
     agent
         .see("the other change", |mirror| {
@@ -187,6 +200,8 @@ async fn a_file_that_is_being_written_is_left_alone_until_it_is_closed() {
             .workload(&workload("a"))
             .is_some()
     );
+    drop(stop);
+    let mut file = writer.join().unwrap();
     file.write_all(format!("---\n{}", pod("c", "node-1", "10.0.1.3")).as_bytes())
         .unwrap();
     drop(file);

@@ -216,8 +216,12 @@ mod tests {
 
     #[test]
     fn an_absent_agent_is_looked_for_and_then_told() {
+        let limits = Limits {
+            agent: SHORT.agent,
+            ..LONG
+        };
         let started = Instant::now();
-        let error = post(Path::new("/nowhere/cni.sock"), "/x", &(), SHORT).expect_err("nobody");
+        let error = post(Path::new("/nowhere/cni.sock"), "/x", &(), limits).expect_err("nobody");
         assert!(matches!(error, CniError::Unreachable { .. }), "{error}");
         assert!(started.elapsed() >= SHORT.agent);
     }

@@ -228,9 +228,14 @@ async fn a_sandbox_that_goes_while_its_pod_is_waited_for_is_no_success() {
             netns: Some(path.clone()),
             ..attachment("c-1")
         };
+        let registered = async {
+            while f.registered() != ["u-1"] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
         let gone = async {
-            tokio::time::sleep(PATIENCE / 3).await;
-            assert_eq!(f.registered(), ["u-1"]);
+            let waited = tokio::time::timeout(Duration::from_secs(10), registered).await;
+            waited.expect("registered");
             std::fs::remove_file(&path).expect("gone");
             f.events.send(Event::Synced).expect("sent");
         };

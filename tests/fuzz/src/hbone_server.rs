@@ -215,7 +215,7 @@ mod tests {
         RUNTIME.with_borrow_mut(|runtime| {
             let asked = seeds().into_iter().next().unwrap();
             let answer =
-                LocalSet::new().block_on(runtime, converse(&asked, Duration::from_secs(1)));
+                LocalSet::new().block_on(runtime, converse(&asked, Duration::from_secs(5)));
             // HEADERS on stream 1: the server has read the request, and answers.
             let on_first = answer
                 .windows(6)

@@ -90,7 +90,7 @@ fn weights_change_under_load_at_once_and_nothing_is_lost() -> Result<()> {
         "load",
         "moving:80",
         "--requests",
-        "4000",
+        "10000",
         "--rate",
         "500",
     ];
@@ -102,7 +102,7 @@ fn weights_change_under_load_at_once_and_nothing_is_lost() -> Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     let report: Value = serde_json::from_str(text.lines().last().context("no report")?)?;
     ensure!(
-        report["failed"] == 0 && report["requests"] == 4000,
+        report["failed"] == 0 && report["requests"] == 10_000,
         "{report}"
     );
     let late = u64::try_from((in_force + CLOCKS).as_millis())? / 100;
@@ -175,7 +175,7 @@ fn streams_stream() -> Result<()> {
     ensure!(socket["ok"] == true, "{socket}");
     let calls = world.app_ok(CLIENT, &["grpc", "web:9000"])?;
     ensure!(calls["unary"] == 1 && calls["stream"] == 3, "{calls}");
-    let events = world.app_ok(CLIENT, &["events", "web:80", "--path", "/events/4/300"])?;
+    let events = world.app_ok(CLIENT, &["events", "web:80", "--path", "/events/4/2000"])?;
     let arrivals = events["arrivals_ms"].as_array().context("no arrivals")?;
     ensure!(arrivals.len() == 4, "{events}");
     // The first one did not wait for the last.
@@ -183,7 +183,7 @@ fn streams_stream() -> Result<()> {
     ensure!(
         first
             .zip(last)
-            .is_some_and(|(first, last)| first + 600 < last),
+            .is_some_and(|(first, last)| first + 1000 < last),
         "{events}"
     );
     Ok(())

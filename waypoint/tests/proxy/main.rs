@@ -12,6 +12,7 @@
 
 #[path = "../../../node-agent/identity/tests/identity/ca.rs"]
 mod ca;
+mod ports;
 mod support;
 mod wires;
 

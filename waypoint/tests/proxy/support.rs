@@ -34,6 +34,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::ca::{TestCa, id};
+use crate::ports;
 
 /// Nothing in these tests takes this long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -348,8 +349,12 @@ pub async fn talk<IO: AsyncRead + AsyncWrite + Unpin>(
     Ok(answer)
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody uses now.
 pub async fn free_port() -> u16 {
-    let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
-    listener.local_addr().unwrap().port()
+    loop {
+        let port = ports::next();
+        if TcpListener::bind((LOOPBACK, port)).await.is_ok() {
+            return port;
+        }
+    }
 }

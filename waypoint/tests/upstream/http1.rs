@@ -10,6 +10,7 @@ use karst_api::waypoint::{ConnectionLimits, Protocol};
 use karst_waypoint::balance::Outcome;
 use karst_waypoint::body::Body;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 use crate::app::{self, Speaks, http, raw, read_head};
@@ -182,11 +183,10 @@ fn a_response_that_breaks_off_shows_in_the_body() {
 #[test]
 fn nobody_listens() {
     on_worker(async {
-        let gone = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let proxy = Proxy::plain(Protocol::Http1, &[gone]);
+        // A port that is taken but not listened at, so that nobody else opens it.
+        let closed = TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let proxy = Proxy::plain(Protocol::Http1, &[closed.local_addr().unwrap()]);
         let error = proxy.send(get("/")).await.err().unwrap();
         assert_eq!(error.reason(), "upstream_connect_failed");
         assert!(error.is_safe_to_retry());

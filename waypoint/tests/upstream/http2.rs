@@ -1,7 +1,6 @@
 //! HTTP/2 connections: shared, several, ended in order.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -9,8 +8,8 @@ use http::{Response, Version};
 use karst_api::waypoint::{ConnectionLimits, Protocol};
 use karst_waypoint::balance::Outcome;
 use karst_waypoint::body::Body;
+use tokio::net::TcpSocket;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
 
 use crate::app::{App, Speaks, http, raw};
 use crate::support::{Proxy, get, get2, post, read};
@@ -237,8 +236,10 @@ fn a_request_that_is_given_up_resets_its_stream_only() {
         let app = http(Speaks::Http2(10)).await;
         let proxy = Rc::new(Proxy::plain(Protocol::Http2, &[app.address]));
         let held = hold(&proxy, &app, 1).await;
-        let gave_up = timeout(Duration::from_millis(100), proxy.send(get("/wait"))).await;
-        assert!(gave_up.is_err());
+        tokio::select! {
+            answer = proxy.send(get("/wait")) => panic!("{:?}", answer.map(|it| it.status())),
+            () = until("it waits too", || app.seen.waiting.get() == 2) => {}
+        }
         until("the application sees it", || app.seen.waiting.get() == 1).await;
         assert_eq!(app.seen.most_waiting.get(), 2);
         finish(&app, held).await;
@@ -249,11 +250,10 @@ fn a_request_that_is_given_up_resets_its_stream_only() {
 #[test]
 fn a_failed_dial_is_the_answer_to_all_who_wait() {
     on_worker(async {
-        let gone = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let proxy = Proxy::plain(Protocol::Http2, &[gone]);
+        // A port that is taken but not listened at, so that nobody else opens it.
+        let closed = TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let proxy = Proxy::plain(Protocol::Http2, &[closed.local_addr().unwrap()]);
         let all = join_all((0..20).map(|_| proxy.reason(get("/")))).await;
         assert!(
             all.iter()

@@ -53,7 +53,7 @@ fn it_does_not_wait_for_ever() {
                 Protocol::Http1 => http(Speaks::Http1).await,
                 _ => app,
             };
-            let limits = one_connection(300);
+            let limits = one_connection(2_000);
             let proxy = Rc::new(Proxy::limited(protocol, &[app.address], limits));
             let first = spawn_local({
                 let proxy = Rc::clone(&proxy);

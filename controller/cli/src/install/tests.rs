@@ -56,10 +56,19 @@ fn controllers(object: &mut Value) {
 }
 
 async fn run(client: &Client, dry_run: Option<DryRun>) -> Result<String, Failure> {
+    run_for(client, dry_run, 1).await
+}
+
+/// Installs, and waits for so many seconds.
+async fn run_for(
+    client: &Client,
+    dry_run: Option<DryRun>,
+    timeout: u64,
+) -> Result<String, Failure> {
     let args = Install {
         values: ValueArgs::default(),
         dry_run,
-        timeout: 1,
+        timeout,
         kubernetes: Kubernetes::default(),
     };
     install(&args, Intent::Install, client).await
@@ -173,7 +182,9 @@ async fn agents_that_still_clean_are_made_anew() {
     let (server, client) = ApiServer::start().await;
     server.control(controllers);
     cleaning(&server, true);
-    let failure = run(&client, None).await.expect_err("agents are not there");
+    // The old agents have to be gone within the time that is up when the new ones do not come.
+    let installed = run_for(&client, None, 5).await;
+    let failure = installed.expect_err("agents are not there");
     assert_eq!(failure.reason, "rollout_timeout", "{}", failure.message);
     let writes = server.writes();
     let place = |write: String| writes.iter().position(|it| *it == write);

@@ -14,7 +14,7 @@ use karst_identity::{
 use prost_types::value::Kind;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
@@ -200,9 +200,10 @@ async fn another_name_than_the_configured_is_not_the_controller() {
 #[tokio::test]
 async fn a_controller_that_is_away_is_unreachable() {
     let mut setup = setup().await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // A port that is taken but not listened at, so that nobody else opens it.
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     setup.config.address = closed.local_addr().unwrap().to_string();
-    drop(closed);
     let error = GrpcCa::new(setup.config).sign(request()).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unreachable");
 }

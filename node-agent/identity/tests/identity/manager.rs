@@ -152,7 +152,7 @@ async fn a_certificate_that_does_not_fit_is_not_taken() {
 /// An expired certificate is as good as none, whatever the renewal is doing. On the real clock.
 #[tokio::test]
 async fn an_expired_certificate_is_not_handed_out() {
-    let ca = FakeCa::new(Answer::Seconds(3));
+    let ca = FakeCa::new(Answer::Seconds(8));
     let manager = manager(&ca);
     let certificate = manager.fetch(&id("a")).await.unwrap();
     ca.set(Answer::Refuse);

@@ -206,22 +206,20 @@ fn a_slow_reader_stops_the_sender() {
         // One window, one HTTP/2 send buffer, one read, and what three pairs of kernel socket
         // buffers take (at most 6 + 4 MiB each by Linux's defaults).
         let limit = settings::STREAM_WINDOW as usize + (2 << 20) + (30 << 20);
+        let at_least = settings::STREAM_WINDOW as usize / 2;
+        // For what must be taken, a busy machine is given its time.
+        let patience = |sent: usize| Duration::from_secs(if sent > at_least { 1 } else { 20 });
         for (from, to) in [(&relayed.tcp, &far), (&far, &relayed.tcp)] {
             let chunk = vec![7; 1 << 20];
             let mut sent = 0;
-            while let Ok(Ok(())) =
-                tokio::time::timeout(Duration::from_secs(1), from.writable()).await
-            {
+            while let Ok(Ok(())) = tokio::time::timeout(patience(sent), from.writable()).await {
                 match from.try_write(&chunk) {
                     Ok(size) => sent += size,
                     Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
                 }
                 assert!(sent < limit, "{sent} bytes were taken from the sender");
             }
-            assert!(
-                sent > settings::STREAM_WINDOW as usize / 2,
-                "only {sent} bytes"
-            );
+            assert!(sent > at_least, "only {sent} bytes");
             // And all of it is still there.
             let mut received = 0;
             let mut buffer = vec![0; 1 << 20];

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use karst_tunnel::pool::PoolConfig;
 use karst_tunnel::server::{Drain, EndCause, ServerLimits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
@@ -101,7 +101,7 @@ fn a_server_releases_an_idle_connection() {
     on_worker(async {
         let ca = TestCa::new();
         let mut limits = ServerLimits::new(10);
-        limits.idle = Duration::from_millis(100);
+        limits.idle = Duration::from_millis(500);
         let server = Server::with_limits(ca.issue(&id("server")), limits).await;
         let client = Client::new(ca.issue(&id("client")), &server);
         let echo = echo_app().await;
@@ -120,9 +120,10 @@ fn a_failed_dial_answers_every_waiting_stream() {
     on_worker(async {
         let ca = TestCa::new();
         let mut server = Server::start(ca.issue(&id("server"))).await;
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // A port that is taken but not listened at, so that nobody else opens it.
+        let closed = TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         server.address = closed.local_addr().unwrap();
-        drop(closed);
         let client = Client::new(ca.issue(&id("client")), &server);
         let streams = join_all((0..50).map(|_| client.stream(server.address))).await;
         for stream in streams {
@@ -222,18 +223,18 @@ fn a_quiet_connection_is_kept() {
         let ca = TestCa::new();
         let mut limits = ServerLimits::new(10);
         limits.ping_interval = Duration::from_millis(20);
-        limits.ping_timeout = Duration::from_millis(200);
+        limits.ping_timeout = Duration::from_secs(2);
         let server = Server::with_limits(ca.issue(&id("server")), limits).await;
         let config = PoolConfig {
             ping_interval: Duration::from_millis(20),
-            ping_timeout: Duration::from_millis(200),
+            ping_timeout: Duration::from_secs(2),
             ..PoolConfig::default()
         };
         let client = Client::with_config(ca.issue(&id("client")), &server, config);
         let echo = echo_app().await;
         let mut relayed = client.open(echo).await;
-        // Five times the limit for an answer.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Longer than the limit for an answer.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         relayed.tcp.write_all(b"ping").await.unwrap();
         let mut answer = [0; 4];
         relayed.tcp.read_exact(&mut answer).await.unwrap();

@@ -1,6 +1,5 @@
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Response};
@@ -218,9 +217,11 @@ fn a_response_that_breaks_off_is_not_taken_for_whole() {
 #[test]
 fn a_request_that_breaks_off_is_not_taken_for_whole() {
     run(async {
+        let begun = Rc::new(Cell::new(false));
         let seen = Rc::new(Cell::new(None));
-        let whole = Rc::clone(&seen);
+        let (begins, whole) = (Rc::clone(&begun), Rc::clone(&seen));
         let proxy = Proxy::of(move |request: http::Request<Incoming>| {
+            begins.set(true);
             let whole = Rc::clone(&whole);
             async move {
                 whole.set(Some(request.into_body().collect().await.is_ok()));
@@ -231,7 +232,7 @@ fn a_request_that_breaks_off_is_not_taken_for_whole() {
         let mut client = proxy.connect();
         let head = "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 10\r\n\r\nabc";
         client.write_all(head.as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        super::support::eventually(|| begun.get()).await;
         drop(client);
         super::support::eventually(|| seen.get() == Some(false)).await;
     });

@@ -213,7 +213,8 @@ fn an_attempt_has_its_time() {
         .await;
         proxy.service(&[address]);
         proxy.route(vec![wire::HttpRule {
-            backend_timeout_ms: Some(50),
+            // The second attempt must be answered within it.
+            backend_timeout_ms: Some(1000),
             ..retrying(1, &[])
         }]);
         let response = proxy.http1().await.send_request(get("/")).await.unwrap();
@@ -243,7 +244,8 @@ fn a_request_has_its_time() {
         })
         .await;
         proxy.route(vec![wire::HttpRule {
-            request_timeout_ms: Some(100),
+            // The response to the second request must begin within it.
+            request_timeout_ms: Some(1000),
             ..rule(&[("shop", 1)])
         }]);
         let mut client = proxy.http2().await;

@@ -21,7 +21,7 @@ use karst_identity::SpiffeId;
 use karst_tunnel::server::Drain;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
@@ -374,8 +374,15 @@ pub(super) async fn read_head(stream: &mut TcpStream) -> String {
 
 /// Where nothing listens.
 pub(super) async fn nowhere() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    listener.local_addr().unwrap()
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    // The port stays taken for as long as the test runs, so that nobody else opens it.
+    spawn_local(async move {
+        let _taken = socket;
+        std::future::pending::<()>().await;
+    });
+    address
 }
 
 /// Answers with a text.

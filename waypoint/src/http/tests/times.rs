@@ -53,12 +53,17 @@ fn slow_heads_are_cut_off() {
 #[test]
 fn a_preface_that_does_not_end_is_cut_off() {
     run(async {
-        let proxy = proxy().await;
+        // No other limit is short, so that it is this one that closes the connection.
+        let proxy = Proxy::with(HttpLimits {
+            head: SHORT,
+            ..HttpLimits::default()
+        });
+        proxy.service(&[]);
         let mut client = proxy.connect();
         client.write_all(b"PRI * HTTP/2").await.unwrap();
         let mut rest = Vec::new();
         let read = client.read_to_end(&mut rest);
-        let _ = timeout(3 * SHORT, read).await.expect("cut off");
+        let _ = timeout(PATIENCE, read).await.expect("cut off");
     });
 }
 

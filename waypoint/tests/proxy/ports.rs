@@ -1,0 +1,19 @@
+//! Ports for servers that are told theirs before they open it. Shared with the tests of the controller.
+
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Below the ports that the kernel gives to clients (from 32768 on): a client must not have the port before its server
+/// opens it.
+const FIRST: u32 = 20_000;
+const COUNT: u32 = 12_000;
+
+/// A port that this process has not been given before. Whether somebody else has it is the caller's to try.
+pub fn next() -> u16 {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+    assert!(given < COUNT, "all ports were given");
+    // Processes that are started together begin far from each other.
+    let begin = (process::id() % COUNT) * 7_417;
+    u16::try_from(FIRST + (begin + given) % COUNT).unwrap()
+}
