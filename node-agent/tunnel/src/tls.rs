@@ -20,8 +20,8 @@ use crate::{TlsInfo, TunnelError};
 
 /// Plaintext kept back to fill a record with several frames, bytes: one record (RFC 8446, section 5.1).
 const STAGE: usize = 16 << 10;
-/// Plaintext that HTTP/2 takes in a turn, bytes. What came is then passed on before more is read: while it is
-/// still in the processor's cache, and so that no connection keeps the others of its thread waiting.
+/// Plaintext that HTTP/2 takes in a turn, bytes. What came is then passed on before more is read, so that little of
+/// it lies about, and no connection keeps the others of its thread waiting.
 const TURN: usize = 128 << 10;
 /// Sealed bytes after which a write goes to the socket without waiting for the flush.
 const WRITE_THROUGH: usize = 256 << 10;
@@ -68,7 +68,7 @@ impl TlsHandle {
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut session = self.0.borrow_mut();
         session.turn = 0;
-        session.seal(&[])?;
+        session.seal()?;
         session.poll_write_out(cx, 0)
     }
 
@@ -127,51 +127,38 @@ pub(crate) fn check_alpn(tls: &Connection) -> Result<(), TunnelError> {
 }
 
 impl Session {
-    /// Puts staged bytes and `more` into records.
-    fn seal(&mut self, more: &[IoSlice<'_>]) -> io::Result<()> {
-        if self.stage.is_empty() && more.is_empty() {
-            return Ok(());
+    /// Puts staged bytes into a record.
+    fn seal(&mut self) -> io::Result<()> {
+        if !self.stage.is_empty() {
+            self.tls.writer().write_all(&self.stage)?;
+            self.unsent += self.stage.len();
+            self.stage.clear();
         }
-        let expected = self.stage.len() + more.iter().map(|slice| slice.len()).sum::<usize>();
-        let mut writer = self.tls.writer();
-        if more.is_empty() {
-            writer.write_all(&self.stage)?;
-        } else if let (true, [one]) = (self.stage.is_empty(), more) {
-            writer.write_all(one)?;
-        } else {
-            let mut slices = Vec::with_capacity(1 + more.len());
-            if !self.stage.is_empty() {
-                slices.push(IoSlice::new(&self.stage));
-            }
-            slices.extend_from_slice(more);
-            if writer.write_vectored(&slices)? != expected {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-        }
-        self.unsent += expected;
-        self.stage.clear();
         Ok(())
     }
 
-    /// Seals staged bytes and `more` as far as they fill records, and stages the rest.
+    /// Seals staged bytes and `more`, of `total` bytes, as far as they fill records, and stages the rest.
     fn seal_whole(&mut self, more: &[IoSlice<'_>], total: usize) -> io::Result<()> {
-        let rest = (self.stage.len() + total) % STAGE;
-        let mut whole = total.saturating_sub(rest);
-        let mut sealed = Vec::with_capacity(more.len());
-        let mut staged = Vec::with_capacity(more.len());
+        let staged = self.stage.len();
+        let whole = total.saturating_sub((staged + total) % STAGE);
+        let mut slices = Vec::with_capacity(1 + more.len());
+        slices.push(IoSlice::new(&self.stage));
+        let mut left = whole;
         for slice in more {
-            let (now, later) = slice.split_at(whole.min(slice.len()));
-            whole -= now.len();
-            if !now.is_empty() {
-                sealed.push(IoSlice::new(now));
-            }
-            if !later.is_empty() {
-                staged.push(later);
-            }
+            let now = slice.get(..left).unwrap_or(slice);
+            left -= now.len();
+            slices.push(IoSlice::new(now));
         }
-        self.seal(&sealed)?;
-        for slice in staged {
-            self.stage.extend_from_slice(slice);
+        if self.tls.writer().write_vectored(&slices)? != staged + whole {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.unsent += staged + whole;
+        self.stage.clear();
+        let mut left = whole;
+        for slice in more {
+            let rest = slice.get(left..).unwrap_or_default();
+            left = left.saturating_sub(slice.len());
+            self.stage.extend_from_slice(rest);
         }
         Ok(())
     }
@@ -327,7 +314,7 @@ impl AsyncWrite for TlsIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut session = self.0.borrow_mut();
-        session.seal(&[])?;
+        session.seal()?;
         session.tls.send_close_notify();
         ready!(session.poll_write_out(cx, 0))?;
         Pin::new(&mut session.tcp).poll_shutdown(cx)

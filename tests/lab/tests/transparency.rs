@@ -22,9 +22,8 @@ const NEAR: &str = "mesh/near";
 const PLAIN_CLIENT: &str = "plain/client";
 const PLAIN_SERVER: &str = "plain/server";
 
-/// "At once" with room for a busy machine: less than any time limit on the way, of which the shortest are the five
-/// seconds that an agent waits for what it has not been told yet.
-const SOON_MS: f64 = 4500.0;
+/// "At once" with room for a busy machine: far less than any time limit on the way.
+const SOON_MS: f64 = 2000.0;
 
 /// The record of a connection from a client's own port in a node's access log.
 fn record(world: &World, node: &str, direction: &str, client: &Value) -> Result<Value> {

@@ -57,9 +57,8 @@ pub const LINGER_BYTES: u64 = 256 << 10;
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Time an application may take to ask for the body after `Expect: 100-continue`; then the body is sent unasked
-/// (RFC 9110, section 10.1.1 forbids to wait for ever). In tests, whose applications may be slow on a busy machine,
-/// it is longer than any of them waits.
-pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 1 });
+/// (RFC 9110, section 10.1.1 forbids to wait for ever).
+pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bytes of a request body kept to be sent again by a retry. A longer one is not retried once it has begun.
 pub const REPLAY_BYTES: usize = 64 << 10;
