@@ -8,7 +8,7 @@
 mod ports;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,12 +30,7 @@ impl Drop for Process {
 }
 
 fn free() -> SocketAddr {
-    loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], ports::next()));
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
+    SocketAddr::from(([127, 0, 0, 1], ports::free()))
 }
 
 fn start() -> Process {

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead, BufReader},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -71,16 +70,6 @@ pub fn eventually_blocking<T>(what: &str, mut probe: impl FnMut() -> Option<T>) 
         }
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A port that nobody uses now.
-fn free_port() -> u16 {
-    loop {
-        let port = ports::next();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 
@@ -157,7 +146,7 @@ impl Server {
         let signer = Signer::new("key-1");
         let keys = json!({"keys": [signer.jwk]});
         fs::write(folder.path().join("jwks.json"), keys.to_string()).unwrap();
-        let (port, metrics_port) = (free_port(), free_port());
+        let (port, metrics_port) = (ports::free(), ports::free());
         let (child, log) = spawn(folder.path(), port, metrics_port, &[]);
         let server = Self {
             folder,

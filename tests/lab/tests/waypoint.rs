@@ -183,7 +183,7 @@ fn streams_stream() -> Result<()> {
     ensure!(
         first
             .zip(last)
-            .is_some_and(|(first, last)| first + 1000 < last),
+            .is_some_and(|(first, last)| first + 4000 < last),
         "{events}"
     );
     Ok(())

@@ -13,7 +13,8 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::ca::{Leaf, TestCa, id};
-use crate::support::{World, application, echo, free_port, get, greeter, mirror, run, talk, until};
+use crate::ports;
+use crate::support::{World, application, echo, get, greeter, mirror, run, talk, until};
 use crate::wires;
 
 fn certificate(ca: &TestCa, name: &str) -> (String, String) {
@@ -46,7 +47,7 @@ fn http_is_routed_by_host() {
         let mut world = World::new().await;
         world.backend(&wires::backend("web", &[application(mirror).await]));
         world.route(&wires::http_route("HTTPRoute/test/r", "web"));
-        let port = free_port().await;
+        let port = ports::free();
         let routes = vec![wires::attached("HTTPRoute/test/r", &["a.example.com"])];
         let http = ListenerProtocol::ListenerHttp;
         world.listener(&wires::socket(
@@ -67,7 +68,7 @@ fn https_shows_the_certificate_of_the_name() {
         let mut world = World::new().await;
         world.backend(&wires::backend("web", &[application(mirror).await]));
         world.route(&wires::http_route("HTTPRoute/test/r", "web"));
-        let port = free_port().await;
+        let port = ports::free();
         let mut listeners = Vec::new();
         for name in ["a.example.com", "b.example.com"] {
             let secret =
@@ -135,7 +136,7 @@ fn tls_is_passed_on_unopened_or_ended_by_name() {
         world.route(&wires::l4_route("TLSRoute/test/end", tls, end));
         let secret = wires::secret("Secret/test/end", certificate(&world.ca, "end.example.com"));
         world.secret(&secret);
-        let port = free_port().await;
+        let port = ports::free();
         let mut end = wires::gateway_listener(
             "end",
             ListenerProtocol::ListenerTlsTerminate,
@@ -173,7 +174,7 @@ fn tls_is_passed_on_unopened_or_ended_by_name() {
 fn what_is_no_client_hello_is_refused() {
     run(async {
         let mut world = World::new().await;
-        let port = free_port().await;
+        let port = ports::free();
         let tls = ListenerProtocol::ListenerTlsPassthrough;
         let listener = wires::gateway_listener("tls", tls, "", Vec::new());
         world.listener(&wires::socket(port, vec![listener]));
@@ -203,7 +204,7 @@ fn ports_come_and_go_and_connections_stay() {
             let tcp = ListenerProtocol::ListenerTcp;
             wires::socket(port, vec![wires::gateway_listener("tcp", tcp, "", routes)])
         };
-        let (first, second) = (free_port().await, free_port().await);
+        let (first, second) = (ports::free(), ports::free());
         world.listener(&listener(first));
         let mut kept = world.dial(first).await;
         kept.write_all(b"before ").await.unwrap();

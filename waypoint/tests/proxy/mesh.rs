@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use karst_api::waypoint::{Protocol, RouteKind};
 use karst_tunnel::TunnelError;
+use karst_waypoint::detect::SILENT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::ca::{Leaf, TestCa, id};
-use crate::support::{
-    CLIENT, World, application, echo, free_port, get, greeter, mirror, run, talk, until,
-};
+use crate::ports;
+use crate::support::{CLIENT, World, application, echo, get, greeter, mirror, run, talk, until};
 use crate::wires;
 
 const SERVICE: &str = "10.96.0.1:80";
@@ -30,18 +30,28 @@ fn is_proxied(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 200") && answer.contains(&format!("x-forwarded-for: {client}"))
 }
 
-/// Asks on one stream after the other until HTTP's hands have taken one. What is said too late passes as bytes,
-/// and on a busy machine a fifth of a second may go by between our opening a stream and our first bytes on it.
-async fn is_found_out(ask: impl AsyncFn() -> String) {
-    let mut answers = Vec::new();
-    loop {
-        assert!(answers.len() < 10, "{answers:?}");
-        // What passes as bytes is answered too, but not closed.
-        match timeout(Duration::from_secs(2), ask()).await {
-            Ok(answer) if is_proxied(&answer) => return,
-            answer => answers.push(answer),
+/// A request, whose answer ends with the stream.
+const REQUEST: &str = "GET /path HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n";
+
+/// Says `begin` on a new stream, and after a pause `rest`: HTTP's hands must take it. What is said too late passes as
+/// bytes, so that a stream on which a busy machine has made us late ourselves proves nothing, and another is opened.
+async fn is_found_out(world: &World, authority: &str, begin: &str, pause: Duration, rest: &str) {
+    let mut late = 0;
+    let mut io = loop {
+        let begun = Instant::now();
+        let mut io = world.open(authority).await.unwrap();
+        io.write_all(begin.as_bytes()).await.unwrap();
+        if begun.elapsed() < SILENT {
+            break io;
         }
-    }
+        late += 1;
+        assert!(late < 10, "a stream takes {SILENT:?} and more to open");
+    };
+    sleep(pause).await;
+    io.write_all(rest.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.unwrap();
+    assert!(is_proxied(&answer), "{answer}");
 }
 
 #[test]
@@ -122,24 +132,10 @@ fn a_server_that_speaks_first_is_heard() {
 fn http_is_found_out_however_slowly_it_comes() {
     run(async {
         let world = world(Protocol::Undeclared, application(mirror).await).await;
-        is_found_out(async || {
-            let mut io = world.open(SERVICE).await.unwrap();
-            get(&mut io, "echo").await
-        })
-        .await;
-        is_found_out(async || {
-            let mut io = world.open(SERVICE).await.unwrap();
-            io.write_all(b"GE").await.unwrap();
-            // Longer than a silent client is waited for.
-            sleep(Duration::from_millis(500)).await;
-            io.write_all(b"T /path HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-                .await
-                .unwrap();
-            let mut answer = String::new();
-            io.read_to_string(&mut answer).await.unwrap();
-            answer
-        })
-        .await;
+        // The pause is longer than a silent client is waited for.
+        let (begin, rest) = REQUEST.split_at(2);
+        is_found_out(&world, SERVICE, REQUEST, Duration::ZERO, "").await;
+        is_found_out(&world, SERVICE, begin, Duration::from_millis(500), rest).await;
     });
 }
 
@@ -174,11 +170,8 @@ fn a_workload_is_reached_by_its_own_address() {
         let application = application(mirror).await;
         let mut world = World::new().await;
         world.listener(&wires::workload(application));
-        is_found_out(async || {
-            let mut io = world.open(&application.to_string()).await.unwrap();
-            get(&mut io, "echo").await
-        })
-        .await;
+        let authority = application.to_string();
+        is_found_out(&world, &authority, REQUEST, Duration::ZERO, "").await;
     });
 }
 
@@ -204,7 +197,7 @@ fn routes_of_bytes_decide_before_the_service() {
 fn another_endpoint_is_tried_and_none_is_a_reset() {
     run(async {
         let mut world = world(Protocol::Tcp, application(echo).await).await;
-        let nobody = format!("127.0.0.1:{}", free_port().await).parse().unwrap();
+        let nobody = format!("127.0.0.1:{}", ports::free()).parse().unwrap();
         let good = application(echo).await;
         world.backend(&wires::backend("echo", &[nobody, good]));
         for _ in 0..8 {

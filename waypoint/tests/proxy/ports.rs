@@ -1,5 +1,6 @@
 //! Ports for servers that are told theirs before they open it. Shared with the tests of the controller.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -8,12 +9,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const FIRST: u32 = 20_000;
 const COUNT: u32 = 12_000;
 
-/// A port that this process has not been given before. Whether somebody else has it is the caller's to try.
-pub fn next() -> u16 {
+/// A port of 127.0.0.1 that nobody uses, and that this process has not been given before.
+pub fn free() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
-    let given = GIVEN.fetch_add(1, Ordering::Relaxed);
-    assert!(given < COUNT, "all ports were given");
     // Processes that are started together begin far from each other.
     let begin = (process::id() % COUNT) * 7_417;
-    u16::try_from(FIRST + (begin + given) % COUNT).unwrap()
+    loop {
+        let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(given < COUNT, "all ports were given");
+        let port = u16::try_from(FIRST + (begin + given) % COUNT).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }

@@ -34,7 +34,6 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::ca::{TestCa, id};
-use crate::ports;
 
 /// Nothing in these tests takes this long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -347,14 +346,4 @@ pub async fn talk<IO: AsyncRead + AsyncWrite + Unpin>(
     let mut answer = String::new();
     io.read_to_string(&mut answer).await?;
     Ok(answer)
-}
-
-/// A port that nobody uses now.
-pub async fn free_port() -> u16 {
-    loop {
-        let port = ports::next();
-        if TcpListener::bind((LOOPBACK, port)).await.is_ok() {
-            return port;
-        }
-    }
 }

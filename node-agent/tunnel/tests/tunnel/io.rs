@@ -56,7 +56,7 @@ async fn write_until_stopped(to: &mut HboneIo, at_least: usize) -> usize {
         let patience = if sent < at_least {
             Duration::from_secs(20)
         } else {
-            Duration::from_millis(500)
+            Duration::from_secs(1)
         };
         let Ok(written) = timeout(patience, to.write(&chunk)).await else {
             return sent;
@@ -218,9 +218,7 @@ fn a_reader_that_does_not_read_stops_the_writer() {
             let mut buffer = vec![0; window];
             reads.read_exact(&mut buffer).await.unwrap();
             let more = write_until_stopped(&mut writes, window / 2).await;
-            // What was read makes room, and no more than that.
-            assert!(more >= window / 2, "{more} bytes");
-            assert!(sent + more <= limit + window, "{sent} and {more} bytes");
+            assert!((window / 2..=window).contains(&more), "{more} bytes");
             let mut rest = vec![0; sent + more - window];
             reads.read_exact(&mut rest).await.unwrap();
             assert!(buffer.iter().chain(&rest).all(|b| *b == 7));

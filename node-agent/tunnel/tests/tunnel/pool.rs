@@ -223,18 +223,18 @@ fn a_quiet_connection_is_kept() {
         let ca = TestCa::new();
         let mut limits = ServerLimits::new(10);
         limits.ping_interval = Duration::from_millis(20);
-        limits.ping_timeout = Duration::from_secs(2);
+        limits.ping_timeout = Duration::from_secs(1);
         let server = Server::with_limits(ca.issue(&id("server")), limits).await;
         let config = PoolConfig {
             ping_interval: Duration::from_millis(20),
-            ping_timeout: Duration::from_secs(2),
+            ping_timeout: Duration::from_secs(1),
             ..PoolConfig::default()
         };
         let client = Client::with_config(ca.issue(&id("client")), &server, config);
         let echo = echo_app().await;
         let mut relayed = client.open(echo).await;
-        // Longer than the limit for an answer.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        // Five times the limit for an answer.
+        tokio::time::sleep(Duration::from_secs(5)).await;
         relayed.tcp.write_all(b"ping").await.unwrap();
         let mut answer = [0; 4];
         relayed.tcp.read_exact(&mut answer).await.unwrap();
