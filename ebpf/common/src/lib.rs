@@ -14,6 +14,8 @@
     )
 )]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
@@ -21,6 +23,7 @@ pub mod address;
 pub mod counter;
 pub mod decide;
 pub mod layout;
+pub mod policy;
 #[cfg(feature = "user")]
 mod user;
 
