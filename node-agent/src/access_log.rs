@@ -11,6 +11,7 @@ use karst_tunnel::TlsInfo;
 use crate::metrics::traffic::Security;
 use crate::proxy::Direction;
 use crate::reason::Reason;
+use crate::state::policy::Denial;
 use crate::state::service::Service;
 use crate::state::workload::Workload;
 
@@ -43,6 +44,10 @@ pub struct Record {
     pub reason: Option<Reason>,
     /// Details of the reason.
     pub error: Option<String>,
+    /// The policy that refused or cut it.
+    pub denial: Option<Denial>,
+    /// The policy that would have, were it no dry run.
+    pub dry_run: Option<Denial>,
 }
 
 /// One end of a connection.
@@ -96,6 +101,18 @@ impl access_log::Record for Record {
         line.number("bytes_recv", self.bytes_recv);
         line.duration("duration_ms", self.duration);
         line.text("connection_security_policy", self.security.as_str());
+        if let Some(denial) = &self.denial {
+            line.text("policy.name", denial.policy_name());
+            if let Some(rule) = denial.rule {
+                line.number("policy.rule", rule.into());
+            }
+        }
+        if let Some(denial) = &self.dry_run {
+            line.text("dry_run.policy.name", denial.policy_name());
+            if let Some(rule) = denial.rule {
+                line.number("dry_run.policy.rule", rule.into());
+            }
+        }
         if let Some(tls) = &self.tls {
             line.text("tls_version", &tls.version);
             line.text("cipher", &tls.cipher);
@@ -136,6 +153,8 @@ mod tests {
             tls: None,
             reason: None,
             error: None,
+            denial: None,
+            dry_run: None,
         }
     }
 

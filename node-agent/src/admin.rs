@@ -5,7 +5,7 @@
 //! | PUT | `/v1/sandboxes/{pod uid}` | register a sandbox; answered when the pod is in the wanted state |
 //! | DELETE | `/v1/sandboxes/{pod uid}` | it is gone |
 //! | GET | `/v1/status`, `/v1/ready` | the agent |
-//! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services` | what it knows |
+//! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services`, `/v1/policies` | what it knows |
 //! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
 //!
 //! Errors are `{"reason": LABEL, "error": TEXT}`.
@@ -124,6 +124,10 @@ impl Admin {
             }
             "/v1/workloads" => self.workloads(),
             "/v1/services" => self.services(),
+            "/v1/policies" => {
+                let policies = self.context.state.policies.all();
+                list(policies.iter().map(|p| p.view()).collect::<Vec<_>>())
+            }
             "/v1/certificates" => list(self.context.certificates.list()),
             "/v1/connections" => list(self.snapshot().await.connections),
             "/v1/tunnels" => {

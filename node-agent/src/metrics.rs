@@ -2,6 +2,7 @@
 
 pub mod cni;
 pub mod node;
+pub mod policy;
 pub mod refusals;
 pub mod traffic;
 
@@ -13,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use cni::{CniCollector, CniMetrics};
 use node::NodeMetrics;
+use policy::PolicyMetrics;
 use refusals::Refusals;
 use traffic::TrafficMetrics;
 
@@ -23,6 +25,8 @@ pub struct Metrics {
     pub traffic: Arc<TrafficMetrics>,
     /// Refusals by reason.
     pub refusals: Arc<Refusals>,
+    /// Denials by policy.
+    pub policies: Arc<PolicyMetrics>,
     /// Accepts that failed for lack of file descriptors or memory.
     pub accept_failures: Counter,
     /// Certificates issued.
@@ -39,6 +43,7 @@ impl Metrics {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&self.traffic)));
         registry.register_collector(Box::new(Arc::clone(&self.refusals)));
+        registry.register_collector(Box::new(Arc::clone(&self.policies)));
         registry.register_collector(Box::new(node));
         registry.register_collector(Box::new(CniCollector(Arc::clone(&self.cni))));
         let help = "Accepts that failed for lack of file descriptors or memory";

@@ -30,8 +30,12 @@ pub enum Reason {
     WaypointRequired,
     /// The destination is on another network, which cannot be reached yet.
     NetworkUnsupported,
-    /// An authorization policy applies that cannot be enforced yet.
-    PolicyUnsupported,
+    /// An authorization policy refuses the connection, or none allows it.
+    PolicyDenied,
+    /// An authorization policy applies that has not come from the controller.
+    PolicyUnknown,
+    /// An authorization policy applies that came in a form that cannot be used.
+    PolicyUnusable,
     /// This pod has no valid certificate.
     NoCertificate,
     /// The pod is at its limit of connections.
@@ -70,7 +74,9 @@ impl Reason {
             Self::WaypointLoop => "waypoint_loop",
             Self::WaypointRequired => "waypoint_required",
             Self::NetworkUnsupported => "network_unsupported",
-            Self::PolicyUnsupported => "policy_unsupported",
+            Self::PolicyDenied => "policy_denied",
+            Self::PolicyUnknown => "policy_unknown",
+            Self::PolicyUnusable => "policy_unusable",
             Self::NoCertificate => "no_certificate",
             Self::TooManyConnections => "too_many_connections",
             Self::UpstreamConnectFailed => "upstream_connect_failed",
@@ -87,7 +93,9 @@ impl Reason {
     /// The `response_flags` value of Istio's metrics for it.
     pub fn response_flag(self) -> ResponseFlag {
         match self.as_str() {
-            "policy_unsupported" | "waypoint_required" => ResponseFlag::Deny,
+            "policy_denied" | "policy_unknown" | "policy_unusable" | "waypoint_required" => {
+                ResponseFlag::Deny
+            }
             "no_certificate" | "trust_domain_mismatch" | "identity_mismatch" => {
                 ResponseFlag::Identity
             }
@@ -151,10 +159,7 @@ mod tests {
         let flag = |label| Reason::Other(label).response_flag();
         assert_eq!(flag("tls_expired"), ResponseFlag::Tls);
         assert_eq!(flag("identity_mismatch"), ResponseFlag::Identity);
-        assert_eq!(
-            Reason::PolicyUnsupported.response_flag(),
-            ResponseFlag::Deny
-        );
+        assert_eq!(Reason::PolicyDenied.response_flag(), ResponseFlag::Deny);
         assert_eq!(
             Reason::NoHealthyUpstream.response_flag(),
             ResponseFlag::Connect

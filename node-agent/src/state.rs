@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use policy::Policies;
+use policy::{Policies, PolicyTable};
 use service::Service;
 use sharded::ShardedMap;
 use workload::Workload;
@@ -139,19 +139,38 @@ impl MeshState {
     }
 
     async fn workload_within(&self, uid: &str, limit: Duration) -> Option<Arc<Workload>> {
-        if let Some(workload) = self.workload(uid) {
-            return Some(workload);
+        self.wait_until(limit, || self.workload(uid)).await
+    }
+
+    /// Waits up to [`READY_WAIT`] until `find` finds something in what has been published.
+    pub async fn wait_for<T>(&self, find: impl FnMut() -> Option<T>) -> Option<T> {
+        self.wait_until(READY_WAIT, find).await
+    }
+
+    async fn wait_until<T>(
+        &self,
+        limit: Duration,
+        mut find: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        if let Some(found) = find() {
+            return Some(found);
         }
         let mut published = self.published.subscribe();
         let arrives = async {
             loop {
-                if let Some(workload) = self.workload(uid) {
-                    return Some(workload);
+                if let Some(found) = find() {
+                    return Some(found);
                 }
                 published.changed().await.ok()?;
             }
         };
         tokio::time::timeout(limit, arrives).await.ok().flatten()
+    }
+
+    /// Puts `policies` in the place of those before.
+    pub fn publish_policies(&self, policies: &PolicyTable) {
+        self.policies.publish(policies);
+        self.note_published();
     }
 
     /// Tells those who wait that a batch has been published.

@@ -31,6 +31,8 @@ use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::{inbound, outbound, plaintext};
 use crate::sockets::{self, Listeners, Listening};
+use crate::state::READY_WAIT;
+use crate::state::policy::Effective;
 use crate::state::workload::Workload;
 use crate::waypoints::Waypoints;
 
@@ -57,6 +59,8 @@ pub enum Command {
     Kill(Arc<str>),
     /// Hold connections to a pod to these requirements: new ones, and those that are live.
     Require(Arc<str>, Arc<Waypoints>),
+    /// Cut live connections that the policies in force do not allow any more.
+    Recheck,
     /// Leave new connections of every pod in the listeners' queues, and answer with
     /// copies of the listeners.
     Pause(oneshot::Sender<Vec<PodListeners>>),
@@ -169,6 +173,15 @@ impl Worker {
     }
 }
 
+/// What becomes of live connections while a policy that applies to them has not come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// They go on: a workload may be told of before its policies are.
+    MayCome,
+    /// They are cut.
+    Refuses,
+}
+
 /// A pod as one worker serves it.
 pub struct LocalPod {
     /// The pod.
@@ -190,6 +203,7 @@ pub struct LocalPod {
     kill: CancellationToken,
     baggage: RefCell<Option<(u64, HeaderValue)>>,
     waypoints: RefCell<Arc<Waypoints>>,
+    policies: RefCell<Option<Arc<Effective>>>,
 }
 
 impl LocalPod {
@@ -210,6 +224,7 @@ impl LocalPod {
             listening: RefCell::default(),
             kill: CancellationToken::new(),
             baggage: RefCell::new(None),
+            policies: RefCell::new(None),
         })
     }
 
@@ -235,6 +250,44 @@ impl LocalPod {
         live.values()
             .filter(|live| live.pod_uid() == &*self.pod.uid)
             .for_each(|live| live.require(waypoints));
+    }
+
+    /// The policies of this pod's own `workload`, compiled once for each revision of either.
+    pub fn policies(&self, workload: &Workload) -> Arc<Effective> {
+        let mut cached = self.policies.borrow_mut();
+        let state = &self.worker.context.state;
+        let now = state.policies.effective(workload, cached.as_ref());
+        Arc::clone(cached.insert(now))
+    }
+
+    /// Holds live connections to the policies in force.
+    fn recheck(self: &Rc<Self>) {
+        if self.hold_to_policies(Missing::MayCome) {
+            return;
+        }
+        let pod = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(READY_WAIT).await;
+            pod.hold_to_policies(Missing::Refuses);
+        });
+    }
+
+    /// Cuts live connections that policies do not allow; whether all policies were there.
+    fn hold_to_policies(&self, missing: Missing) -> bool {
+        let state = &self.worker.context.state;
+        // Without its workload it is ending, and nothing new comes to it.
+        let Some(workload) = state.workload(&self.pod.workload_uid) else {
+            return true;
+        };
+        let policies = self.policies(&workload);
+        if policies.is_incomplete() && missing == Missing::MayCome {
+            return false;
+        }
+        let live = self.worker.live.borrow();
+        live.values()
+            .filter(|live| live.pod_uid() == &*self.pod.uid)
+            .for_each(|live| live.recheck(&policies));
+        true
     }
 
     /// The `baggage` header that speaks of this pod's own `workload`, built once
@@ -425,6 +478,7 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
                 let all = pods.values().chain(&released);
                 all.filter(of_pod).for_each(|p| p.require(&waypoints));
             }
+            Command::Recheck => pods.values().chain(&released).for_each(|p| p.recheck()),
             Command::Pause(reply) => {
                 let _ = reply.send(pause(&pods));
             }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
 use karst_api::convert::FieldError;
 use karst_api::node::{DataplaneMode, NodePod as NodePodProto};
 use karst_api::security::Authorization;
@@ -14,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::enrol::task::{Event, WorkerSet};
 use crate::enrol::{Mode, NodePod};
-use crate::state::policy::PolicyScope;
+use crate::state::policy::PolicyTable;
 use crate::state::store::{Change, Store};
 use crate::state::{MeshState, convert};
 use crate::worker::Command;
@@ -25,7 +24,7 @@ pub struct Handler {
     state: Arc<MeshState>,
     network: String,
     trust_domain: String,
-    policies: HashMap<Arc<str>, PolicyScope>,
+    policies: PolicyTable,
     enrolment: mpsc::UnboundedSender<Event>,
     workers: WorkerSet,
 }
@@ -38,7 +37,7 @@ impl Handler {
         enrolment: mpsc::UnboundedSender<Event>,
         workers: WorkerSet,
     ) -> Self {
-        let policies = HashMap::new();
+        let policies = PolicyTable::new();
         Self {
             store,
             state,
@@ -64,6 +63,9 @@ impl Handler {
         let effect = self.store.apply(changes);
         if !effect.retired.is_empty() {
             self.workers.broadcast(|| Command::Retain);
+        }
+        if effect.policies_changed {
+            self.workers.broadcast(|| Command::Recheck);
         }
         errors
     }
@@ -95,16 +97,20 @@ impl Handler {
         }
         let mut policies = std::mem::take(&mut self.policies);
         let errors = each(updates, |resource| {
-            let policy: Authorization = resource.unpack(AUTHORIZATION_TYPE)?;
-            // By the resource's name, which is what a removal will name.
-            match convert::policy(&policy) {
-                Some((_, scope)) => policies.insert(Arc::from(resource.name.as_str()), scope),
-                None => policies.remove(resource.name.as_str()),
-            };
-            Ok(())
+            let authorization: Authorization = resource.unpack(AUTHORIZATION_TYPE)?;
+            // By the resource's name, which is what a removal will name, and workloads too.
+            let name: Arc<str> = Arc::from(resource.name.as_str());
+            let policy = convert::policy(&name, &authorization);
+            let error = policy.1;
+            // The last good one stays; a bad one without a predecessor refuses what it is for.
+            if error.is_none() || !policies.contains_key(&name) {
+                policies.insert(name, Arc::new(policy.0));
+            }
+            error.map_or(Ok(()), Err)
         });
         self.policies = policies;
-        self.state.policies.publish(&self.policies);
+        self.state.publish_policies(&self.policies);
+        self.workers.broadcast(|| Command::Recheck);
         errors
     }
 

@@ -40,7 +40,7 @@ pub enum Command {
 }
 
 const INSPECT_HELP: &str = "\
-OBJECT := { pod | prog | link | map | cert | workload | service | connection | tunnel }
+OBJECT := { pod | prog | link | map | cert | workload | service | policy | connection | tunnel }
 COMMAND := { show | list | dump NAME | help }    (show when omitted; dump is for maps)
 
 Objects and commands may be cut to a unique prefix. pod, prog, link and map are read from the

@@ -14,7 +14,7 @@ use crate::words::{Object, Verb, object, verb};
 const HELP: &str = "\
 Usage: karst inspect OBJECT [COMMAND [NAME]] [-j] [-p] [--node NODE]
 
-OBJECT := { pod | prog | link | map | cert | workload | service | connection | tunnel }
+OBJECT := { pod | prog | link | map | cert | workload | service | policy | connection | tunnel }
 COMMAND := { show | list | dump NAME | help }
 `karst inspect --help` says more.
 ";
@@ -110,6 +110,7 @@ fn list(object: Object, args: &Inspect) -> Result<Vec<Value>, Failure> {
                 .for_each(summarise_ports);
             services
         }
+        Object::Policy => admin::get(&socket(args)?, "/v1/policies")?,
         Object::Connection => admin::get(&socket(args)?, "/v1/connections")?,
         Object::Tunnel => admin::get(&socket(args)?, "/v1/tunnels")?,
     };
@@ -220,6 +221,7 @@ fn nothing(object: Object) -> &'static str {
         Object::Cert => "no certificates",
         Object::Workload => "no workloads",
         Object::Service => "no services",
+        Object::Policy => "no policies",
         Object::Connection => "no connections",
         Object::Tunnel => "no tunnels",
     }
@@ -286,6 +288,14 @@ fn columns(object: Object) -> &'static [Column] {
             ("VIPS", "/vips"),
             ("PORTS->ENDPOINTS", "/port_summary"),
             ("MODE", "/mode"),
+        ],
+        Object::Policy => &[
+            ("NAME", "/name"),
+            ("SCOPE", "/scope"),
+            ("ACTION", "/action"),
+            ("RULES", "/rules"),
+            ("DRY RUN", "/dry_run"),
+            ("USABLE", "/usable"),
         ],
         Object::Connection => &[
             ("POD", "/pod"),

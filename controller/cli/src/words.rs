@@ -19,6 +19,8 @@ pub enum Object {
     Workload,
     /// Services.
     Service,
+    /// Authorization policies.
+    Policy,
     /// Live connections.
     Connection,
     /// Tunnels to other agents.
@@ -36,7 +38,7 @@ pub enum Verb {
     Help,
 }
 
-const OBJECTS: [(&str, Object); 9] = [
+const OBJECTS: [(&str, Object); 10] = [
     ("pod", Object::Pod),
     ("prog", Object::Prog),
     ("link", Object::Link),
@@ -44,6 +46,7 @@ const OBJECTS: [(&str, Object); 9] = [
     ("cert", Object::Cert),
     ("workload", Object::Workload),
     ("service", Object::Service),
+    ("policy", Object::Policy),
     ("connection", Object::Connection),
     ("tunnel", Object::Tunnel),
 ];
@@ -120,7 +123,7 @@ mod tests {
         let message = |word| object(word).expect_err("refused").message;
         assert_eq!(
             message("p"),
-            "ambiguous prefix: 'p' could be 'pod' or 'prog'"
+            "ambiguous prefix: 'p' could be 'pod' or 'prog' or 'policy'"
         );
         assert_eq!(
             message("c"),

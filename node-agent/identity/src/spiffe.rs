@@ -115,6 +115,12 @@ impl SpiffeId {
         &self.text
     }
 
+    /// The id without its scheme, as authorization policies write it: `<td>/ns/<ns>/sa/<sa>`.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        self.part(SCHEME.len(), self.text.len())
+    }
+
     /// The trust domain, e.g. `cluster.local`.
     #[must_use]
     pub fn trust_domain(&self) -> &str {

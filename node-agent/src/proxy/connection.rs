@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use karst_bpf_common::Ip;
+use karst_bpf_common::policy::{Attributes, Identity};
 use karst_tunnel::relay::RelayEnd;
 use karst_tunnel::{Counters, TlsInfo};
 use serde::Serialize;
@@ -14,10 +16,12 @@ use tokio::sync::oneshot;
 
 use super::Direction;
 use crate::access_log::{Party, Record};
+use crate::metrics::policy::Mode;
 use crate::metrics::traffic::{Parties, Reporter, Security, Series};
 use crate::pod::{Permit, Pod};
 use crate::reason::Reason;
 use crate::state::endpoint::LiveGuard;
+use crate::state::policy::{Denial, Effective};
 use crate::state::service::Service;
 use crate::waypoints::Waypoints;
 use crate::worker::Worker;
@@ -29,6 +33,8 @@ pub struct Refused {
     pub reason: Reason,
     /// Details.
     pub error: Option<String>,
+    /// The policy that refuses, if one does.
+    pub denial: Option<Denial>,
 }
 
 impl Refused {
@@ -37,6 +43,17 @@ impl Refused {
         Self {
             reason,
             error: Some(error.to_string()),
+            denial: None,
+        }
+    }
+}
+
+impl From<Denial> for Refused {
+    fn from(denial: Denial) -> Self {
+        Self {
+            reason: denial.reason,
+            error: denial.detail.as_deref().map(str::to_owned),
+            denial: Some(denial),
         }
     }
 }
@@ -46,6 +63,7 @@ impl From<Reason> for Refused {
         Self {
             reason,
             error: None,
+            denial: None,
         }
     }
 }
@@ -69,6 +87,8 @@ pub struct Flow {
     pub service: Option<Arc<Service>>,
     /// Protection between the agents.
     pub security: Security,
+    /// What a policy would have refused that only watches.
+    pub dry_run: Option<Denial>,
 }
 
 impl Flow {
@@ -83,7 +103,25 @@ impl Flow {
             hbone_addr: None,
             service: None,
             security: Security::Unknown,
+            dry_run: None,
         }
+    }
+
+    /// The connection as policies of its destination see it; `None` while its ends are not known.
+    /// Only an identity that has been proven counts.
+    pub fn attributes(&self) -> Option<Attributes<'_>> {
+        let (source, destination) = (self.source.addr?, self.destination.addr?);
+        let identity = self.source.identity.as_ref().map(|id| Identity {
+            principal: id.principal(),
+            namespace: id.namespace(),
+            service_account: id.service_account(),
+        });
+        Some(Attributes {
+            source: identity,
+            source_ip: Ip::from(source.ip()),
+            destination_ip: Ip::from(destination.ip()),
+            destination_port: destination.port(),
+        })
     }
 
     fn parties(&self) -> Parties<'_> {
@@ -107,6 +145,9 @@ impl Flow {
         let reason = refused.reason;
         let context = &worker.context;
         context.metrics.refusals.count(reason, self.direction);
+        if let Some(denial) = &refused.denial {
+            context.metrics.policies.denied(denial, Mode::Enforced);
+        }
         worker
             .series(&self.parties())
             .failed(reason.response_flag());
@@ -115,14 +156,12 @@ impl Flow {
             direction = self.direction.as_str(),
             reason = reason.as_str(),
             error = refused.error.as_deref(),
+            policy = refused.denial.as_ref().map(Denial::policy_name),
             "connection refused"
         );
         if worker.access_log.is_on() {
             let (duration, bytes) = (self.started.elapsed(), (0, 0));
-            let end = Ending {
-                reason: Some(reason),
-                error: refused.error,
-            };
+            let end = Some(refused);
             worker
                 .access_log
                 .record(&self.record(duration, bytes, None, end));
@@ -139,6 +178,9 @@ impl Flow {
     ) -> Connection {
         let series = worker.series(&self.parties());
         series.opened();
+        if let Some(denial) = &self.dry_run {
+            worker.context.metrics.policies.denied(denial, Mode::DryRun);
+        }
         let live = Rc::new(Live {
             flow: self,
             tls,
@@ -163,8 +205,12 @@ impl Flow {
         duration: Duration,
         (bytes_recv, bytes_sent): (u64, u64),
         tls: Option<Arc<TlsInfo>>,
-        end: Ending,
+        end: Option<Refused>,
     ) -> Record {
+        let (reason, error, denial) = match end {
+            Some(end) => (Some(end.reason), end.error, end.denial),
+            None => (None, None, None),
+        };
         Record {
             direction: self.direction,
             source: self.source,
@@ -176,15 +222,12 @@ impl Flow {
             duration,
             security: self.security,
             tls,
-            reason: end.reason,
-            error: end.error,
+            reason,
+            error,
+            denial,
+            dry_run: self.dry_run,
         }
     }
-}
-
-struct Ending {
-    reason: Option<Reason>,
-    error: Option<String>,
 }
 
 /// An established connection, as its worker tracks it.
@@ -196,7 +239,7 @@ pub struct Live {
     /// (requests, responses) already added to the series.
     flushed: Cell<(u64, u64)>,
     cut: Cell<Option<oneshot::Sender<()>>>,
-    cut_because: Cell<Option<Reason>>,
+    cut_because: Cell<Option<Refused>>,
 }
 
 impl std::fmt::Debug for Live {
@@ -219,11 +262,25 @@ impl Live {
         let (Direction::Inbound, Some(address)) = (flow.direction, flow.destination.addr) else {
             return;
         };
-        let Err(reason) = waypoints.check(address.port(), flow.source.identity.as_ref()) else {
-            return;
+        if let Err(reason) = waypoints.check(address.port(), flow.source.identity.as_ref()) {
+            self.cut(reason.into());
+        }
+    }
+
+    /// Cuts a connection to the pod that `policies` do not allow any more.
+    pub fn recheck(&self, policies: &Effective) {
+        let attributes = match self.flow.direction {
+            Direction::Inbound => self.flow.attributes(),
+            Direction::Outbound => None,
         };
+        if let Some(Err(denial)) = attributes.map(|connection| policies.decide(&connection)) {
+            self.cut(denial.into());
+        }
+    }
+
+    fn cut(&self, because: Refused) {
         if let Some(cut) = self.cut.take() {
-            self.cut_because.set(Some(reason));
+            self.cut_because.set(Some(because));
             // A relay that has just ended needs no cutting.
             let _ = cut.send(());
         }
@@ -362,7 +419,11 @@ impl Connection {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let reason = self.live.cut_because.take().or(reason);
+        let cut = self.live.cut_because.take();
+        if let Some(denial) = cut.as_ref().and_then(|cut| cut.denial.as_ref()) {
+            let policies = &self.worker.context.metrics.policies;
+            policies.denied(denial, Mode::Enforced);
+        }
         self.worker.untrack(self.id);
         self.live.flush();
         self.live.series.closed();
@@ -370,10 +431,7 @@ impl Connection {
         if log.is_on() {
             let live = &self.live;
             let duration = live.flow.started.elapsed();
-            let end = Ending {
-                reason,
-                error: None,
-            };
+            let end = cut.or_else(|| reason.map(Refused::from));
             log.record(
                 &live
                     .flow

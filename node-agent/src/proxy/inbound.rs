@@ -23,7 +23,6 @@ use crate::metrics::traffic::Security;
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
 use crate::sockets;
-use crate::state::workload::Workload;
 use crate::worker::LocalPod;
 
 /// Serves one tunnel connection: many application connections, one after the
@@ -146,7 +145,7 @@ async fn open(
         waypoints.check(address.port(), Some(&request.peer))
     };
     waypoint()?;
-    flow.destination.workload = Some(authorise(local).await?);
+    authorise(local, flow).await?;
     let client = flow.source.addr.unwrap_or(request.peer_addr);
     let state = &local.worker.context.state;
     // Only a workload whose identity the peer has proven may stand in the log: the client's, or
@@ -160,6 +159,7 @@ async fn open(
     let upstream = connect_to_application(local, address, client).await?;
     // What was required meanwhile cuts live connections, of which this is none yet.
     waypoint()?;
+    still_authorised(local, flow)?;
     Ok((upstream, permit))
 }
 
@@ -203,20 +203,47 @@ fn status(reason: Reason) -> RefusalStatus {
         Reason::ConnectBadAuthority | Reason::ConnectNotOwnAddress | Reason::ConnectIllegalPort => {
             RefusalStatus::BadRequest
         }
-        Reason::PolicyUnsupported | Reason::WaypointRequired => RefusalStatus::Denied,
+        Reason::PolicyDenied
+        | Reason::PolicyUnknown
+        | Reason::PolicyUnusable
+        | Reason::WaypointRequired => RefusalStatus::Denied,
         _ => RefusalStatus::Unavailable,
     }
 }
 
-/// The place where policy decides. Returns this pod's own workload; without it
-/// nobody knows which policies select it, so nothing passes.
-pub async fn authorise(local: &LocalPod) -> Result<Arc<Workload>, Refused> {
+/// The place where policy decides. It needs the pod's own workload, because without it nobody
+/// knows which policies select it, and all policies that it names; what has not come is waited
+/// for as long as [`READY_WAIT`](crate::state::READY_WAIT), and then nothing passes.
+pub async fn authorise(local: &LocalPod, flow: &mut Flow) -> Result<(), Refused> {
     let state = &local.worker.context.state;
-    let Some(workload) = state.wait_for_workload(&local.pod.workload_uid).await else {
+    if !state.wait_ready().await {
+        return Err(Reason::StateNotReady.into());
+    }
+    let uid = &local.pod.workload_uid;
+    let Some(workload) = state.wait_for_workload(uid).await else {
         return Err(Reason::StateNotReady.into());
     };
-    state.policies.check(&workload)?;
-    Ok(workload)
+    flow.destination.workload = Some(workload);
+    let complete = || {
+        let workload = state.workload(uid)?;
+        (!local.policies(&workload).is_incomplete()).then_some(())
+    };
+    // In the time that is left, `still_authorised` says what is missing.
+    let _ = state.wait_for(complete).await;
+    still_authorised(local, flow)
+}
+
+/// Decides by the policies in force now; to be asked once more when anything was waited for.
+pub fn still_authorised(local: &LocalPod, flow: &mut Flow) -> Result<(), Refused> {
+    let state = &local.worker.context.state;
+    let workload = state.workload(&local.pod.workload_uid);
+    let workload = workload.ok_or(Reason::StateNotReady)?;
+    let policies = local.policies(&workload);
+    let connection = flow.attributes().ok_or(Reason::StateNotReady)?;
+    policies.decide(&connection)?;
+    flow.dry_run = policies.would_deny(&connection);
+    flow.destination.workload = Some(workload);
+    Ok(())
 }
 
 /// Connects to the application so that it sees `client` as its peer.

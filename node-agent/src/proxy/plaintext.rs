@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::Direction;
 use super::connection::{Flow, Refused};
-use super::inbound::{authorise, connect_to_application};
+use super::inbound::{authorise, connect_to_application, still_authorised};
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
 use crate::sockets;
@@ -64,10 +64,11 @@ async fn open(
     }
     let waypoint = || local.waypoints().check(dialled.port(), None);
     waypoint()?;
-    flow.destination.workload = Some(authorise(local).await?);
+    authorise(local, flow).await?;
     flow.source.workload = local.worker.context.state.workload_at(from.ip());
     let upstream = connect_to_application(local, dialled, from).await?;
     // What was required meanwhile cuts live connections, of which this is none yet.
     waypoint()?;
+    still_authorised(local, flow)?;
     Ok(upstream)
 }

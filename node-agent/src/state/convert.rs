@@ -11,7 +11,7 @@ use karst_api::workload::{self as proto, gateway_address};
 use karst_identity::SpiffeId;
 
 use super::endpoint::EndpointStats;
-use super::policy::PolicyScope;
+use super::policy::{Policy, PolicyScope};
 use super::service::{HealthPolicy, LoadBalancingMode, Scope, ServiceSpec};
 use super::waypoint::{Place, Waypoint};
 use super::workload::{
@@ -255,18 +255,31 @@ fn vips(p: &proto::Service, network: &str) -> Result<Vec<IpAddr>, FieldError> {
     Ok(vips)
 }
 
-/// Converts a policy to what is known about it: its name (`namespace/name`) and
-/// scope. `None` for a policy that is never enforced.
-pub fn policy(p: &Authorization) -> Option<(Arc<str>, PolicyScope)> {
-    if p.dry_run {
-        return None;
-    }
-    let scope = match p.scope() {
-        PolicyScopeProto::Global => PolicyScope::Global,
-        PolicyScopeProto::Namespace => PolicyScope::Namespace(Arc::from(p.namespace.as_str())),
-        PolicyScopeProto::WorkloadSelector => PolicyScope::Selector,
+/// Converts a policy that comes as the resource `name`. What is wrong with its rules comes beside
+/// it: what it applies to is known all the same, and is refused.
+pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>) {
+    let scope = match PolicyScopeProto::try_from(p.scope) {
+        Ok(PolicyScopeProto::Global) => Ok(PolicyScope::Global),
+        Ok(PolicyScopeProto::Namespace) => {
+            Ok(PolicyScope::Namespace(Arc::from(p.namespace.as_str())))
+        }
+        Ok(PolicyScopeProto::WorkloadSelector) => Ok(PolicyScope::Selector),
+        Err(error) => Err(FieldError::new("scope", error.to_string())),
     };
-    Some((Arc::from(format!("{}/{}", p.namespace, p.name)), scope))
+    let rules = p.to_policy();
+    let (scope, rules, error) = match (scope, rules) {
+        (Ok(scope), Ok(rules)) => (scope, Some(rules), None),
+        (Ok(scope), Err(error)) => (scope, None, Some(error)),
+        // Nobody knows what it is for. Workloads that name it are refused.
+        (Err(error), _) => (PolicyScope::Selector, None, Some(error)),
+    };
+    let policy = Policy {
+        name: Arc::clone(name),
+        scope,
+        dry_run: p.dry_run,
+        rules,
+    };
+    (policy, error)
 }
 
 #[cfg(test)]

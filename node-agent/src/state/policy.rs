@@ -1,16 +1,28 @@
-//! Authorization policies, as far as this agent understands them.
+//! Authorization policies: which of them apply to a workload, and what they decide.
 //!
-//! The resources are subscribed to, but no rule is evaluated yet. Until then
-//! the only safe answer for a workload that any enforcing policy selects is to
-//! refuse its traffic: [`Policies::check`].
+//! The one writer publishes all policies at once. What applies to a pod is compiled when its first
+//! connection asks, and again only after a change ([`Policies::effective`]); a decision then takes no
+//! lock, allocates nothing and knows no other pod's policies. The matcher is `karst_bpf_common::policy`.
+//!
+//! Nothing that is unknown opens anything: a policy that a workload names and that has not come, or
+//! one that came in a form that cannot be used, refuses what it is for.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
+use karst_bpf_common::policy::model::{self, Action};
+use karst_bpf_common::policy::{Attributes, Hit, PolicySet, Verdict};
+use serde::Serialize;
 
 use super::workload::Workload;
 use crate::reason::Reason;
+
+/// Names of ALLOW policies that the detail of an implicit denial has at most.
+const NAMES_IN_DETAIL: usize = 4;
 
 /// Which workloads a policy applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,97 +35,310 @@ pub enum PolicyScope {
     Selector,
 }
 
-/// An immutable summary of all enforcing policies.
+impl PolicyScope {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Global => "mesh",
+            Self::Namespace(_) => "namespace",
+            Self::Selector => "selector",
+        }
+    }
+}
+
+/// One policy.
+#[derive(Debug)]
+pub struct Policy {
+    /// `namespace/name`.
+    pub name: Arc<str>,
+    /// What it applies to.
+    pub scope: PolicyScope,
+    /// It decides nothing: what it would have refused is counted and logged.
+    pub dry_run: bool,
+    /// What it says; `None` when that came in a form that cannot be used.
+    pub rules: Option<model::Policy>,
+}
+
+impl Policy {
+    /// For the admin socket.
+    pub fn view(&self) -> PolicyView<'_> {
+        let rules = self.rules.as_ref();
+        PolicyView {
+            name: &self.name,
+            scope: self.scope.as_str(),
+            action: rules.map(|rules| match rules.action {
+                Action::Allow => "ALLOW",
+                Action::Deny => "DENY",
+            }),
+            dry_run: self.dry_run,
+            rules: rules.map_or(0, |rules| rules.rules.len()),
+            usable: rules.is_some(),
+        }
+    }
+}
+
+/// A policy in `GET /v1/policies`.
+#[derive(Debug, Serialize)]
+pub struct PolicyView<'a> {
+    /// `namespace/name`.
+    pub name: &'a str,
+    /// `mesh`, `namespace` or `selector`.
+    pub scope: &'static str,
+    /// `ALLOW` or `DENY`; `null` when it came in a form that cannot be used.
+    pub action: Option<&'static str>,
+    /// Whether it decides nothing.
+    pub dry_run: bool,
+    /// How many rules it has.
+    pub rules: usize,
+    /// Whether it can be used; if not, what it applies to is refused.
+    pub usable: bool,
+}
+
+/// All policies, by name.
+pub type PolicyTable = BTreeMap<Arc<str>, Arc<Policy>>;
+
 #[derive(Debug, Default)]
-struct Summary {
-    global: bool,
-    namespaces: HashSet<Arc<str>>,
+struct Published {
+    generation: u64,
+    global: Vec<Arc<Policy>>,
+    namespaces: HashMap<Arc<str>, Vec<Arc<Policy>>>,
+    all: PolicyTable,
 }
 
 /// The policies this node knows.
 #[derive(Debug, Default)]
 pub struct Policies {
-    summary: ArcSwap<Summary>,
+    published: ArcSwap<Published>,
+    generations: AtomicU64,
 }
 
 impl Policies {
-    /// Whether traffic to `workload` may pass. A policy a workload names counts
-    /// even before its resource arrives: otherwise there would be a gap in
-    /// which nothing is enforced.
-    pub fn check(&self, workload: &Workload) -> Result<(), Reason> {
-        let summary = self.summary.load();
-        let selected = summary.global
-            || summary.namespaces.contains(&workload.namespace)
-            || !workload.authorization_policies.is_empty();
-        if selected {
-            Err(Reason::PolicyUnsupported)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Publishes the set of enforcing policies, by name. Dry-run policies do
-    /// not belong in it.
-    pub fn publish(&self, policies: &HashMap<Arc<str>, PolicyScope>) {
-        let mut summary = Summary::default();
-        for scope in policies.values() {
-            match scope {
-                PolicyScope::Global => summary.global = true,
-                PolicyScope::Namespace(ns) => {
-                    summary.namespaces.insert(Arc::clone(ns));
-                }
+    /// Publishes `policies` in place of those before.
+    pub fn publish(&self, policies: &PolicyTable) {
+        let mut published = Published {
+            generation: self.generations.fetch_add(1, Ordering::Relaxed) + 1,
+            all: policies.clone(),
+            ..Published::default()
+        };
+        for policy in policies.values() {
+            match &policy.scope {
+                PolicyScope::Global => published.global.push(Arc::clone(policy)),
+                PolicyScope::Namespace(namespace) => published
+                    .namespaces
+                    .entry(Arc::clone(namespace))
+                    .or_default()
+                    .push(Arc::clone(policy)),
                 PolicyScope::Selector => {}
             }
         }
-        self.summary.store(Arc::new(summary));
+        self.published.store(Arc::new(published));
+    }
+
+    /// What applies to `workload`: `cached` if nothing has changed since it was made.
+    pub fn effective(
+        &self,
+        workload: &Workload,
+        cached: Option<&Arc<Effective>>,
+    ) -> Arc<Effective> {
+        let published = self.published.load();
+        let now = (published.generation, workload.revision);
+        match cached {
+            Some(cached) if cached.made_from == now => Arc::clone(cached),
+            _ => Arc::new(Effective::compile(&published, workload)),
+        }
+    }
+
+    /// All policies, for the admin socket.
+    pub fn all(&self) -> Vec<Arc<Policy>> {
+        self.published.load().all.values().cloned().collect()
+    }
+}
+
+/// The policies of one workload, compiled.
+#[derive(Debug)]
+pub struct Effective {
+    /// Generation of the policies and revision of the workload.
+    made_from: (u64, u64),
+    enforced: Compiled,
+    dry_run: Option<Compiled>,
+    /// A policy that the workload names and that has not come.
+    missing: Option<Arc<str>>,
+    /// Why nothing can be decided at all.
+    unusable: Option<(Arc<str>, String)>,
+}
+
+impl Effective {
+    fn compile(published: &Published, workload: &Workload) -> Self {
+        let mut effective = Self {
+            made_from: (published.generation, workload.revision),
+            enforced: Compiled::default(),
+            dry_run: None,
+            missing: None,
+            unusable: None,
+        };
+        let own = published.namespaces.get(&workload.namespace);
+        let mut applies: Vec<&Arc<Policy>> = published.global.iter().chain(own.into_iter().flatten()).collect();
+        for name in &workload.authorization_policies {
+            match published.all.get(name) {
+                // One that is in force by its scope already counts once.
+                Some(policy) if policy.scope == PolicyScope::Selector => applies.push(policy),
+                Some(_) => {}
+                None => effective.missing = Some(Arc::clone(name)),
+            }
+        }
+        let (dry_run, enforced): (Vec<&Arc<Policy>>, _) =
+            applies.into_iter().partition(|policy| policy.dry_run);
+        match Compiled::new(&enforced) {
+            Ok(compiled) => effective.enforced = compiled,
+            Err(problem) => effective.unusable = Some(problem),
+        }
+        if !dry_run.is_empty() {
+            // What only watches refuses nothing when it cannot be used; the resource was rejected by name.
+            effective.dry_run = Compiled::new(&dry_run).ok();
+        }
+        effective
+    }
+
+    /// Whether a policy that the workload names has not come (yet).
+    pub fn is_incomplete(&self) -> bool {
+        self.missing.is_some()
+    }
+
+    /// Whether a connection may pass.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn decide(&self, connection: &Attributes<'_>) -> Result<(), Denial> {
+        if let Some((policy, detail)) = &self.unusable {
+            return Err(Denial {
+                reason: Reason::PolicyUnusable,
+                policy: Some(Arc::clone(policy)),
+                rule: None,
+                detail: Some(Arc::from(detail.as_str())),
+            });
+        }
+        if let Some(missing) = &self.missing {
+            return Err(Denial {
+                reason: Reason::PolicyUnknown,
+                policy: Some(Arc::clone(missing)),
+                rule: None,
+                detail: None,
+            });
+        }
+        self.enforced.decide(connection)
+    }
+
+    /// What the policies that only watch would have refused.
+    pub fn would_deny(&self, connection: &Attributes<'_>) -> Option<Denial> {
+        self.dry_run.as_ref()?.decide(connection).err()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Compiled {
+    set: PolicySet,
+    /// Names in the order in which the set was given the policies.
+    names: Box<[Arc<str>]>,
+    /// The detail of a denial because no ALLOW policy matches.
+    none_matches: Option<Arc<str>>,
+}
+
+impl Compiled {
+    fn new(policies: &[&Arc<Policy>]) -> Result<Self, (Arc<str>, String)> {
+        let mut rules = Vec::with_capacity(policies.len());
+        for policy in policies {
+            let Some(known) = &policy.rules else {
+                let detail = "the policy came in a form that cannot be used".to_owned();
+                return Err((Arc::clone(&policy.name), detail));
+            };
+            rules.push(known);
+        }
+        let set = PolicySet::compile(&rules).map_err(|error| {
+            let first = policies.first().map(|policy| Arc::clone(&policy.name));
+            (first.unwrap_or_default(), error.to_string())
+        })?;
+        let allowing: Vec<&str> = rules
+            .iter()
+            .filter(|policy| policy.action == Action::Allow)
+            .map(|policy| policy.name.as_str())
+            .collect();
+        Ok(Self {
+            set,
+            names: policies.iter().map(|p| Arc::clone(&p.name)).collect(),
+            none_matches: (!allowing.is_empty()).then(|| Arc::from(none_matches(&allowing))),
+        })
+    }
+
+    fn decide(&self, connection: &Attributes<'_>) -> Result<(), Denial> {
+        match self.set.decide(connection) {
+            Verdict::Allow { .. } => Ok(()),
+            Verdict::Deny { by: Some(Hit { policy, rule }) } => Err(Denial {
+                reason: Reason::PolicyDenied,
+                policy: self.names.get(policy as usize).cloned(),
+                rule: Some(rule),
+                detail: None,
+            }),
+            Verdict::Deny { by: None } => Err(Denial {
+                reason: Reason::PolicyDenied,
+                policy: None,
+                rule: None,
+                detail: self.none_matches.clone(),
+            }),
+        }
+    }
+}
+
+fn none_matches(names: &[&str]) -> String {
+    let shown = names.get(..NAMES_IN_DETAIL).unwrap_or(names).join(", ");
+    match names.len().saturating_sub(NAMES_IN_DETAIL) {
+        0 => format!("no ALLOW policy matches: {shown}"),
+        more => format!("no ALLOW policy matches: {shown} and {more} more"),
+    }
+}
+
+/// Why policies refuse a connection. Making one copies pointers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// The label.
+    pub reason: Reason,
+    /// The policy, `namespace/name`; `None` when there are ALLOW policies and none matches.
+    pub policy: Option<Arc<str>>,
+    /// Index of its rule.
+    pub rule: Option<u32>,
+    /// More about it.
+    pub detail: Option<Arc<str>>,
+}
+
+/// What stands for the policy where no ALLOW policy matches. No policy is called so: a name has a slash.
+pub const IMPLICIT_DENY: &str = "implicit_deny";
+
+impl Denial {
+    /// The policy's name, or [`IMPLICIT_DENY`].
+    pub fn policy_name(&self) -> &str {
+        self.policy.as_deref().unwrap_or(IMPLICIT_DENY)
+    }
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.policy, self.reason) {
+            (_, _) if self.detail.is_some() => {
+                if let Some(policy) = &self.policy {
+                    write!(f, "{policy}: ")?;
+                }
+                f.write_str(self.detail.as_deref().unwrap_or_default())
+            }
+            (Some(policy), Reason::PolicyUnknown) => {
+                write!(f, "{policy} applies and has not come from the controller")
+            }
+            (Some(policy), _) => match self.rule {
+                Some(rule) => write!(f, "{policy}, rule {rule}"),
+                None => f.write_str(policy),
+            },
+            (None, _) => f.write_str(IMPLICIT_DENY),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use hashbrown::HashMap;
-
-    use super::{Policies, PolicyScope};
-    use crate::reason::Reason;
-    use crate::state::workload::Workload;
-
-    fn workload(namespace: &str, policies: &[&str]) -> Workload {
-        Workload {
-            namespace: Arc::from(namespace),
-            authorization_policies: policies.iter().map(|p| Arc::from(*p)).collect(),
-            ..Workload::default()
-        }
-    }
-
-    #[test]
-    fn only_selected_workloads_are_refused() {
-        let policies = Policies::default();
-        assert_eq!(policies.check(&workload("a", &[])), Ok(()));
-        let one = HashMap::from([(Arc::from("a/p"), PolicyScope::Namespace(Arc::from("a")))]);
-        policies.publish(&one);
-        assert_eq!(
-            policies.check(&workload("a", &[])),
-            Err(Reason::PolicyUnsupported)
-        );
-        assert_eq!(policies.check(&workload("b", &[])), Ok(()));
-        let global = HashMap::from([(Arc::from("root/p"), PolicyScope::Global)]);
-        policies.publish(&global);
-        assert_eq!(
-            policies.check(&workload("b", &[])),
-            Err(Reason::PolicyUnsupported)
-        );
-        policies.publish(&HashMap::new());
-        assert_eq!(policies.check(&workload("b", &[])), Ok(()));
-    }
-
-    #[test]
-    fn a_named_policy_counts_before_it_arrives() {
-        let policies = Policies::default();
-        assert_eq!(
-            policies.check(&workload("b", &["b/p"])),
-            Err(Reason::PolicyUnsupported)
-        );
-    }
-}
+#[path = "policy_tests.rs"]
+mod tests;

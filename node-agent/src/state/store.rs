@@ -27,6 +27,8 @@ pub struct Effect {
     /// Workload uids that are gone, or whose identity or addresses changed:
     /// pooled tunnels to them must not be used any more.
     pub retired: Vec<Arc<str>>,
+    /// Other policies apply to some workload than before.
+    pub policies_changed: bool,
 }
 
 /// Owns the canonical state; the only writer of a [`MeshState`].
@@ -90,6 +92,8 @@ impl Store {
             if moved {
                 effect.retired.push(Arc::clone(&uid));
             }
+            effect.policies_changed |= old.namespace != workload.namespace
+                || old.authorization_policies != workload.authorization_policies;
             self.unlink(old, batch);
         }
         if workload.locality.node == self.local.node && !workload.locality.node.is_empty() {
