@@ -45,9 +45,9 @@ pub struct Record {
     /// Details of the reason.
     pub error: Option<String>,
     /// The policy that refused or cut it.
-    pub denial: Option<Denial>,
+    pub denial: Option<Box<Denial>>,
     /// The policy that would have, were it no dry run.
-    pub dry_run: Option<Denial>,
+    pub dry_run: Option<Box<Denial>>,
 }
 
 /// One end of a connection.

@@ -261,7 +261,7 @@ impl LocalPod {
     }
 
     /// Holds live connections to the policies in force.
-    fn recheck(self: &Rc<Self>) {
+    pub(crate) fn recheck(self: &Rc<Self>) {
         if self.hold_to_policies(Missing::MayCome) {
             return;
         }

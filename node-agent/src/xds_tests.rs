@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use karst_api::node::{DataplaneMode, NodePod as NodePodProto, WaypointRequirement};
-use karst_api::security::{Authorization, Scope};
+use karst_api::security::{Action, Authorization, Scope};
 use karst_api::workload::{Address, Workload, address};
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, NODE_POD_TYPE};
+use karst_bpf_common::policy::Attributes;
 use karst_client::{Resource, ResourceHandler};
 use prost::Message;
 use tokio::sync::mpsc;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use super::Handler;
 use crate::enrol::Mode;
 use crate::enrol::task::{Event, WorkerSet};
+use crate::reason::Reason;
 use crate::state::MeshState;
 use crate::state::store::Store;
 use crate::state::workload::Locality;
@@ -53,16 +55,24 @@ fn resource(name: &str, type_url: &str, message: &impl Message) -> Resource {
     )
 }
 
-fn workload(uid: &str, ip: [u8; 4]) -> Resource {
-    let workload = Workload {
+fn described(uid: &str, ip: [u8; 4]) -> Workload {
+    Workload {
         uid: uid.to_owned(),
         namespace: "ns".to_owned(),
         service_account: "sa".to_owned(),
         addresses: vec![ip.to_vec()],
         ..Workload::default()
-    };
+    }
+}
+
+fn workload(uid: &str, ip: [u8; 4]) -> Resource {
+    address_resource(described(uid, ip))
+}
+
+fn address_resource(workload: Workload) -> Resource {
+    let uid = workload.uid.clone();
     resource(
-        uid,
+        &uid,
         ADDRESS_TYPE,
         &Address {
             r#type: Some(address::Type::Workload(workload)),
@@ -101,39 +111,119 @@ fn removal_tells_the_workers_to_drop_tunnels() {
     assert!(f.state.workload("a").is_none());
 }
 
+/// An ALLOW policy of the namespace that allows nothing.
+fn allow_nothing() -> Authorization {
+    Authorization {
+        name: "p".to_owned(),
+        namespace: "ns".to_owned(),
+        scope: Scope::Namespace.into(),
+        ..Authorization::default()
+    }
+}
+
+/// Whether the workload `a` takes connections, by what has been published.
+fn decided(f: &Fixture) -> Result<(), Reason> {
+    let workload = f.state.workload("a").expect("workload");
+    let ip = karst_bpf_common::Ip::UNSPECIFIED;
+    let connection = Attributes {
+        source: None,
+        source_ip: ip,
+        destination_ip: ip,
+        destination_port: 80,
+    };
+    let policies = f.state.policies.effective(&workload, None);
+    policies.decide(&connection).map_err(|denial| denial.reason)
+}
+
+impl Fixture {
+    /// Applies a policy as the resource `ns/p`; what is wrong with it, and whether `a` takes
+    /// connections then.
+    fn policy(&mut self, policy: &Authorization) -> (Vec<String>, Result<(), Reason>) {
+        let resource = resource("ns/p", AUTHORIZATION_TYPE, policy);
+        let rejected = self
+            .handler
+            .apply(AUTHORIZATION_TYPE, vec![resource], Vec::new());
+        assert!(matches!(self.commands.try_recv(), Ok(Command::Recheck)));
+        let problems = rejected.into_iter().map(|(name, problem)| {
+            assert_eq!(name, "ns/p");
+            problem
+        });
+        (problems.collect(), decided(self))
+    }
+}
+
 #[test]
 fn policies_refuse_until_removed() {
     let mut f = fixture();
     f.handler
         .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
-    let workload = f.state.workload("a").expect("workload");
-    let policy = Authorization {
-        name: "p".to_owned(),
-        namespace: "ns".to_owned(),
-        scope: Scope::Namespace.into(),
-        ..Authorization::default()
-    };
-    let apply = |f: &mut Fixture, policy: &Authorization| {
-        f.handler.apply(
-            AUTHORIZATION_TYPE,
-            vec![resource("ns/p", AUTHORIZATION_TYPE, policy)],
-            Vec::new(),
-        );
-        f.state.policies.check(&workload).is_ok()
-    };
-    assert!(!apply(&mut f, &policy));
+    assert_eq!(decided(&f), Ok(()));
+    let denied = (Vec::new(), Err(Reason::PolicyDenied));
+    assert_eq!(f.policy(&allow_nothing()), denied);
     // Turned into a dry run: no longer enforced.
-    assert!(apply(
-        &mut f,
-        &Authorization {
-            dry_run: true,
-            ..policy.clone()
-        }
-    ));
-    assert!(!apply(&mut f, &policy));
+    let watches = Authorization {
+        dry_run: true,
+        ..allow_nothing()
+    };
+    assert_eq!(f.policy(&watches), (Vec::new(), Ok(())));
+    assert_eq!(f.policy(&allow_nothing()), denied);
     f.handler
         .apply(AUTHORIZATION_TYPE, Vec::new(), vec!["ns/p".to_owned()]);
-    assert!(f.state.policies.check(&workload).is_ok());
+    assert_eq!(decided(&f), Ok(()));
+    assert!(matches!(f.commands.try_recv(), Ok(Command::Recheck)));
+}
+
+#[test]
+fn a_bad_policy_leaves_the_last_good_one_or_refuses() {
+    let mut f = fixture();
+    f.handler
+        .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
+    let bad_action = Authorization {
+        action: 77,
+        ..allow_nothing()
+    };
+    let (problems, decision) = f.policy(&bad_action);
+    assert!(
+        problems.len() == 1 && problems[0].contains("action"),
+        "{problems:?}"
+    );
+    assert_eq!(decision, Err(Reason::PolicyUnusable));
+    // Better now.
+    let denies_nobody = Authorization {
+        action: Action::Deny.into(),
+        ..allow_nothing()
+    };
+    assert_eq!(f.policy(&denies_nobody), (Vec::new(), Ok(())));
+    let (problems, decision) = f.policy(&bad_action);
+    assert_eq!((problems.len(), decision), (1, Ok(())), "the last good one");
+    let bad_scope = Authorization {
+        scope: 77,
+        ..allow_nothing()
+    };
+    let (problems, decision) = f.policy(&bad_scope);
+    assert!(problems[0].contains("scope"), "{problems:?}");
+    assert_eq!(decision, Ok(()), "the last good one");
+}
+
+#[test]
+fn a_workload_with_other_policies_has_its_connections_looked_at() {
+    let mut f = fixture();
+    let listing = |policies: &[&str]| {
+        let workload = Workload {
+            authorization_policies: policies.iter().map(|p| (*p).to_owned()).collect(),
+            ..described("a", [10, 0, 0, 1])
+        };
+        address_resource(workload)
+    };
+    f.handler
+        .apply(ADDRESS_TYPE, vec![listing(&[])], Vec::new());
+    f.handler
+        .apply(ADDRESS_TYPE, vec![listing(&[])], Vec::new());
+    assert!(f.commands.try_recv().is_err(), "nothing has changed");
+    f.handler
+        .apply(ADDRESS_TYPE, vec![listing(&["ns/p"])], Vec::new());
+    assert!(matches!(f.commands.try_recv(), Ok(Command::Recheck)));
+    assert_eq!(decided(&f), Err(Reason::PolicyUnknown));
 }
 
 #[test]

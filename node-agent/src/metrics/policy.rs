@@ -54,7 +54,11 @@ impl PolicyMetrics {
 
 impl Collector for PolicyMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let counts = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let rules: Vec<String> = counts
             .keys()
             .map(|(_, rule, _)| rule.map_or_else(String::new, |rule| rule.to_string()))
@@ -120,7 +124,10 @@ mod tests {
     fn many_policies_share_a_series() {
         let metrics = PolicyMetrics::default();
         for index in 0..MAX_SERIES + 7 {
-            metrics.denied(&denial(Some(&format!("ns/{index}")), Some(0)), Mode::Enforced);
+            metrics.denied(
+                &denial(Some(&format!("ns/{index}")), Some(0)),
+                Mode::Enforced,
+            );
         }
         let text = scrape(metrics);
         let other = "karst_policy_denials_total{policy=\"other\",rule=\"\",mode=\"enforced\"} 7";

@@ -34,7 +34,7 @@ pub struct Refused {
     /// Details.
     pub error: Option<String>,
     /// The policy that refuses, if one does.
-    pub denial: Option<Denial>,
+    pub denial: Option<Box<Denial>>,
 }
 
 impl Refused {
@@ -53,7 +53,7 @@ impl From<Denial> for Refused {
         Self {
             reason: denial.reason,
             error: denial.detail.as_deref().map(str::to_owned),
-            denial: Some(denial),
+            denial: Some(Box::new(denial)),
         }
     }
 }
@@ -88,7 +88,7 @@ pub struct Flow {
     /// Protection between the agents.
     pub security: Security,
     /// What a policy would have refused that only watches.
-    pub dry_run: Option<Denial>,
+    pub dry_run: Option<Box<Denial>>,
 }
 
 impl Flow {
@@ -156,7 +156,7 @@ impl Flow {
             direction = self.direction.as_str(),
             reason = reason.as_str(),
             error = refused.error.as_deref(),
-            policy = refused.denial.as_ref().map(Denial::policy_name),
+            policy = refused.denial.as_deref().map(Denial::policy_name),
             "connection refused"
         );
         if worker.access_log.is_on() {
@@ -239,7 +239,8 @@ pub struct Live {
     /// (requests, responses) already added to the series.
     flushed: Cell<(u64, u64)>,
     cut: Cell<Option<oneshot::Sender<()>>>,
-    cut_because: Cell<Option<Refused>>,
+    /// Boxed: most connections are never cut.
+    cut_because: Cell<Option<Box<Refused>>>,
 }
 
 impl std::fmt::Debug for Live {
@@ -280,7 +281,7 @@ impl Live {
 
     fn cut(&self, because: Refused) {
         if let Some(cut) = self.cut.take() {
-            self.cut_because.set(Some(because));
+            self.cut_because.set(Some(Box::new(because)));
             // A relay that has just ended needs no cutting.
             let _ = cut.send(());
         }
@@ -431,7 +432,7 @@ impl Connection {
         if log.is_on() {
             let live = &self.live;
             let duration = live.flow.started.elapsed();
-            let end = cut.or_else(|| reason.map(Refused::from));
+            let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
             log.record(
                 &live
                     .flow

@@ -241,7 +241,7 @@ pub fn still_authorised(local: &LocalPod, flow: &mut Flow) -> Result<(), Refused
     let policies = local.policies(&workload);
     let connection = flow.attributes().ok_or(Reason::StateNotReady)?;
     policies.decide(&connection)?;
-    flow.dry_run = policies.would_deny(&connection);
+    flow.dry_run = policies.would_deny(&connection).map(Box::new);
     flow.destination.workload = Some(workload);
     Ok(())
 }

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use karst_bpf_common::policy::model::{self, Action, Clause, Match, Rule, StringMatch};
 use karst_datapath::netns::Netns;
 use karst_identity::SpiffeId;
 use karst_tunnel::TlsInfo;
 use karst_tunnel::headers::{Authority, Forwarded};
 use karst_tunnel::server::{Accepted, Answer, ConnectRequest, InboundHandler, RefusalStatus};
+use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -19,8 +21,10 @@ use tokio::task::{LocalSet, spawn_local};
 use super::super::plaintext;
 use super::Handler;
 use crate::pod::{Pod, PodSpec};
+use crate::state::READY_WAIT;
+use crate::state::policy::{Policy, PolicyScope};
 use crate::state::store::{Change, Store};
-use crate::state::workload::{Locality, Workload};
+use crate::state::workload::{Locality, Workload, next_revision};
 use crate::testing::context;
 use crate::waypoints::{Others, Requirement, Waypoints};
 use crate::worker::{Command, LocalPod, Worker, run};
@@ -73,6 +77,7 @@ impl Fixture {
             workload("client", "10.0.0.1"),
             workload("wp", "10.0.0.9"),
         ]);
+        context.state.set_ready();
         let worker = Worker::new(context);
         let pod = Arc::new(Pod::new(spec, netns));
         let (commands, received) = mpsc::unbounded_channel();
@@ -84,6 +89,46 @@ impl Fixture {
             application,
             commands,
         }
+    }
+
+    /// Puts these policies in force, and holds live connections to them.
+    fn policies(&self, policies: &[(&str, Action, &[&str])]) {
+        let policy = |(name, action, accounts): &(&str, Action, &[&str])| {
+            let matches = accounts.iter().map(|account| Match {
+                principals: vec![StringMatch::Exact(id(account).principal().to_owned())],
+                ..Match::default()
+            });
+            let clause = Clause {
+                matches: matches.collect(),
+            };
+            let name: Arc<str> = Arc::from(*name);
+            let policy = Policy {
+                name: Arc::clone(&name),
+                scope: PolicyScope::Global,
+                dry_run: name.ends_with("dry"),
+                rules: Some(model::Policy {
+                    name: name.to_string(),
+                    action: *action,
+                    rules: vec![Rule {
+                        clauses: vec![clause],
+                    }],
+                }),
+            };
+            (name, Arc::new(policy))
+        };
+        let state = &self.local.worker.context.state;
+        state.publish_policies(&policies.iter().map(policy).collect());
+        self.local.recheck();
+    }
+
+    /// Denials by policy, as a scrape has them.
+    fn denials(&self) -> String {
+        let mut registry = Registry::default();
+        let metrics = Arc::clone(&self.local.worker.context.metrics.policies);
+        registry.register_collector(Box::new(metrics));
+        let text = karst_process::metrics::text(&registry).expect("encodes");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// A connection that must be accepted.
@@ -247,5 +292,122 @@ fn live_connections_end_when_they_no_longer_satisfy() {
         assert!(goes_on.try_recv().is_err());
         // New ones are held to it as well.
         assert!(f.connect("client", "10.0.0.1:5").await.is_err());
+    });
+}
+
+#[test]
+fn policies_decide_by_the_identity_that_was_proven() {
+    test(async || {
+        let f = Fixture::new(Arc::default()).await;
+        f.policies(&[("root/allow", Action::Allow, &["client"])]);
+        // Plain text proves nothing, whatever address it comes from.
+        let (mut plain, application) = f.plaintext().await;
+        assert!(application.is_none() && is_reset(&mut plain).await);
+        assert!(f.connect("client", "10.0.0.1:5").await.is_ok());
+        let denied = RefusalStatus::Denied.code().as_u16();
+        // Nor does what it says of its client.
+        let refused = f.connect("other", "10.0.0.1:5").await.err();
+        assert_eq!(refused, Some((denied, "policy_denied")));
+        f.policies(&[
+            ("root/allow", Action::Allow, &["client", "other"]),
+            ("root/deny", Action::Deny, &["other"]),
+        ]);
+        let refused = f.connect("other", "10.0.0.1:5").await.err();
+        assert_eq!(refused, Some((denied, "policy_denied")));
+        let denials = f.denials();
+        for line in [
+            "karst_policy_denials_total{policy=\"implicit_deny\",rule=\"\",mode=\"enforced\"} 2",
+            "karst_policy_denials_total{policy=\"root/deny\",rule=\"0\",mode=\"enforced\"} 1",
+        ] {
+            assert!(denials.contains(line), "{denials}");
+        }
+    });
+}
+
+#[test]
+fn live_connections_end_when_a_policy_refuses_them() {
+    test(async || {
+        let f = Fixture::new(Arc::default()).await;
+        let (mut plain, application) = f.plaintext().await;
+        let mut application = application.expect("passes");
+        let mut goes = f.accepted("client", "10.0.0.1:5").await;
+        let mut stays = f.accepted("wp", "10.0.0.9:5").await;
+        f.policies(&[("root/watch-dry", Action::Deny, &["client"])]);
+        assert_eq!(f.clients().await.len(), 3);
+        f.policies(&[("root/deny", Action::Deny, &["client"])]);
+        goes.cut
+            .take()
+            .expect("can be cut")
+            .await
+            .expect("told to end");
+        drop(goes);
+        passes(&mut plain, &mut application).await;
+        let mut goes_on = stays.cut.take().expect("can be cut");
+        assert!(goes_on.try_recv().is_err());
+        let denials = f.denials();
+        let line =
+            "karst_policy_denials_total{policy=\"root/deny\",rule=\"0\",mode=\"enforced\"} 1";
+        assert_eq!(denials, line);
+        // What mTLS alone may do, plain text may not.
+        f.policies(&[("root/allow", Action::Allow, &["wp"])]);
+        assert!(is_reset(&mut plain).await);
+        assert!(is_reset(&mut application).await);
+        assert!(goes_on.try_recv().is_err());
+    });
+}
+
+#[test]
+fn a_dry_run_lets_pass_and_counts() {
+    test(async || {
+        let f = Fixture::new(Arc::default()).await;
+        f.policies(&[("root/watch-dry", Action::Deny, &["client"])]);
+        let accepted = f.accepted("client", "10.0.0.1:5").await;
+        let line =
+            "karst_policy_denials_total{policy=\"root/watch-dry\",rule=\"0\",mode=\"dry_run\"} 1";
+        assert_eq!(f.denials(), line);
+        drop(accepted);
+    });
+}
+
+#[test]
+fn what_applies_and_has_not_come_is_waited_for() {
+    test(async || {
+        tokio::time::pause();
+        let f = Fixture::new(Arc::default()).await;
+        let mut live = f.accepted("client", "10.0.0.1:5").await;
+        let mut cut = live.cut.take().expect("can be cut");
+        // The workload lists a policy before anybody has heard of that.
+        let listing = Workload {
+            revision: next_revision(),
+            uid: Arc::from("server"),
+            identity: Some(id("server")),
+            addresses: vec!["127.0.0.1".parse().expect("ip")],
+            authorization_policies: vec![Arc::from("ns/p")],
+            ..Workload::default()
+        };
+        let state = Arc::clone(&f.local.worker.context.state);
+        let mut store = Store::new(Arc::clone(&state), Locality::default());
+        let effect = store.apply(vec![
+            Change::Workload(listing),
+            workload("client", "10.0.0.1"),
+        ]);
+        assert_eq!(effect.retired, Vec::<Arc<str>>::new());
+        f.local.recheck();
+        let started = tokio::time::Instant::now();
+        let denied = RefusalStatus::Denied.code().as_u16();
+        let refused = f.connect("client", "10.0.0.1:5").await.err();
+        assert_eq!(refused, Some((denied, "policy_unknown")));
+        assert!(started.elapsed() >= READY_WAIT);
+        // Those that live have waited as long.
+        tokio::time::sleep(READY_WAIT / 5).await;
+        assert_eq!(cut.try_recv(), Ok(()));
+        drop(live);
+        let connects = f.connect("client", "10.0.0.1:5");
+        let comes = async {
+            tokio::time::sleep(READY_WAIT / 2).await;
+            f.policies(&[("ns/p", Action::Allow, &["client"])]);
+        };
+        let (connected, ()) = tokio::join!(connects, comes);
+        assert!(connected.is_ok());
     });
 }

@@ -176,7 +176,11 @@ impl Effective {
             unusable: None,
         };
         let own = published.namespaces.get(&workload.namespace);
-        let mut applies: Vec<&Arc<Policy>> = published.global.iter().chain(own.into_iter().flatten()).collect();
+        let mut applies: Vec<&Arc<Policy>> = published
+            .global
+            .iter()
+            .chain(own.into_iter().flatten())
+            .collect();
         for name in &workload.authorization_policies {
             match published.all.get(name) {
                 // One that is in force by its scope already counts once.
@@ -271,7 +275,9 @@ impl Compiled {
     fn decide(&self, connection: &Attributes<'_>) -> Result<(), Denial> {
         match self.set.decide(connection) {
             Verdict::Allow { .. } => Ok(()),
-            Verdict::Deny { by: Some(Hit { policy, rule }) } => Err(Denial {
+            Verdict::Deny {
+                by: Some(Hit { policy, rule }),
+            } => Err(Denial {
                 reason: Reason::PolicyDenied,
                 policy: self.names.get(policy as usize).cloned(),
                 rule: Some(rule),

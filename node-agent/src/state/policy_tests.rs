@@ -179,7 +179,9 @@ fn a_dry_run_decides_nothing_and_says_what_it_would_have() {
     let policies = published([watches]);
     let effective = policies.effective(&workload("own", &[]), None);
     assert_eq!(decide(&effective, Some("bad")), Ok(()));
-    let denial = effective.would_deny(&connection(Some("bad"))).expect("would");
+    let denial = effective
+        .would_deny(&connection(Some("bad")))
+        .expect("would");
     assert_eq!((denial.policy_name(), denial.rule), ("own/watch", Some(0)));
     assert_eq!(effective.would_deny(&connection(Some("good"))), None);
 }
@@ -193,7 +195,9 @@ fn a_dry_run_allow_does_not_refuse_the_rest() {
     let policies = published([watches]);
     let effective = policies.effective(&workload("own", &[]), None);
     assert_eq!(decide(&effective, Some("good")), Ok(()));
-    let denial = effective.would_deny(&connection(Some("good"))).expect("would");
+    let denial = effective
+        .would_deny(&connection(Some("good")))
+        .expect("would");
     assert_eq!(denial.policy_name(), "implicit_deny");
 }
 
@@ -202,13 +206,22 @@ fn what_is_compiled_is_used_until_something_changes() {
     let policies = published([]);
     let workload = workload("own", &[]);
     let first = policies.effective(&workload, None);
-    assert!(Arc::ptr_eq(&first, &policies.effective(&workload, Some(&first))));
+    assert!(Arc::ptr_eq(
+        &first,
+        &policies.effective(&workload, Some(&first))
+    ));
     let changed = Workload {
         revision: next_revision(),
         namespace: Arc::from("own"),
         ..Workload::default()
     };
-    assert!(!Arc::ptr_eq(&first, &policies.effective(&changed, Some(&first))));
+    assert!(!Arc::ptr_eq(
+        &first,
+        &policies.effective(&changed, Some(&first))
+    ));
     policies.publish(&PolicyTable::new());
-    assert!(!Arc::ptr_eq(&first, &policies.effective(&workload, Some(&first))));
+    assert!(!Arc::ptr_eq(
+        &first,
+        &policies.effective(&workload, Some(&first))
+    ));
 }
