@@ -254,7 +254,7 @@ impl<'p> Lowering<'p> {
 }
 
 /// Of a plain list and its negation those that are conditions at all.
-fn present<'a, T>(lists: [&'a Vec<T>; 2]) -> impl Iterator<Item = (u8, &'a Vec<T>)> {
+fn present<T>(lists: [&Vec<T>; 2]) -> impl Iterator<Item = (u8, &Vec<T>)> {
     [0, 1]
         .into_iter()
         .zip(lists)
