@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds everything and runs the benchmark program, `karst-bench`.
+//! `cargo xtask bench`: builds everything and runs the benchmark program, `karst-bench`; `policy`, which needs no
+//! mesh, is a benchmark of cargo's own instead.
 //!
 //! What is measured, and how, is said in `tests/bench/README.md`.
 
@@ -18,7 +19,7 @@ pub struct Args {
     /// Use the binaries as they are, without building first.
     #[arg(long)]
     no_build: bool,
-    /// What to measure (`tunnel` or `waypoint`), with its options; `tunnel --help` lists them.
+    /// What to measure (`tunnel`, `waypoint` or `policy`), with its options; `tunnel --help` lists them.
     #[arg(
         required = true,
         trailing_var_arg = true,
@@ -30,6 +31,11 @@ pub struct Args {
 
 /// Builds, then hands over to `karst-bench`.
 pub fn run(args: &Args) -> Result<()> {
+    if let Some((name, options)) = args.arguments.split_first()
+        && name == "policy"
+    {
+        return policy(args, options);
+    }
     require_root(
         "cargo xtask bench",
         "makes network namespaces and loads eBPF programs",
@@ -52,6 +58,24 @@ pub fn run(args: &Args) -> Result<()> {
         .env("KARST_ENVOY", envoy::program(&workspace))
         .current_dir(workspace.root());
     let status = program.status().context("starting karst-bench")?;
+    if !status.success() {
+        bail!("the benchmark failed ({status})");
+    }
+    Ok(())
+}
+
+/// Measures the matcher of authorization policies: one crate, no root, no lab.
+fn policy(args: &Args, options: &[String]) -> Result<()> {
+    if args.no_build {
+        bail!("`policy` takes seconds to build and is always built; leave --no-build out");
+    }
+    let profile = if args.quick { "release" } else { "dist" };
+    let mut bench = Workspace::locate()?.cargo();
+    bench
+        .args(["bench", "--package", "karst-bpf-common", "--bench", "policy"])
+        .args(["--profile", profile, "--"])
+        .args(options);
+    let status = bench.status().context("starting cargo")?;
     if !status.success() {
         bail!("the benchmark failed ({status})");
     }
