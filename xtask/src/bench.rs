@@ -72,7 +72,13 @@ fn policy(args: &Args, options: &[String]) -> Result<()> {
     let profile = if args.quick { "release" } else { "dist" };
     let mut bench = Workspace::locate()?.cargo();
     bench
-        .args(["bench", "--package", "karst-bpf-common", "--bench", "policy"])
+        .args([
+            "bench",
+            "--package",
+            "karst-bpf-common",
+            "--bench",
+            "policy",
+        ])
         .args(["--profile", profile, "--"])
         .args(options);
     let status = bench.status().context("starting cargo")?;
