@@ -15,6 +15,7 @@
 pub mod hbone_server;
 pub mod http_server;
 pub mod mutation;
+pub mod policy;
 pub mod route_compiler;
 
 /// One target.
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     Target {
         name: "route_compiler",
         run: route_compiler::run,
@@ -44,5 +45,10 @@ pub const TARGETS: [Target; 3] = [
         name: "hbone_server",
         run: hbone_server::run,
         seeds: hbone_server::seeds,
+    },
+    Target {
+        name: "policy",
+        run: policy::run,
+        seeds: policy::seeds,
     },
 ];

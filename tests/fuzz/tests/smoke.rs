@@ -60,3 +60,8 @@ fn http_server() {
 fn hbone_server() {
     smoke("hbone_server");
 }
+
+#[test]
+fn policy() {
+    smoke("policy");
+}
