@@ -324,13 +324,19 @@ const STRICT_NAME: &str = "karst-system/istio_converted_static_strict";
 /// Waits until the pod `a` lists these policies, and the agent has them.
 async fn see_policies(agent: &Agent, expected: &[&str]) {
     let listed = |mirror: &crate::harness::Mirror| {
-        let listed = mirror.workload(&workload("a"))?.authorization_policies.clone();
+        let listed = mirror
+            .workload(&workload("a"))?
+            .authorization_policies
+            .clone();
         (listed == expected).then_some(listed)
     };
     agent.see("the list of policies", listed).await;
     let mirror = agent.mirror.lock().unwrap();
     for name in expected {
-        assert!(mirror.policies.contains_key(*name), "{name} came later than its mention");
+        assert!(
+            mirror.policies.contains_key(*name),
+            "{name} came later than its mention"
+        );
     }
 }
 
@@ -347,7 +353,7 @@ async fn policies_reach_agents_before_the_workloads_that_list_them() {
     see_policies(&agent, &[STRICT_NAME]).await;
     server.write("policy.yaml", POLICY);
     see_policies(&agent, &[STRICT_NAME, "shop/p"]).await;
-    server.remove("strict.yaml");
+    fs::remove_file(server.manifest("strict.yaml")).unwrap();
     see_policies(&agent, &["shop/p"]).await;
     agent
         .see("the policy is gone", |mirror| {
@@ -373,7 +379,11 @@ async fn a_faulty_policy_is_named_and_refuses_all_the_same() {
     let agent = Agent::start(server.agent("node-1"));
     agent.ready().await;
     see_policies(&agent, &["shop/p"]).await;
-    assert!(agent.mirror.lock().unwrap().policies["shop/p"].rules.is_empty());
+    assert!(
+        agent.mirror.lock().unwrap().policies["shop/p"]
+            .rules
+            .is_empty()
+    );
     server.write("policy.yaml", POLICY);
     agent
         .see("the corrected policy", |mirror| {

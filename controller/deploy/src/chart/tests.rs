@@ -319,7 +319,11 @@ fn definitions_of_istios_kinds_can_be_left_to_others() {
     let objects: Vec<&Value> = files.iter().flat_map(|file| &file.objects).collect();
     assert_eq!(objects.len(), 1);
     assert_eq!(objects[0]["spec"]["group"], "karst.dev");
-    assert!(KARST_CRDS.values_with(vec![json!({"istio": {}, "x": 1})]).is_err());
+    assert!(
+        KARST_CRDS
+            .values_with(vec![json!({"istio": {}, "x": 1})])
+            .is_err()
+    );
 }
 
 /// Fails at a field that `kubectl explain` would say nothing of.
