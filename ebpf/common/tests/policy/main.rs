@@ -3,7 +3,7 @@
 //! matcher to [`reference`](mod@reference), a second and slow one, on policies and connections that
 //! nobody thought of. [`limits`] has what is refused.
 
-#![expect(clippy::unwrap_used, reason = "it is a test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "it is a test")]
 
 mod limits;
 mod random;
