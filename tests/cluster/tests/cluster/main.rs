@@ -12,6 +12,7 @@ mod base;
 mod faults;
 mod mesh;
 mod outage;
+mod policy;
 mod shared;
 mod waypoint;
 mod workloads;
