@@ -44,6 +44,8 @@ pub mod model;
 mod rows;
 #[cfg(feature = "alloc")]
 mod set;
+#[cfg(test)]
+mod tests;
 mod view;
 
 #[cfg(feature = "alloc")]

@@ -16,7 +16,7 @@ const CONNECTIONS: usize = 1_000;
 const TEAMS: usize = 10;
 
 /// Port that all connections go to.
-const PORT: u16 = 8_080;
+const DESTINATION: u16 = 8_080;
 
 pub struct Case {
     pub name: &'static str,
@@ -52,7 +52,7 @@ impl Connection {
             }),
             source_ip: self.source_ip,
             destination_ip: IpAddr::from([10, 200, 0, 1]).into(),
-            destination_port: PORT,
+            destination_port: DESTINATION,
         }
     }
 }
@@ -116,7 +116,7 @@ fn allow(condition: Match) -> Policy {
         matches: vec![condition],
     };
     let port = Match {
-        destination_ports: vec![PORT, 9_090],
+        destination_ports: vec![DESTINATION, 9_090],
         ..Match::default()
     };
     Policy {
@@ -204,7 +204,7 @@ fn residual(number: usize) -> Policy {
 /// The worst case for looking up: every rule is found for every connection and none matches.
 fn shared(number: usize) -> Policy {
     let m = Match {
-        destination_ports: vec![PORT],
+        destination_ports: vec![DESTINATION],
         not_namespaces: residual(number).rules[0].clauses[0].matches[0]
             .not_namespaces
             .clone(),

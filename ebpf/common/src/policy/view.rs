@@ -115,6 +115,32 @@ pub(super) const fn of_bits(bits: Bits) -> u64 {
     hash::add(bits.0[0], bits.0[1])
 }
 
+/// What is found so far.
+struct Search<'v, 'a> {
+    view: &'v PolicyView<'v>,
+    connection: Connection<'a>,
+    /// The lowest number of a rule that matches.
+    first: u32,
+}
+
+impl Search<'_, '_> {
+    /// Tries ascending candidates up to one that matches, or that comes too late.
+    #[inline]
+    fn go_through(&mut self, candidates: &[u32]) -> Option<()> {
+        for &number in candidates {
+            if number >= self.first {
+                break;
+            }
+            let rule = self.view.rules.get(number as usize)?;
+            if self.view.rule_matches(rule, &self.connection)? {
+                self.first = number;
+                break;
+            }
+        }
+        Some(())
+    }
+}
+
 impl PolicyView<'_> {
     /// Decides about a connection: DENY policies first, whatever the order of the list. Time is
     /// spent on the rules that may match by the attribute they are indexed by, and on those that
@@ -125,19 +151,21 @@ impl PolicyView<'_> {
     }
 
     fn search(&self, a: &Attributes<'_>) -> Option<Verdict> {
-        let connection = Connection::new(a);
-        // One past the last rule stands for none.
-        let mut first = u32::try_from(self.rules.len()).ok()?;
+        let mut search = Search {
+            view: self,
+            connection: Connection::new(a),
+            // One past the last rule stands for none.
+            first: u32::try_from(self.rules.len()).ok()?,
+        };
         for row in self.probes {
-            if let Some(hash) = connection.hash(row) {
-                let candidates = self.candidates(row.probe.key(hash))?;
-                first = self.first_of(candidates, first, &connection)?;
+            if let Some(hash) = search.connection.hash(row) {
+                search.go_through(self.candidates(row.probe.key(hash))?)?;
             }
         }
-        first = self.first_of(self.residual, first, &connection)?;
-        let by = self.rules.get(first as usize).map(|rule| rule.hit);
+        search.go_through(self.residual)?;
+        let by = self.rules.get(search.first as usize).map(|rule| rule.hit);
         Some(match by {
-            Some(_) if first < self.deny_rules => Verdict::Deny { by },
+            Some(_) if search.first < self.deny_rules => Verdict::Deny { by },
             None if self.has_allow => Verdict::Deny { by },
             _ => Verdict::Allow { by },
         })
@@ -160,20 +188,6 @@ impl PolicyView<'_> {
             }
         }
         Some(&[])
-    }
-
-    /// The first of ascending candidates that comes before `first` and matches, else `first`.
-    #[inline]
-    fn first_of(&self, candidates: &[u32], first: u32, c: &Connection<'_>) -> Option<u32> {
-        for &number in candidates {
-            if number >= first {
-                break;
-            }
-            if self.rule_matches(self.rules.get(number as usize)?, c)? {
-                return Some(number);
-            }
-        }
-        Some(first)
     }
 
     fn rule_matches(&self, rule: &RuleRow, c: &Connection<'_>) -> Option<bool> {
