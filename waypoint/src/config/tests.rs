@@ -161,6 +161,7 @@ fn service_named(name: &str, address: [u8; 4], routes: &[&str]) -> wire::Listene
             } else {
                 vec![sets]
             },
+            policies: Vec::new(),
         })),
     }
 }
@@ -512,6 +513,7 @@ fn workloads_are_found_by_address() {
                 port: 80,
                 protocol: wire::Protocol::Http2.into(),
             }],
+            policies: Vec::new(),
         })),
     };
     let endpoint = wire::Endpoint {

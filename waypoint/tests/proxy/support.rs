@@ -90,6 +90,7 @@ impl World {
             metrics: Arc::<Metrics>::default(),
             access_log: AccessLog::start(AccessLogFormat::Off).unwrap(),
             max_connections: 1000,
+            trusted_hops: 0,
             baggage: None,
             tunnel_port,
             upstreams: Upstreams::default(),
