@@ -67,6 +67,10 @@ pub struct Args {
     #[arg(long, env = "KARST_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
 
+    /// Namespace whose AuthorizationPolicies and PeerAuthentications are for the whole mesh
+    #[arg(long, env = "KARST_ROOT_NAMESPACE", default_value = karst_core::ROOT_NAMESPACE)]
+    root_namespace: String,
+
     /// DNS name or IP address that agents know this server by; may be given several times
     #[arg(
         long,
@@ -217,6 +221,7 @@ impl Args {
         let metrics_listen = mistakes.address("--metrics-listen", &self.metrics_listen);
         mistakes.dns_name("--trust-domain", &self.trust_domain);
         mistakes.dns_name("--cluster-domain", &self.cluster_domain);
+        mistakes.dns_name("--root-namespace", &self.root_namespace);
         for name in &self.serving_name {
             if name.parse::<std::net::IpAddr>().is_err() {
                 mistakes.dns_name("--serving-name", name);
@@ -249,6 +254,7 @@ impl Args {
                         cluster_id: self.cluster_id,
                         trust_domain: self.trust_domain,
                         cluster_domain: self.cluster_domain,
+                        root_namespace: self.root_namespace,
                         network: String::new(),
                     },
                     serving_names: self.serving_name,

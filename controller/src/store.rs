@@ -69,6 +69,8 @@ pub struct Dirty {
     pub everything: bool,
     /// `istio.workload.Address` resources.
     pub addresses: BTreeSet<String>,
+    /// `istio.security.Authorization` resources.
+    pub authorizations: BTreeSet<String>,
     /// `karst.node.v1.NodePod` resources of the stream's node.
     pub node_pods: BTreeSet<String>,
     /// Resources of the stream's Gateways.
@@ -229,7 +231,8 @@ impl Store {
         self.wanted.tell(&changes.workloads_wanted);
         let queues: Vec<Arc<StreamQueue>> = self.streams().open.values().cloned().collect();
         let index = self.index();
-        let limit = 2 * index.addresses().count() + MAX_DIRTY_EXTRA;
+        let resources = index.addresses().count() + index.authorizations().count();
+        let limit = 2 * resources + MAX_DIRTY_EXTRA;
         for queue in queues {
             queue.add(changes, &index, limit);
         }
@@ -261,7 +264,8 @@ impl StreamQueue {
             Scope::Proxy(_) => dirty.add_of_gateways(changes, self.scope.gateways(index)),
         };
         let proxies: usize = dirty.proxies.values().map(BTreeSet::len).sum();
-        if dirty.addresses.len() + dirty.node_pods.len() + proxies > limit {
+        let own = dirty.addresses.len() + dirty.authorizations.len() + dirty.node_pods.len();
+        if own + proxies > limit {
             dirty.forget_names();
         }
         drop(dirty);
@@ -275,9 +279,14 @@ impl Dirty {
     /// Whether something of it concerns the node.
     fn add_of_node(&mut self, changes: &Changes, node: &str) -> bool {
         self.addresses.extend(changes.addresses.iter().cloned());
+        self.authorizations
+            .extend(changes.authorizations.iter().cloned());
         let own = changes.node_pods.iter().filter(|(of, _)| of == node);
         self.node_pods.extend(own.map(|(_, name)| name.clone()));
-        !self.addresses.is_empty() || !self.node_pods.is_empty() || self.everything
+        !self.addresses.is_empty()
+            || !self.authorizations.is_empty()
+            || !self.node_pods.is_empty()
+            || self.everything
     }
 
     /// Whether something of it concerns these Gateways.

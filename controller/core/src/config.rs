@@ -1,5 +1,8 @@
 //! What is the same for the whole mesh.
 
+/// [`MeshConfig::root_namespace`] unless the operator says otherwise.
+pub const ROOT_NAMESPACE: &str = "karst-system";
+
 /// Names of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshConfig {
@@ -9,6 +12,8 @@ pub struct MeshConfig {
     pub trust_domain: String,
     /// DNS domain under which services are named.
     pub cluster_domain: String,
+    /// Namespace whose security policies are for the whole mesh.
+    pub root_namespace: String,
     /// Network on which all addresses are unique; empty for the only one.
     pub network: String,
 }
@@ -19,6 +24,7 @@ impl Default for MeshConfig {
             cluster_id: "Kubernetes".to_owned(),
             trust_domain: karst_api::DEFAULT_TRUST_DOMAIN.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            root_namespace: ROOT_NAMESPACE.to_owned(),
             network: String::new(),
         }
     }

@@ -3,9 +3,10 @@
 //! [`Index::apply`] and [`Index::delete`] update the objects and then render again exactly the
 //! resources that depend on what changed. Which those are is in `index/relations.rs`; what a
 //! resource looks like is in `index/render.rs`; the rule that keeps traffic encrypted while a pod
-//! changes sides is in `index/tunnel.rs`. Waypoints and gateways are in `index/l7.rs`.
+//! changes sides is in `index/tunnel.rs`. Security policies are in `index/policies.rs`. Waypoints and gateways are in `index/l7.rs`.
 
 mod l7;
+mod policies;
 mod relations;
 mod render;
 mod tunnel;
@@ -22,6 +23,7 @@ use karst_api::workload::Locality;
 
 use self::{
     l7::L7,
+    policies::Policies,
     relations::{Concerned, Relations},
     tunnel::Tunnel,
 };
@@ -61,6 +63,8 @@ impl NsName {
 pub struct Changes {
     /// Names of `istio.workload.Address` resources.
     pub addresses: BTreeSet<String>,
+    /// Names of `istio.security.Authorization` resources.
+    pub authorizations: BTreeSet<String>,
     /// Node and name of `karst.node.v1.NodePod` resources.
     pub node_pods: BTreeSet<(String, String)>,
     /// Resources of proxies.
@@ -77,12 +81,14 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         let Self {
             addresses,
+            authorizations,
             node_pods,
             proxies,
             statuses,
             workloads_wanted,
         } = self;
         addresses.is_empty()
+            && authorizations.is_empty()
             && node_pods.is_empty()
             && proxies.is_empty()
             && statuses.is_empty()
@@ -92,6 +98,7 @@ impl Changes {
     /// Adds the changes of another call.
     pub fn merge(&mut self, other: Self) {
         self.addresses.extend(other.addresses);
+        self.authorizations.extend(other.authorizations);
         self.node_pods.extend(other.node_pods);
         self.proxies.extend(other.proxies);
         self.statuses.extend(other.statuses);
@@ -150,6 +157,7 @@ pub struct Index {
     aliases: HashMap<String, BTreeSet<String>>,
     /// Node, then name of the resource.
     node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
+    policies: Policies,
     l7: L7,
 }
 
@@ -169,6 +177,7 @@ impl Index {
             addresses: BTreeMap::new(),
             aliases: HashMap::new(),
             node_pods: BTreeMap::new(),
+            policies: Policies::default(),
             l7: L7::default(),
         }
     }
@@ -216,6 +225,12 @@ impl Index {
             }
             Body::Service(service) => self.set_service(key, Some(*service), &mut changes),
             Body::EndpointSlice(slice) => self.set_slice(key, Some(slice), &mut changes),
+            Body::AuthorizationPolicy(policy) => {
+                self.set_authorization_policy(key, Some((object.meta, *policy)), &mut changes);
+            }
+            Body::PeerAuthentication(policy) => {
+                self.set_peer_authentication(key, Some((object.meta, *policy)), &mut changes);
+            }
             Body::Pod(pod) => {
                 self.check_uid(&object.key, &key, &pod)?;
                 self.set_pod(key, *pod, &mut changes);
@@ -246,6 +261,8 @@ impl Index {
             }
             Kind::Service => self.set_service(name, None, &mut changes),
             Kind::EndpointSlice => self.set_slice(name, None, &mut changes),
+            Kind::AuthorizationPolicy => self.set_authorization_policy(name, None, &mut changes),
+            Kind::PeerAuthentication => self.set_peer_authentication(name, None, &mut changes),
             Kind::Pod => self.remove_pod(&name, &mut changes),
             _ => self.set_l7(key, Metadata::default(), None),
         }
@@ -397,7 +414,10 @@ impl Index {
             Kind::Service => self.services.len(),
             Kind::Pod => self.pods.len(),
             Kind::EndpointSlice => self.slices.len(),
-            kind => self.l7.object_count(kind),
+            kind => match self.policy_count(kind) {
+                Some(count) => count,
+                None => self.l7.object_count(kind),
+            },
         }
     }
 

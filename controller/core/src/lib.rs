@@ -19,7 +19,7 @@ mod proxy;
 mod resource;
 mod status;
 
-pub use config::MeshConfig;
+pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;
 pub use index::{Changes, Index, NodeIdentity, PodRef};
 pub use labels::DataplaneMode;

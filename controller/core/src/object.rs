@@ -1,5 +1,6 @@
 //! Kubernetes objects, reduced to what the mesh needs and checked once.
 
+pub(crate) mod authorization;
 pub(crate) mod backend_tls_policy;
 pub(crate) mod duration;
 pub(crate) mod endpoint_slice;
@@ -10,7 +11,9 @@ pub(crate) mod listener;
 pub(crate) mod listener_set;
 pub(crate) mod namespace;
 pub(crate) mod node;
+pub(crate) mod peer_authentication;
 pub(crate) mod pod;
+pub(crate) mod policy;
 pub(crate) mod reference_grant;
 pub(crate) mod route;
 pub(crate) mod selector;
@@ -27,7 +30,7 @@ use k8s_openapi::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use self::gateway_api::Resource;
+use self::{gateway_api::Resource, policy::PolicyDocument};
 use crate::error::{Faults, ObjectError};
 
 /// Kinds the mesh reads.
@@ -65,6 +68,10 @@ pub enum Kind {
     TlsRoute,
     /// gateway.networking.k8s.io TCPRoute.
     TcpRoute,
+    /// security.istio.io AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// security.istio.io PeerAuthentication.
+    PeerAuthentication,
     /// v1 Service.
     Service,
     /// v1 Pod.
@@ -79,13 +86,16 @@ const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// Our own API group.
 const KARST_GROUP: &str = "karst.dev";
 
+/// API group of Istio's security policies.
+const SECURITY_GROUP: &str = "security.istio.io";
+
 /// Versions in which kinds of the Gateway API are or were served. Fields that there are in two of them
 /// mean the same in both.
 const GATEWAY_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 impl Kind {
     /// All of them, in the order in which a batch is applied.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -101,6 +111,8 @@ impl Kind {
         Self::GrpcRoute,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
         Self::Service,
         Self::Pod,
         Self::EndpointSlice,
@@ -135,6 +147,8 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
@@ -154,6 +168,7 @@ impl Kind {
             | Self::Pod => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::BackendTrafficPolicy => KARST_GROUP,
+            Self::AuthorizationPolicy | Self::PeerAuthentication => SECURITY_GROUP,
             Self::GatewayClass
             | Self::Gateway
             | Self::ListenerSet
@@ -172,6 +187,7 @@ impl Kind {
         match self.group() {
             GATEWAY_GROUP => &GATEWAY_VERSIONS,
             KARST_GROUP => &["v1alpha1"],
+            SECURITY_GROUP => &["v1", "v1beta1"],
             _ => &["v1"],
         }
     }
@@ -254,6 +270,8 @@ pub(crate) enum Body {
     BackendTlsPolicy(Box<backend_tls_policy::BackendTlsPolicy>),
     BackendTrafficPolicy(Box<traffic_policy::TrafficPolicy>),
     Route(Box<route::Route>),
+    AuthorizationPolicy(Box<authorization::AuthorizationPolicy>),
+    PeerAuthentication(Box<peer_authentication::PeerAuthentication>),
     Service(Box<service::Service>),
     Pod(Box<pod::Pod>),
     EndpointSlice(endpoint_slice::EndpointSlice),
@@ -344,6 +362,9 @@ impl Object {
             Kind::GrpcRoute => Self::of_spec(kind, value, described, route::grpc::body),
             Kind::TlsRoute => Self::of_spec(kind, value, described, route::l4::tls_body),
             Kind::TcpRoute => Self::of_spec(kind, value, described, route::l4::tcp_body),
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+                Self::of_policy(kind, value, described)
+            }
             Kind::Secret => {
                 let object: v1::Secret = typed(value, described)?;
                 Self::build(kind, &object.metadata, described, |faults, findings| {
@@ -395,6 +416,25 @@ impl Object {
         let metadata = object.metadata.clone();
         Self::build(kind, &metadata, described, |faults, findings| {
             body(object, faults, findings)
+        })
+    }
+
+    /// Reads a security policy, which becomes an object whatever is wrong with it.
+    fn of_policy(kind: Kind, value: Value, described: &Faults) -> Result<Self, ObjectError> {
+        let document = PolicyDocument::read(value);
+        Self::build(kind, &document.metadata, described, |faults, findings| {
+            Ok(match kind {
+                Kind::PeerAuthentication => {
+                    peer_authentication::PeerAuthentication::body(&document, faults, findings)
+                }
+                _ => {
+                    let namespace = document.metadata.namespace.as_deref();
+                    let namespace = namespace.filter(|text| !text.is_empty());
+                    let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
+                    let body = authorization::AuthorizationPolicy::body;
+                    body(&document, namespace, faults, findings)
+                }
+            })
         })
     }
 

@@ -54,12 +54,18 @@ pub const KARST_CRDS: Chart = Chart {
     schema: include_str!("../charts/karst-crds/values.schema.json"),
     templates: templates!["karst-crds":
         "_helpers.tpl",
+        "authorizationpolicies.yaml",
         "backendtrafficpolicies.yaml",
+        "peerauthentications.yaml",
     ],
 };
 
 /// The API whose presence decides whether the chart `karst` has GatewayClasses, as Helm writes it.
 pub const GATEWAY_CLASSES: &str = "gateway.networking.k8s.io/v1/GatewayClass";
+
+/// Among what a cluster serves: that definitions of Istio's policies are there which are not Karst's, so
+/// that the chart `karst-crds` must not have them.
+pub const ISTIO_OF_OTHERS: &str = "security.istio.io of others";
 
 /// What a chart is rendered as.
 #[derive(Debug, Clone)]

@@ -120,6 +120,9 @@ fn wanted(store: &Store, key: &ObjectKey) -> Option<ObjectStatus> {
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                     StatusContent::Parents(Vec::new())
                 }
+                Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+                    StatusContent::Conditions(Vec::new())
+                }
                 Kind::BackendTlsPolicy | Kind::BackendTrafficPolicy => {
                     StatusContent::Ancestors(Vec::new())
                 }
@@ -137,7 +140,9 @@ fn wanted(store: &Store, key: &ObjectKey) -> Option<ObjectStatus> {
 
 fn status_conditions(content: &mut StatusContent) -> Vec<&mut Vec<Condition>> {
     match content {
-        StatusContent::Object { conditions, .. } => vec![conditions],
+        StatusContent::Object { conditions, .. } | StatusContent::Conditions(conditions) => {
+            vec![conditions]
+        }
         StatusContent::Parents(all) => all.iter_mut().map(|one| &mut one.conditions).collect(),
         StatusContent::Ancestors(all) => all.iter_mut().map(|one| &mut one.conditions).collect(),
     }

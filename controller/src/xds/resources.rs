@@ -10,14 +10,13 @@ use karst_core::{GatewayName, Index, ProxyKind, Rendered};
 
 use crate::store::Scope;
 
-/// A resource type. Those of proxies are in the order in which they are added: what others refer to
-/// comes first.
+/// A resource type. They are in the order in which they are added: what others refer to comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ResourceKind {
-    /// `istio.workload.Address`.
-    Address,
     /// `istio.security.Authorization`.
     Authorization,
+    /// `istio.workload.Address`.
+    Address,
     /// `karst.node.v1.NodePod`.
     NodePod,
     /// `karst.waypoint.v1.TlsSecret`.
@@ -124,7 +123,7 @@ impl<'a> View<'a> {
             (Of::Gateways(kind, gateways), _) => gateways
                 .iter()
                 .find_map(|gateway| self.index.proxy_resource(gateway, *kind, name)),
-            // There are no policies yet; the answer to a subscription is an empty one.
+            (Of::Node(_), ResourceKind::Authorization) => self.index.authorization(name),
             _ => None,
         }
     }
@@ -145,6 +144,7 @@ impl<'a> View<'a> {
     pub fn all(&self) -> Vec<&'a Arc<Rendered>> {
         match (&self.of, self.kind) {
             (Of::Node(_), ResourceKind::Address) => self.index.addresses().collect(),
+            (Of::Node(_), ResourceKind::Authorization) => self.index.authorizations().collect(),
             (Of::Node(node), ResourceKind::NodePod) => self.index.node_pods(node).collect(),
             (Of::Gateways(kind, gateways), _) => {
                 let mut all = Vec::new();

@@ -149,6 +149,7 @@ impl Stream {
                         }
                         subscription.changed(match (kind.proxy(), kind) {
                             (Some(kind), _) => dirty.proxies.get(&kind).cloned().unwrap_or_default(),
+                            (None, ResourceKind::Authorization) => dirty.authorizations.clone(),
                             (None, ResourceKind::Address) => dirty.addresses.clone(),
                             (None, ResourceKind::NodePod) => dirty.node_pods.clone(),
                             (None, _) => BTreeSet::new(),
@@ -251,9 +252,7 @@ impl Stream {
     /// goes after it: a listener never points at a route that the proxy does not have yet, or any more.
     fn respond(&self, types: &mut Types) {
         if matches!(self.scope, Scope::Node(_)) {
-            for (kind, subscription) in types {
-                self.send(*kind, subscription, Part::All);
-            }
+            self.respond_to_node(types);
             return;
         }
         for (kind, subscription) in types.iter_mut() {
@@ -267,6 +266,26 @@ impl Stream {
             if subscription.has_removals() {
                 return;
             }
+        }
+    }
+
+    /// Sends what there is to say to a node agent. Policies come before the workloads that list them, and
+    /// go after these: a workload never lists a policy that the agent does not have yet, or any more.
+    fn respond_to_node(&self, types: &mut Types) {
+        const POLICIES: ResourceKind = ResourceKind::Authorization;
+        if let Some(policies) = types.get_mut(&POLICIES) {
+            self.send(POLICIES, policies, Part::Updates);
+            if policies.has_updates() {
+                return;
+            }
+        }
+        let mut is_said = true;
+        for (kind, subscription) in types.iter_mut().filter(|(kind, _)| **kind != POLICIES) {
+            self.send(*kind, subscription, Part::All);
+            is_said &= !subscription.has_updates();
+        }
+        if let Some(policies) = types.get_mut(&POLICIES).filter(|_| is_said) {
+            self.send(POLICIES, policies, Part::Removals);
         }
     }
 

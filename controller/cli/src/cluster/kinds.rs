@@ -9,12 +9,12 @@ use k8s_openapi::api::{
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use karst_deploy::chart::GATEWAY_CLASSES;
+use karst_deploy::chart::{GATEWAY_CLASSES, ISTIO_OF_OTHERS};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Client, Resource};
 use serde_json::Value;
 
-use super::{failure, is_not_found};
+use super::{failure, is_not_found, is_ours};
 use crate::failure::Failure;
 
 /// A kind of object.
@@ -84,10 +84,29 @@ pub async fn served(client: &Client) -> Result<Vec<String>, Failure> {
         }
     };
     let has_classes = resources.iter().any(|one| one.kind == kind.resource.kind);
-    Ok(has_classes
-        .then(|| GATEWAY_CLASSES.to_owned())
-        .into_iter()
-        .collect())
+    let classes = has_classes.then(|| GATEWAY_CLASSES.to_owned());
+    let istio = has_foreign_istio(client).await?;
+    let istio = istio.then(|| ISTIO_OF_OTHERS.to_owned());
+    Ok(classes.into_iter().chain(istio).collect())
+}
+
+/// Definitions of Istio's policies, which the chart has unless somebody else has brought them.
+const ISTIO_POLICIES: [&str; 2] = [
+    "authorizationpolicies.security.istio.io",
+    "peerauthentications.security.istio.io",
+];
+
+async fn has_foreign_istio(client: &Client) -> Result<bool, Failure> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for name in ISTIO_POLICIES {
+        let found = api.get_metadata_opt(name).await;
+        let doing = || format!("reading CustomResourceDefinition {name}");
+        let found = found.map_err(|error| failure(&doing(), &error))?;
+        if found.is_some_and(|found| !is_ours(&found.metadata)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Every kind: what others need comes first.

@@ -1,6 +1,6 @@
 //! What is to be installed: values from everywhere, and the objects that they make.
 
-use karst_deploy::chart::{KARST, KARST_CRDS, Release, manifest};
+use karst_deploy::chart::{ISTIO_OF_OTHERS, KARST, KARST_CRDS, Release, manifest};
 use karst_deploy::{Error, values, yaml};
 use serde_json::{Value, json};
 
@@ -45,12 +45,14 @@ impl Plan {
         let values = KARST
             .values_with(vec![own, all.clone()])
             .map_err(|error| chart_failure(&error))?;
+        let has_istio = served.iter().any(|one| one == ISTIO_OF_OTHERS);
+        let definitions = json!({"istio": {"definitions": !has_istio}});
         let release = Release {
             api_versions: served,
             ..Release::by_karst(SYSTEM_NAMESPACE)
         };
         let definitions = KARST_CRDS
-            .values_with(Vec::new())
+            .values_with(vec![definitions])
             .and_then(|values| KARST_CRDS.render(&release, &values));
         let mut rendered = definitions.map_err(|error| chart_failure(&error))?;
         let others = KARST.render(&release, &values);
@@ -113,7 +115,7 @@ mod tests {
 
     use serde_json::json;
 
-    use karst_deploy::chart::GATEWAY_CLASSES;
+    use karst_deploy::chart::{GATEWAY_CLASSES, ISTIO_OF_OTHERS};
 
     use super::{Plan, is_newer, overrides};
     use crate::args::ValueArgs;
@@ -124,12 +126,14 @@ mod tests {
     fn every_object_of_the_chart_is_of_its_type() {
         // `ordered` reads each as its type and refuses fields that the type does not have.
         let plan = Plan::new(Vec::new()).expect("plan");
-        assert_eq!(plan.items.len(), 26);
-        let first = plan.items.iter().map(Item::shown).take(2);
+        assert_eq!(plan.items.len(), 28);
+        let first = plan.items.iter().map(Item::shown).take(4);
         assert_eq!(
             first.collect::<Vec<_>>(),
             [
+                "CustomResourceDefinition authorizationpolicies.security.istio.io",
                 "CustomResourceDefinition backendtrafficpolicies.karst.dev",
+                "CustomResourceDefinition peerauthentications.security.istio.io",
                 "Namespace karst-system"
             ]
         );
@@ -137,8 +141,11 @@ mod tests {
         assert_eq!(last, "DaemonSet karst-system/karst-node-agent");
         let with_classes = Plan::for_cluster(Vec::new(), vec![GATEWAY_CLASSES.to_owned()]);
         let items = with_classes.expect("plan").items;
-        assert_eq!(items.len(), 28);
-        assert_eq!(items[27].shown(), "GatewayClass karst-waypoint");
+        assert_eq!(items.len(), 30);
+        assert_eq!(items[29].shown(), "GatewayClass karst-waypoint");
+        let with_istio = Plan::for_cluster(Vec::new(), vec![ISTIO_OF_OTHERS.to_owned()]);
+        let items = with_istio.expect("plan").items;
+        assert_eq!(items.len(), 26, "definitions of others are left alone");
     }
 
     #[test]

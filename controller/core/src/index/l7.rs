@@ -220,7 +220,8 @@ impl Index {
     /// The status that an object should have; `None` if it is not ours to write.
     #[must_use]
     pub fn status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
-        self.l7.statuses.get(key).cloned()
+        let own = self.l7.statuses.get(key);
+        own.or_else(|| self.policy_status(key)).cloned()
     }
 
     /// What should run for a Gateway; `None`: nothing, as it is gone, or not ours.

@@ -225,6 +225,7 @@ impl Index {
                 .map(|(service, ports)| (self.service_resource_name(&service), ports))
                 .collect(),
             status: status(pod.phase == PodPhase::Ready).into(),
+            authorization_policies: self.policies_of_pod(key, pod),
             cluster_id: self.config.cluster_id.clone(),
             locality: self.locality(pod.node.as_deref()),
             network_mode: match pod.network {

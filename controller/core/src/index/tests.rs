@@ -1,5 +1,6 @@
 //! Objects in, resources out: table-driven tests of the whole core.
 
+mod authorization_policies;
 mod backends;
 mod endpoints;
 mod incremental;
@@ -7,6 +8,7 @@ mod lookups;
 mod mesh_routes;
 mod modes;
 mod objects;
+mod peer_authentications;
 mod pods;
 mod properties;
 mod route_rules;

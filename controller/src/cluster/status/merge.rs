@@ -26,6 +26,14 @@ pub fn patch(former: &Value, wanted: &ObjectStatus, now: &str) -> Option<Value> 
             complete(&mut patch, former, wanted.generation, now);
             patch
         }
+        StatusContent::Conditions(conditions) => {
+            let mut ours = json!({"conditions": listed(conditions)});
+            complete(&mut ours, former, wanted.generation, now);
+            let there = former["conditions"].as_array().into_iter().flatten();
+            let others = there.filter(|condition| !is_our_type(condition)).cloned();
+            let ours = ours["conditions"].as_array().into_iter().flatten().cloned();
+            json!({"conditions": others.chain(ours).collect::<Vec<_>>()})
+        }
         StatusContent::Parents(parents) => {
             let ours = parents.iter().map(|parent| {
                 json!({
@@ -68,6 +76,12 @@ fn is_ours(entry: &Value) -> bool {
     [ProxyClass::Waypoint, ProxyClass::Gateway]
         .iter()
         .any(|class| entry["controllerName"] == class.controller())
+}
+
+/// Whether a condition of a security policy is one that we write; others are of Istio itself.
+fn is_our_type(condition: &Value) -> bool {
+    let kind = condition["type"].as_str().unwrap_or_default();
+    kind == "Accepted" || kind.starts_with("karst.dev/")
 }
 
 /// Entries of others in their order, then ours; each with whether it is ours.
@@ -277,6 +291,31 @@ mod tests {
         let mut after = former;
         apply(&mut after, &patch);
         assert_eq!(after, json!({"conditions": []}));
+    }
+
+    #[test]
+    fn conditions_of_others_stay_beside_those_of_a_security_policy() {
+        let wanted = |conditions| ObjectStatus {
+            generation: 3,
+            content: StatusContent::Conditions(conditions),
+        };
+        let former = json!({"conditions": [
+            condition("ZtunnelAccepted", "True", BEFORE), condition("Accepted", "True", BEFORE),
+            condition("karst.dev/FullyEnforced", "False", BEFORE),
+        ]});
+        let whole = wanted(vec![Condition::yes("Accepted", "R", "m")]);
+        assert_eq!(
+            patch(&former, &whole, NOW).unwrap(),
+            json!({"conditions": [
+                condition("ZtunnelAccepted", "True", BEFORE), condition("Accepted", "True", BEFORE),
+            ]})
+        );
+        let nothing = wanted(Vec::new());
+        assert_eq!(
+            patch(&former, &nothing, NOW).unwrap(),
+            json!({"conditions": [condition("ZtunnelAccepted", "True", BEFORE)]})
+        );
+        assert_eq!(patch(&Value::Null, &nothing, NOW), None);
     }
 
     fn parents(names: &[&str]) -> ObjectStatus {

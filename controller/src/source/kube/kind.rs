@@ -264,7 +264,9 @@ fn has_status(kind: Kind) -> bool {
         | Kind::HttpRoute
         | Kind::GrpcRoute
         | Kind::TlsRoute
-        | Kind::TcpRoute => true,
+        | Kind::TcpRoute
+        | Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication => true,
         Kind::Namespace
         | Kind::Node
         | Kind::ServiceAccount
@@ -295,6 +297,8 @@ fn label(kind: Kind) -> &'static str {
         Kind::GrpcRoute => "grpc_route",
         Kind::TlsRoute => "tls_route",
         Kind::TcpRoute => "tcp_route",
+        Kind::AuthorizationPolicy => "authorization_policy",
+        Kind::PeerAuthentication => "peer_authentication",
         Kind::Service => "service",
         Kind::Pod => "pod",
         Kind::EndpointSlice => "endpoint_slice",

@@ -1,4 +1,5 @@
-//! In which versions kinds are served that not every cluster has: those of the Gateway API and our own.
+//! In which versions kinds are served that not every cluster has: those of the Gateway API, Istio's
+//! and our own.
 //!
 //! The API server is asked at intervals what it serves. That takes no right that others do not have, and
 //! a few small answers; following the definitions themselves would have every replica read megabytes of
@@ -33,7 +34,10 @@ pub type Served = Option<BTreeMap<Kind, Place>>;
 
 /// Whether every cluster has the kind.
 pub fn is_everywhere(kind: Kind) -> bool {
-    !matches!(kind.group(), "gateway.networking.k8s.io" | "karst.dev")
+    !matches!(
+        kind.group(),
+        "gateway.networking.k8s.io" | "karst.dev" | "security.istio.io"
+    )
 }
 
 /// Keeps asking, until nobody listens any more.

@@ -40,6 +40,7 @@ fn another_trust_domain_and_cluster_are_said() {
         cluster_id: "east".to_owned(),
         cluster_domain: "corp.example".to_owned(),
         network: "net-1".to_owned(),
+        ..MeshConfig::default()
     };
     let mut index = Index::new(config);
     index

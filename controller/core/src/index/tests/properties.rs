@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
+    authorization_policies::authorization,
+    peer_authentications::peer,
     support::{Mesh, merged, node, pod, service, slice},
     support_l7::{
         bound_namespace, gateway, gateway_api, gateway_pod, gateway_service, grant,
@@ -36,6 +38,18 @@ fn edge(over: Value) -> Value {
     let spec = json!({"gatewayClassName": "karst",
         "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]});
     merged(gateway_api("Gateway", "edge", spec), over)
+}
+
+/// For pods with the label `app: web`.
+fn web_only(spec: Value) -> Value {
+    merged(spec, json!({"selector": {"matchLabels": {"app": "web"}}}))
+}
+
+fn older(value: Value) -> Value {
+    merged(
+        value,
+        json!({"metadata": {"creationTimestamp": "2025-01-01T00:00:00Z"}}),
+    )
 }
 
 /// Objects, each in several versions.
@@ -182,6 +196,70 @@ fn pool() -> Vec<Vec<Value>> {
                 [{"name": "edge"}, {"group": "", "kind": "Service", "name": "v2"}]}}),
             ),
         ],
+        vec![
+            authorization("shop", "z", json!({"rules": [{}]})),
+            authorization("shop", "z", web_only(json!({"rules": [{}]}))),
+            authorization(
+                "shop",
+                "z",
+                web_only(json!({"action": "DENY", "rules": [{}]})),
+            ),
+            authorization("shop", "z", json!({"action": "AUDIT"})),
+            authorization(
+                "shop",
+                "z",
+                json!({"selector": {"matchLabels": {"app": "db"}}}),
+            ),
+        ],
+        vec![
+            authorization("karst-system", "mesh", web_only(json!({}))),
+            authorization("karst-system", "mesh", json!({})),
+        ],
+        vec![
+            peer("shop", "own", json!({"mtls": {"mode": "STRICT"}})),
+            peer("shop", "own", json!({"mtls": {"mode": "PERMISSIVE"}})),
+            peer("shop", "own", json!({})),
+        ],
+        vec![
+            peer(
+                "shop",
+                "ports",
+                web_only(json!({"portLevelMtls": {"80": {"mode": "PERMISSIVE"}}})),
+            ),
+            peer(
+                "shop",
+                "ports",
+                web_only(json!({"mtls": {"mode": "PERMISSIVE"},
+                "portLevelMtls": {"80": {"mode": "STRICT"}}})),
+            ),
+            peer(
+                "shop",
+                "ports",
+                json!({"selector": {"matchLabels": {"app": "db"}},
+                "mtls": {"mode": "STRICT"}}),
+            ),
+        ],
+        vec![
+            peer(
+                "shop",
+                "rival",
+                web_only(json!({"mtls": {"mode": "STRICT"}})),
+            ),
+            older(peer(
+                "shop",
+                "rival",
+                web_only(json!({"mtls": {"mode": "DISABLE"}})),
+            )),
+            older(peer("shop", "rival", json!({"mtls": {"mode": "STRICT"}}))),
+        ],
+        vec![
+            peer("karst-system", "mesh", json!({"mtls": {"mode": "STRICT"}})),
+            peer(
+                "karst-system",
+                "mesh",
+                json!({"mtls": {"mode": "PERMISSIVE"}}),
+            ),
+        ],
         vec![gateway_api(
             "GatewayClass",
             "karst-waypoint",
@@ -198,6 +276,10 @@ fn answers(mesh: &Mesh) -> Answers {
             format!("address {}", rendered.name),
             rendered.version.clone(),
         );
+    }
+    for rendered in mesh.0.authorizations() {
+        let name = format!("policy {}", rendered.name);
+        all.insert(name, rendered.version.clone());
     }
     for rendered in mesh.0.node_pods("node-1") {
         all.insert(format!("pod {}", rendered.name), rendered.version.clone());
@@ -236,6 +318,12 @@ fn follow(mesh: &Mesh, changes: &Changes, known: &mut Answers) {
         set(
             format!("address {name}"),
             mesh.0.address(name).map(|it| it.version.clone()),
+        );
+    }
+    for name in &changes.authorizations {
+        set(
+            format!("policy {name}"),
+            mesh.0.authorization(name).map(|it| it.version.clone()),
         );
     }
     for (node, name) in &changes.node_pods {

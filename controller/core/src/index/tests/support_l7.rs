@@ -177,7 +177,9 @@ impl Mesh {
                 let [ancestor] = <[_; 1]>::try_from(ancestors).unwrap();
                 ancestor.conditions
             }
-            StatusContent::Object { conditions, .. } => conditions,
+            StatusContent::Object { conditions, .. } | StatusContent::Conditions(conditions) => {
+                conditions
+            }
         }
     }
 

@@ -1,0 +1,230 @@
+//! What the mesh needs of an AuthorizationPolicy (security.istio.io).
+//!
+//! Two rules hold throughout. What node agents cannot decide on (HTTP attributes), and what cannot be
+//! understood, makes the policy stricter: an ALLOW rule with it never matches, a DENY rule is enforced
+//! without it. And a policy whose author made a mistake says so by [`AuthorizationPolicy::faults`], so
+//! that the last one without a mistake can stay in force.
+
+mod rules;
+mod values;
+
+use karst_api::security as wire;
+use serde_json::Value;
+
+use super::{
+    Body,
+    policy::{PolicyDocument, Reader, listed},
+};
+use crate::{
+    error::{Faults, ObjectError},
+    labels::Labels,
+};
+
+/// Rules of one policy. Istio's own limit.
+const MAX_RULES: usize = 512;
+
+/// Evaluates a policy without enforcing it.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// A policy as node agents enforce it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AuthorizationPolicy {
+    /// Labels of the pods that it is for; none for all.
+    pub(crate) selector: Labels,
+    /// What node agents do with a match; `None`: they are not told of the policy.
+    pub(crate) action: Option<wire::Action>,
+    pub(crate) rules: Vec<wire::Rule>,
+    pub(crate) dry_run: bool,
+    /// Why the policy as a whole is not what its author wants.
+    pub(crate) unsupported: Option<String>,
+    /// What was left out, and what follows from it.
+    pub(crate) narrowed: Option<String>,
+    /// The author's mistakes.
+    pub(crate) faults: Vec<String>,
+}
+
+/// `spec.action`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Allow,
+    Deny,
+    Audit,
+    Custom,
+}
+
+/// Who enforces a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    Pods,
+    Targets,
+}
+
+impl AuthorizationPolicy {
+    pub(crate) fn body(
+        document: &PolicyDocument,
+        namespace: &str,
+        faults: &Faults,
+        findings: &mut Vec<ObjectError>,
+    ) -> Body {
+        let mut reader = Reader::new(faults, findings);
+        let policy = Self::read(document, namespace, &mut reader);
+        Body::AuthorizationPolicy(Box::new(policy))
+    }
+
+    fn read(document: &PolicyDocument, namespace: &str, reader: &mut Reader<'_>) -> Self {
+        let mut whole = true;
+        if let Some(problem) = &document.metadata_fault {
+            let problem = format!("has the wrong type: {problem}");
+            let hint = "labels and annotations are text: quote \"true\" and numbers";
+            reader.fault("metadata", problem, hint);
+            whole = false;
+        }
+        let dry_run = dry_run(document, reader);
+        let null = Value::Null;
+        let (mut selector, mut rules, mut action) = (&null, &null, Some(Action::Allow));
+        let mut targets = For::Pods;
+        let mut has_provider = false;
+        let spec = reader.fields(&document.spec, "spec");
+        whole &= spec.is_some();
+        for (name, value) in spec.unwrap_or_default() {
+            match name {
+                "selector" => selector = value,
+                "rules" => rules = value,
+                "action" => action = self::action(value, reader),
+                "provider" => has_provider = true,
+                "targetRef" => targets = For::Targets,
+                "targetRefs" if value.as_array().is_some_and(Vec::is_empty) => {}
+                "targetRefs" => targets = For::Targets,
+                other => {
+                    let field = format!("spec.{other}");
+                    reader.fault(
+                        &field,
+                        "is not known",
+                        "see `kubectl explain` for the fields",
+                    );
+                    whole = false;
+                }
+            }
+        }
+        if !selector.is_null() && targets == For::Targets {
+            let hint = "use the selector for pods, or targetRefs for what has a waypoint";
+            reader.fault("spec.targetRefs", "is there beside spec.selector", hint);
+            targets = For::Pods;
+            whole = false;
+        }
+        let (selector, is_readable) = reader.selector(selector);
+        whole &= is_readable && action.is_some();
+        if has_provider && action != Some(Action::Custom) {
+            let hint = "only action CUSTOM asks a provider; remove it";
+            reader.fault("spec.provider", "is of no use with this action", hint);
+        }
+        // Nobody knows what an unknown action is to do: nothing is allowed by it.
+        let known = action.unwrap_or(Action::Allow);
+        let leniency = match known {
+            Action::Allow | Action::Audit => rules::Unknown::NeverMatches,
+            Action::Deny | Action::Custom => rules::Unknown::LeftOut,
+        };
+        let read = rules::read(rules, leniency, namespace, reader);
+        whole &= read.is_some();
+        let rules = match (read, known) {
+            (Some(rules), Action::Deny | Action::Custom) => rules,
+            // What it was to refuse is not known: everything is.
+            (None, Action::Deny | Action::Custom) => vec![wire::Rule::default()],
+            (Some(rules), _) if whole => rules,
+            (_, Action::Allow | Action::Audit) => Vec::new(),
+        };
+        let unsupported = unsupported(targets, known);
+        if let Some(problem) = unsupported {
+            let field = match targets {
+                For::Targets => "spec.targetRefs",
+                For::Pods => "spec.action",
+            };
+            let hint = "remove the policy, or rewrite it with what is supported";
+            reader.note(field, problem, hint);
+        }
+        let action = match (targets, known) {
+            (For::Targets, _) | (_, Action::Audit) => None,
+            (_, Action::Allow) => Some(wire::Action::Allow),
+            (_, Action::Deny | Action::Custom) => Some(wire::Action::Deny),
+        };
+        Self {
+            selector,
+            action,
+            rules,
+            dry_run,
+            unsupported: unsupported.map(str::to_owned),
+            narrowed: narrowed(&reader.unsupported, leniency),
+            faults: std::mem::take(&mut reader.problems),
+        }
+    }
+}
+
+/// Why a policy as a whole is not what its author wants.
+fn unsupported(targets: For, action: Action) -> Option<&'static str> {
+    match (targets, action) {
+        (For::Targets, _) => Some(
+            "is not enforced: policies with targetRefs are for waypoints, which do not enforce them yet; use a \
+             selector to have node agents enforce what the policy says of connections",
+        ),
+        (For::Pods, Action::Audit) => {
+            Some("is not enforced: action AUDIT is not supported, and nothing is audited")
+        }
+        (For::Pods, Action::Custom) => Some(
+            "is action CUSTOM, which is not supported: nobody is asked, and what its rules match is refused",
+        ),
+        (For::Pods, Action::Allow | Action::Deny) => None,
+    }
+}
+
+fn narrowed(fields: &[String], leniency: rules::Unknown) -> Option<String> {
+    if fields.is_empty() {
+        return None;
+    }
+    let fields = listed(fields, ", ");
+    Some(match leniency {
+        rules::Unknown::NeverMatches => format!(
+            "Node agents decide on connections, and cannot know {fields}: a rule that allows with one of these \
+             never matches, so that less is allowed than written"
+        ),
+        rules::Unknown::LeftOut => format!(
+            "Node agents decide on connections, and cannot know {fields}: rules are enforced without them, so \
+             that more is refused than written"
+        ),
+    })
+}
+
+fn action(value: &Value, reader: &mut Reader<'_>) -> Option<Action> {
+    match value.as_str() {
+        Some("ALLOW") => Some(Action::Allow),
+        Some("DENY") => Some(Action::Deny),
+        Some("AUDIT") => Some(Action::Audit),
+        Some("CUSTOM") => Some(Action::Custom),
+        _ => {
+            let hint = "use \"ALLOW\" or \"DENY\"";
+            reader.fault("spec.action", format!("is {value}"), hint);
+            None
+        }
+    }
+}
+
+/// A value that is neither true nor false leaves the policy enforced.
+fn dry_run(document: &PolicyDocument, reader: &mut Reader<'_>) -> bool {
+    let annotations = document.metadata.annotations.as_ref();
+    match annotations
+        .and_then(|all| all.get(DRY_RUN))
+        .map(String::as_str)
+    {
+        None | Some("" | "false" | "False" | "FALSE" | "f" | "F" | "0") => false,
+        Some("true" | "True" | "TRUE" | "t" | "T" | "1") => true,
+        Some(other) => {
+            let field = format!("metadata.annotations[{DRY_RUN:?}]");
+            let problem = format!("is {other:?}");
+            let hint = "write \"true\" or \"false\"; until then the policy is enforced";
+            reader.note(&field, &problem, hint);
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
