@@ -149,7 +149,7 @@ impl Condition {
 }
 
 /// A list of values.
-trait List {
+pub(super) trait List {
     fn is_empty(&self) -> bool;
 }
 
