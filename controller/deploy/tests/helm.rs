@@ -108,6 +108,7 @@ fn helm_renders_the_same_objects() {
     ]);
     check_chart(&KARST, &[], &[GATEWAY_CLASSES]);
     check_chart(&KARST_CRDS, &[], &[]);
+    check_chart(&KARST_CRDS, &["istio.definitions=false"], &[]);
 }
 
 #[test]

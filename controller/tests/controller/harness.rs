@@ -15,6 +15,7 @@ use karst_api::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, NODE_POD_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     node::NodePod,
+    security::Authorization,
     workload::{Address, TunnelProtocol, Workload, address},
 };
 use karst_client::{
@@ -339,6 +340,7 @@ fn spawn(
 pub struct Mirror {
     pub addresses: BTreeMap<String, Address>,
     pub node_pods: BTreeMap<String, NodePod>,
+    pub policies: BTreeMap<String, Authorization>,
     /// Everything in the order in which it came: type, name, whether it is there.
     pub history: Vec<(String, String, bool)>,
     /// Names that are to be rejected.
@@ -376,6 +378,9 @@ impl ResourceHandler for Handler {
                 let address: Address = resource.unpack(type_url).unwrap();
                 assert_eq!(address.resource_name().as_deref(), Some(name.as_str()));
                 mirror.addresses.insert(name, address);
+            } else if type_url == AUTHORIZATION_TYPE {
+                let policy = resource.unpack(type_url).unwrap();
+                mirror.policies.insert(name, policy);
             } else if type_url == NODE_POD_TYPE {
                 mirror
                     .node_pods
@@ -386,8 +391,11 @@ impl ResourceHandler for Handler {
             mirror
                 .history
                 .push((type_url.to_owned(), name.clone(), false));
-            mirror.addresses.remove(&name);
-            mirror.node_pods.remove(&name);
+            match type_url {
+                AUTHORIZATION_TYPE => drop(mirror.policies.remove(&name)),
+                NODE_POD_TYPE => drop(mirror.node_pods.remove(&name)),
+                _ => drop(mirror.addresses.remove(&name)),
+            }
         }
         rejected
     }

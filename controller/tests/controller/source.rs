@@ -310,3 +310,84 @@ async fn folders_lists_and_json_are_read() {
         })
         .await;
 }
+
+const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+    metadata: {name: p, namespace: shop}\n\
+    spec:\n  selector: {matchLabels: {app: web}}\n\
+    \x20 rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/front]}}]}]\n";
+
+const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+    metadata: {name: default, namespace: karst-system}\nspec: {mtls: {mode: STRICT}}\n";
+
+const STRICT_NAME: &str = "karst-system/istio_converted_static_strict";
+
+/// Waits until the pod `a` lists these policies, and the agent has them.
+async fn see_policies(agent: &Agent, expected: &[&str]) {
+    let listed = |mirror: &crate::harness::Mirror| {
+        let listed = mirror
+            .workload(&workload("a"))?
+            .authorization_policies
+            .clone();
+        (listed == expected).then_some(listed)
+    };
+    agent.see("the list of policies", listed).await;
+    let mirror = agent.mirror.lock().unwrap();
+    for name in expected {
+        assert!(
+            mirror.policies.contains_key(*name),
+            "{name} came later than its mention"
+        );
+    }
+}
+
+#[tokio::test]
+async fn policies_reach_agents_before_the_workloads_that_list_them() {
+    let server = Server::start(&[
+        ("namespace.yaml", NAMESPACE_AMBIENT),
+        ("a.yaml", &pod("a", "node-1", "10.0.1.1")),
+    ]);
+    let agent = Agent::start(server.agent("node-1"));
+    agent.ready().await;
+    see_policies(&agent, &[]).await;
+    server.write("strict.yaml", STRICT);
+    see_policies(&agent, &[STRICT_NAME]).await;
+    server.write("policy.yaml", POLICY);
+    see_policies(&agent, &[STRICT_NAME, "shop/p"]).await;
+    fs::remove_file(server.manifest("strict.yaml")).unwrap();
+    see_policies(&agent, &["shop/p"]).await;
+    agent
+        .see("the policy is gone", |mirror| {
+            (!mirror.policies.contains_key(STRICT_NAME)).then_some(())
+        })
+        .await;
+    let mirror = agent.mirror.lock().unwrap();
+    assert_eq!(mirror.policies["shop/p"].rules.len(), 1);
+}
+
+#[tokio::test]
+async fn a_faulty_policy_is_named_and_refuses_all_the_same() {
+    let faulty = POLICY.replace("principals", "principal");
+    let server = Server::start(&[
+        ("namespace.yaml", NAMESPACE_AMBIENT),
+        ("a.yaml", &pod("a", "node-1", "10.0.1.1")),
+        ("policy.yaml", &faulty),
+    ]);
+    let event = fault(&server).await;
+    assert_eq!(event["object"], "AuthorizationPolicy shop/p");
+    assert_eq!(event["field"], "spec.rules[0].from[0].source.principal");
+    assert!(!event["hint"].as_str().unwrap().is_empty());
+    let agent = Agent::start(server.agent("node-1"));
+    agent.ready().await;
+    see_policies(&agent, &["shop/p"]).await;
+    assert!(
+        agent.mirror.lock().unwrap().policies["shop/p"]
+            .rules
+            .is_empty()
+    );
+    server.write("policy.yaml", POLICY);
+    agent
+        .see("the corrected policy", |mirror| {
+            (mirror.policies.get("shop/p")?.rules.len() == 1).then_some(())
+        })
+        .await;
+}

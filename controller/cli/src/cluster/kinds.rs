@@ -308,4 +308,25 @@ mod tests {
             "metadata.namespace",
         );
     }
+
+    #[tokio::test]
+    async fn istios_own_definitions_are_seen() {
+        let (server, client) = crate::testing::ApiServer::start().await;
+        let has = |found: &[String]| found.iter().any(|one| one == super::ISTIO_OF_OTHERS);
+        assert!(!has(&super::served(&client).await.expect("asked")));
+        let plan = crate::install::Plan::new(Vec::new()).expect("plan");
+        let mut items = plan.items.iter();
+        let item = items.find(|item| item.name == super::ISTIO_POLICIES[1]);
+        let item = item.expect("definition");
+        let path = format!("{}/{}", item.api(&client).resource_url(), item.name);
+        server.put(&path, item.object.clone());
+        assert!(
+            !has(&super::served(&client).await.expect("asked")),
+            "it is ours"
+        );
+        let mut theirs = item.object.clone();
+        theirs["metadata"]["labels"] = serde_json::json!({"app.kubernetes.io/part-of": "istio"});
+        server.put(&path, theirs);
+        assert!(has(&super::served(&client).await.expect("asked")));
+    }
 }

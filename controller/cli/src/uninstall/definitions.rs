@@ -73,7 +73,9 @@ mod tests {
     async fn a_definition_stays_as_long_as_there_are_objects() {
         let (server, client) = ApiServer::start().await;
         let plan = Plan::new(Vec::new()).expect("plan");
-        let item = &plan.items[0];
+        let mut items = plan.items.iter();
+        let item = items.find(|item| item.name == "backendtrafficpolicies.karst.dev");
+        let item = item.expect("definition");
         let path = format!("{}/{}", item.api(&client).resource_url(), item.name);
         server.put(&path, item.object.clone());
         let policy = "/apis/karst.dev/v1alpha1/namespaces/shop/backendtrafficpolicies/web";

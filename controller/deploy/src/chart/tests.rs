@@ -287,7 +287,7 @@ fn definitions_have_schemas_and_a_status() {
         .into_iter()
         .flat_map(|file| file.objects)
         .collect();
-    assert_eq!(objects.len(), 1);
+    assert_eq!(objects.len(), 3);
     for definition in &objects {
         assert_eq!(definition["kind"], "CustomResourceDefinition");
         let spec = &definition["spec"];
@@ -308,6 +308,22 @@ fn definitions_have_schemas_and_a_status() {
             undescribed(schema, &name);
         }
     }
+}
+
+#[test]
+fn definitions_of_istios_kinds_can_be_left_to_others() {
+    let left_out = json!({"istio": {"definitions": false}});
+    let values = KARST_CRDS.values_with(vec![left_out]).expect("values");
+    let files = KARST_CRDS.render(&Release::by_karst("karst-system"), &values);
+    let files = files.expect("renders");
+    let objects: Vec<&Value> = files.iter().flat_map(|file| &file.objects).collect();
+    assert_eq!(objects.len(), 1);
+    assert_eq!(objects[0]["spec"]["group"], "karst.dev");
+    assert!(
+        KARST_CRDS
+            .values_with(vec![json!({"istio": {}, "x": 1})])
+            .is_err()
+    );
 }
 
 /// Fails at a field that `kubectl explain` would say nothing of.
@@ -353,7 +369,7 @@ fn the_checked_in_manifests_are_the_charts() {
     };
     let objects = check("karst.yaml", for_kubectl());
     let kinds: Vec<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
-    assert_eq!(kinds[..2], ["CustomResourceDefinition", "Namespace"]);
+    assert_eq!(kinds[2..4], ["CustomResourceDefinition", "Namespace"]);
     assert!(
         !kinds.contains(&"GatewayClass"),
         "they need the Gateway API"

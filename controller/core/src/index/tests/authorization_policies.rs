@@ -58,7 +58,12 @@ impl Mesh {
     }
 
     /// The conditions of a security policy, as `Type=Status/Reason`, and their messages.
-    pub(super) fn said(&self, kind: Kind, namespace: &str, name: &str) -> (Vec<String>, String) {
+    pub(super) fn policy_said(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> (Vec<String>, String) {
         let key = ObjectKey {
             kind,
             namespace: namespace.to_owned(),
@@ -187,7 +192,7 @@ fn what_is_not_for_node_agents_is_not_sent() {
     for spec in [refs, merged(selecting("web"), json!({"action": "AUDIT"}))] {
         let changes = mesh.apply(authorization("shop", "p", spec));
         assert_eq!(announced(&changes), Vec::<&str>::new());
-        let (conditions, message) = mesh.said(Kind::AuthorizationPolicy, "shop", "p");
+        let (conditions, message) = mesh.policy_said(Kind::AuthorizationPolicy, "shop", "p");
         assert_eq!(conditions, ["Accepted=False/UnsupportedValue"]);
         assert!(
             message.starts_with("The policy is not enforced"),
@@ -210,7 +215,7 @@ fn the_status_says_what_is_done() {
     let mut mesh = shop();
     let mut said = |namespace: &str, spec: Value| {
         mesh.apply(authorization(namespace, "s", spec));
-        mesh.said(Kind::AuthorizationPolicy, namespace, "s")
+        mesh.policy_said(Kind::AuthorizationPolicy, namespace, "s")
     };
     let (conditions, message) = said("shop", json!({}));
     assert_eq!(conditions, ["Accepted=True/Accepted"]);
@@ -246,7 +251,7 @@ fn the_status_says_what_is_done() {
     let mut dry = authorization("shop", "s", json!({"rules": [{}]}));
     dry["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
     mesh.apply(dry);
-    let (conditions, _) = mesh.said(Kind::AuthorizationPolicy, "shop", "s");
+    let (conditions, _) = mesh.policy_said(Kind::AuthorizationPolicy, "shop", "s");
     assert_eq!(conditions[1], "karst.dev/FullyEnforced=False/DryRun");
     assert!(mesh.policy("shop/s").unwrap().dry_run);
 }
@@ -270,7 +275,7 @@ fn a_mistake_does_not_replace_what_is_right() {
         (mesh.policy("shop/p"), mesh.listed("a")),
         (before, "shop/p".into())
     );
-    let (conditions, message) = mesh.said(Kind::AuthorizationPolicy, "shop", "p");
+    let (conditions, message) = mesh.policy_said(Kind::AuthorizationPolicy, "shop", "p");
     assert_eq!(conditions, ["Accepted=False/Invalid"]);
     assert!(
         message.contains("spec.rules[0].to[0].operation.ports[0] is \"x\""),
@@ -281,7 +286,7 @@ fn a_mistake_does_not_replace_what_is_right() {
         "{message}"
     );
     mesh.apply(authorization("shop", "p", good));
-    let (conditions, _) = mesh.said(Kind::AuthorizationPolicy, "shop", "p");
+    let (conditions, _) = mesh.policy_said(Kind::AuthorizationPolicy, "shop", "p");
     assert_eq!(conditions, ["Accepted=True/Accepted"]);
 
     // Where nothing was right before, what it selects may be reached by nobody.
@@ -289,7 +294,7 @@ fn a_mistake_does_not_replace_what_is_right() {
     let policy = mesh.policy("shop/new").unwrap();
     assert_eq!((policy.action(), policy.rules.len()), (Action::Allow, 0));
     assert_eq!(mesh.listed("db"), "shop/new");
-    let (_, message) = mesh.said(Kind::AuthorizationPolicy, "shop", "new");
+    let (_, message) = mesh.policy_said(Kind::AuthorizationPolicy, "shop", "new");
     assert!(message.contains("less is allowed"), "{message}");
 }
 

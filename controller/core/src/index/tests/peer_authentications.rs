@@ -232,7 +232,7 @@ fn a_selector_in_the_root_namespace_is_for_that_alone() {
     let changes = mesh.apply(peer("karst-system", "p", web("STRICT", json!({}))));
     assert_eq!(announced(&changes), [STRICT]);
     assert_eq!(mesh.listed("a"), "");
-    let (_, message) = mesh.said(Kind::PeerAuthentication, "karst-system", "p");
+    let (_, message) = mesh.policy_said(Kind::PeerAuthentication, "karst-system", "p");
     assert!(
         message.contains("of namespace karst-system") && message.contains("no other"),
         "{message}"
@@ -249,8 +249,9 @@ fn the_oldest_counts_and_then_the_name() {
     mesh.apply(dated("b", "2026", mode("STRICT")));
     mesh.apply(dated("a", "2026", mode("PERMISSIVE")));
     assert_eq!(mesh.listed("db"), "", "a comes before b");
-    let said =
-        |mesh: &Mesh, name: &str| mesh.said(Kind::PeerAuthentication, "shop", name).0[0].clone();
+    let said = |mesh: &Mesh, name: &str| {
+        mesh.policy_said(Kind::PeerAuthentication, "shop", name).0[0].clone()
+    };
     assert_eq!(said(&mesh, "b"), "Accepted=False/Conflicted");
     assert_eq!(said(&mesh, "a"), "Accepted=True/Accepted");
     let changes = mesh.apply(dated("b", "2025", mode("STRICT")));
@@ -298,7 +299,7 @@ fn a_change_touches_what_it_changes() {
 fn disable_is_permissive_and_says_so() {
     let mut mesh = shop();
     mesh.apply(peer("shop", "p", mode("DISABLE")));
-    let (conditions, message) = mesh.said(Kind::PeerAuthentication, "shop", "p");
+    let (conditions, message) = mesh.policy_said(Kind::PeerAuthentication, "shop", "p");
     assert_eq!(
         conditions,
         [
@@ -348,7 +349,7 @@ fn a_mistake_is_strict_unless_something_was_right_before() {
         let mut mesh = shop();
         mesh.apply(value.clone());
         assert_eq!(mesh.listed("a"), STRICT, "{value}");
-        let (conditions, message) = mesh.said(Kind::PeerAuthentication, "shop", "p");
+        let (conditions, message) = mesh.policy_said(Kind::PeerAuthentication, "shop", "p");
         assert_eq!(conditions[0], "Accepted=False/Invalid");
         assert!(
             message.contains(field) && message.contains("STRICT"),

@@ -18,9 +18,12 @@ properties:
       description: The label's whole value.
       type: string
       maxLength: 63
+      x-kubernetes-validations:
+        - message: there are no wildcards in a selector
+          rule: "!self.contains('*')"
     x-kubernetes-validations:
       - message: there are no wildcards in a selector
-        rule: "self.all(key, !key.contains('*') && !self[key].contains('*'))"
+        rule: "self.all(key, !key.contains('*'))"
 {{- end }}
 
 {{/* Status of a security policy. Istio writes other fields and conditions into it. */}}
