@@ -192,8 +192,7 @@ fn header(
     let lines = Lines::new(headers, name);
     let is_there = headers.contains_key(name);
     let wide = |list: &Strings| {
-        (list.present && is_there)
-            || (is_there && list.matches(&lines))
+        (is_there && (list.present || list.matches(&lines)))
             || lines.iter().any(|line| list.matches(line))
     };
     let narrow = |list: &Strings| is_there && lines.iter().all(|line| list.matches(line));

@@ -117,8 +117,6 @@ fn shaped(text: &str, form: Form, is_whole: bool) -> Result<Box<[u8]>, String> {
         Form::Path if is_whole && text.starts_with('/') => path::normalise(text).unwrap_or(None),
         Form::Path => path::octets(text).ok(),
     };
-    Ok(shaped
-        .map_or_else(|| text.to_owned(), |shaped| shaped)
-        .into_bytes()
-        .into())
+    let shaped = shaped.unwrap_or_else(|| text.to_owned());
+    Ok(shaped.into_bytes().into())
 }
