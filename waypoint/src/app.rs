@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use karst_api::{BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE};
+use karst_api::{
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+};
 use karst_client::{
     AdsConfig, ControllerConfig, DeltaAds, InitialSubscription, Resource, ResourceHandler,
 };
@@ -137,6 +139,7 @@ impl App {
                 Box::new(move || manager.get(&identity))
             },
             metrics,
+            trusted_hops: config.trusted_hops,
             access_log,
             max_connections: max_connections(open_files),
             baggage: Some(baggage(&config)),
@@ -395,9 +398,15 @@ fn ads_config(config: &Config) -> AdsConfig {
             "karst-waypoint~{}/{}~{}",
             config.gateway_namespace, config.gateway_name, config.pod_name
         ),
-        types: [LISTENER_TYPE, ROUTE_TYPE, BACKEND_TYPE, TLS_SECRET_TYPE]
-            .map(everything)
-            .to_vec(),
+        types: [
+            LISTENER_TYPE,
+            ROUTE_TYPE,
+            BACKEND_TYPE,
+            TLS_SECRET_TYPE,
+            AUTHORIZATION_POLICY_TYPE,
+        ]
+        .map(everything)
+        .to_vec(),
     }
 }
 

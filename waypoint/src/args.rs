@@ -10,6 +10,8 @@ use clap::Parser;
 use karst_identity::SpiffeId;
 pub use karst_process::args::{AccessLogFormat, ConfigError, LogFormat};
 
+use crate::authz::MAX_TRUSTED_HOPS;
+
 /// Most workers accepted: each one has its own listeners and pools.
 const MAX_WORKERS: usize = 64;
 
@@ -78,6 +80,10 @@ pub struct Args {
     /// Where to show configuration and state to an operator; loopback only.
     #[arg(long, env = "KARST_ADMIN_LISTEN", default_value = "127.0.0.1:15000")]
     pub admin_listen: SocketAddr,
+    /// Forward proxies in front of this one that are trusted to tell their client's address in x-forwarded-for; for
+    /// policies that ask for it.
+    #[arg(long, env = "KARST_TRUSTED_HOPS", default_value_t = 0)]
+    pub trusted_hops: usize,
     /// Format of the program's log on standard error.
     #[arg(long, env = "KARST_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -142,6 +148,8 @@ pub struct Config {
     pub readiness_listen: Vec<SocketAddr>,
     /// Admin address.
     pub admin_listen: SocketAddr,
+    /// Forward proxies that are trusted.
+    pub trusted_hops: usize,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter.
@@ -202,6 +210,7 @@ impl TryFrom<Args> for Config {
             metrics_listen: args.metrics_listen,
             readiness_listen: args.readiness_listen,
             admin_listen: args.admin_listen,
+            trusted_hops: args.trusted_hops,
             log_format: args.log_format,
             log_level: args.log_level,
             access_log: args.access_log,
@@ -243,6 +252,10 @@ fn mistakes(args: &Args, workers: usize) -> Vec<String> {
     check(
         args.admin_listen.ip().is_loopback(),
         format!("--admin-listen {} is not on loopback", args.admin_listen),
+    );
+    check(
+        args.trusted_hops <= MAX_TRUSTED_HOPS,
+        format!("--trusted-hops is above {MAX_TRUSTED_HOPS}"),
     );
     let good = args
         .log_level
@@ -305,10 +318,11 @@ mod tests {
             "--workers=0",
             "--admin-listen=0.0.0.0:15000",
             "--drain-deadline=1",
+            "--trusted-hops=33",
             "--trust-domain=UPPER",
         ])
         .expect_err("refused");
-        assert_eq!(error.0.len(), 6, "{error}");
+        assert_eq!(error.0.len(), 7, "{error}");
     }
 
     #[test]

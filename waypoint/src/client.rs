@@ -9,8 +9,11 @@ use karst_tunnel::headers::Baggage;
 /// The client of a connection, as far as it is known.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Its address: of the application, not of the agent that carries it.
+    /// Its address: of the application, not of the agent that carries it. Of a client in the mesh its own agent says
+    /// it, or a gateway, whose word is taken.
     pub address: SocketAddr,
+    /// The address it asked for; `None` where it asked for a name.
+    pub destination: Option<SocketAddr>,
     /// The identity it has proven: by mutual TLS of the mesh. `None` outside the mesh.
     pub identity: Option<SpiffeId>,
     /// What its agent says about it; for metrics and logs, never for decisions.
@@ -23,6 +26,7 @@ impl Client {
     pub fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
         Self {
             address,
+            destination: None,
             identity,
             workload: None,
         }

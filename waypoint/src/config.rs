@@ -14,6 +14,7 @@ mod error;
 mod frontend;
 mod listener;
 mod listing;
+mod policies;
 mod routes;
 mod secret;
 mod server_tls;

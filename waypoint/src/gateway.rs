@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::access_log::{ConnectionRecord, Reporter};
+use crate::authz::scope::{Hello, Place, Scope};
 use crate::carrier::{Carrier, Prefixed};
 use crate::client::Client;
 use crate::client_hello::{self, Alert, HANDSHAKE};
@@ -26,10 +27,11 @@ use crate::worker::Worker;
 
 /// Serves one connection to `port`.
 pub async fn serve(worker: Rc<Worker>, io: TcpStream, from: SocketAddr, port: u16) {
-    let client = Client::new(from, None);
-    let target = match io.local_addr() {
-        Ok(address) => sockets::canonical(address).to_string(),
-        Err(_) => format!(":{port}"),
+    let mut client = Client::new(from, None);
+    client.destination = io.local_addr().ok().map(sockets::canonical);
+    let target = match client.destination {
+        Some(address) => address.to_string(),
+        None => format!(":{port}"),
     };
     let record = ConnectionRecord::new(Reporter::Gateway, client, target);
     let socket = worker.shared.tables.load().sockets.get(&port).cloned();
@@ -44,7 +46,10 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream, from: SocketAddr, port: u1
             http_server::serve(io, http, entry, record.client, worker.drain()).await;
         }
         Kind::Tls => serve_tls(worker, io, &socket, record).await,
-        Kind::Tcp(listener) => serve_bytes(worker, io, &listener, record).await,
+        Kind::Tcp(listener) => {
+            let scope = scope(port, &listener, Hello::Unread);
+            serve_bytes(worker, io, &listener, scope, record).await;
+        }
         Kind::Nothing => stream::refuse(&worker, io, record, Reason::NoListener, None),
     }
 }
@@ -118,7 +123,8 @@ async fn serve_tls(
     record.listener = Some(Arc::from(listener.name.as_str()));
     if listener.protocol == ListenerProtocol::ListenerTlsPassthrough {
         let io = Prefixed::new(read.freeze(), io);
-        return serve_bytes(worker, io, listener, record).await;
+        let scope = scope(socket.port, listener, Hello::Read);
+        return serve_bytes(worker, io, listener, scope, record).await;
     }
     let Some(config) = &listener.tls else {
         return turn_away(&worker, io, record, Reason::NoServerCertificate).await;
@@ -139,10 +145,12 @@ async fn serve_tls(
         }
     };
     if listener.protocol == ListenerProtocol::ListenerTlsTerminate {
-        return serve_bytes(worker, io, listener, record).await;
+        let scope = scope(socket.port, listener, Hello::Read);
+        return serve_bytes(worker, io, listener, scope, record).await;
     }
     let tls = GatewayTls {
         listener: listener.name.clone(),
+        server_name: record.sni.as_deref().map(Arc::from),
     };
     let entry = Entry::Gateway {
         port: socket.port,
@@ -168,11 +176,21 @@ async fn turn_away(
     worker.recorder.connection_refused(record);
 }
 
+/// What decides about connections of bytes to a listener.
+fn scope(port: u16, listener: &GatewayListener, hello: Hello) -> Scope {
+    let name = Arc::from(listener.name.as_str());
+    Scope {
+        place: Place::Listener { port, name },
+        hello,
+    }
+}
+
 /// Passes bytes on, by the listener's routes.
 async fn serve_bytes<C: Carrier>(
     worker: Rc<Worker>,
     io: C,
     listener: &GatewayListener,
+    scope: Scope,
     mut record: ConnectionRecord,
 ) {
     record.listener = Some(Arc::from(listener.name.as_str()));
@@ -182,7 +200,7 @@ async fn serve_bytes<C: Carrier>(
         Routes::None | Routes::Http(_) => Err(crate::route::NoRoute::NotFound),
     };
     match routed {
-        Ok(rule) => stream::serve(worker, io, Way::Rule(rule), record).await,
+        Ok(rule) => stream::serve(worker, io, Way::Rule(rule), scope, record).await,
         Err(error) => {
             let (reason, text) = (Reason::Other(error.reason()), error.to_string());
             stream::refuse(&worker, io, record, reason, Some(text));
@@ -197,6 +215,7 @@ mod tests {
     use karst_api::waypoint::ListenerProtocol;
 
     use super::listener_for;
+    use crate::authz::Authorization;
     use crate::table::{GatewayListener, Hostname, Routes, SocketFrontend};
 
     fn listener(name: &str, hostname: Option<&str>) -> Arc<GatewayListener> {
@@ -207,6 +226,7 @@ mod tests {
             protocol: ListenerProtocol::ListenerHttps,
             tls: None,
             routes: Routes::None,
+            authorization: Authorization::default(),
         })
     }
 

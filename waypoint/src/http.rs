@@ -2,12 +2,13 @@
 //!
 //! [`serve`] takes one connection of any kind of stream. Its bytes are looked at on their way to hyper ([`guard`],
 //! [`framing`]), each request is brought into one normal form ([`normal`], [`path`]), is routed and changed
-//! ([`service`]), sent as often as its policy allows ([`forward`]), and recorded when its response has ended
+//! ([`service`]) if it may come at all ([`authorize`]), sent as often as its policy allows ([`forward`]), and recorded when its response has ended
 //! ([`exchange`]). Bodies are streams throughout; [`limits`] says what is ever held of them.
 //!
 //! What a client sends twice or in a form that others might read otherwise is refused with 400. Answers of our
 //! own carry the header `karst-reason`; to gRPC clients they are given as gRPC does.
 
+mod authorize;
 mod connection;
 mod download;
 mod exchange;
@@ -40,6 +41,7 @@ pub use limits::HttpLimits;
 pub use reply::KARST_REASON;
 
 use crate::access_log::{Destination, Reporter};
+use crate::authz::recheck::Rechecks;
 use crate::balance::Cluster;
 use crate::filter::RequestScheme;
 use crate::table::{ServiceFrontend, Tables, WorkloadFrontend};
@@ -72,6 +74,8 @@ pub struct GatewayTls {
     /// Name of the listener that its SNI chose ([`crate::table::GatewayListener::name`]). Requests for hosts of
     /// other listeners are misdirected.
     pub listener: String,
+    /// The name that the client asked for.
+    pub server_name: Option<Arc<str>>,
 }
 
 impl Entry {
@@ -98,6 +102,7 @@ pub struct HttpServer {
     limits: HttpLimits,
     sessions: RefCell<Sessions>,
     destinations: RefCell<HashMap<u64, Option<Arc<Destination>>>>,
+    rechecks: Rc<Rechecks>,
     /// Mirrored requests under way.
     mirrors: Cell<usize>,
 }
@@ -112,6 +117,7 @@ impl HttpServer {
         limits: HttpLimits,
     ) -> Rc<Self> {
         Rc::new(Self {
+            rechecks: Rechecks::new(Arc::clone(&tables)),
             tables,
             upstream,
             recorder,
@@ -120,6 +126,12 @@ impl HttpServer {
             destinations: RefCell::default(),
             mirrors: Cell::new(0),
         })
+    }
+
+    /// What comes back to its decision when policies change; the worker runs it.
+    #[must_use]
+    pub fn rechecks(&self) -> &Rc<Rechecks> {
+        &self.rechecks
     }
 
     /// What records say of a backend; `None` if it is not a service.

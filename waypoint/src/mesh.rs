@@ -3,7 +3,8 @@
 //! The peer of a tunnel is the agent of the client's node, which shows the certificate of the client itself: the
 //! peer's identity is the client's. Its word on the client's address (`forwarded`) is taken for what it is, the
 //! address that the client's own agent, or a gateway of this mesh, gives: nobody else holds the key of that
-//! identity. It decides nothing but hashing and what applications are told; routes and policy go by identity.
+//! identity. It decides about hashing, what applications are told, and policies that ask for addresses; routes and
+//! other policies go by identity.
 //!
 //! What a stream is for follows from `:authority`; what is spoken on it from what the service's port declares,
 //! from the routes that are attached to it, or from its first bytes:
@@ -35,6 +36,7 @@ use karst_tunnel::{HboneIo, TunnelError};
 use tokio::net::TcpStream;
 
 use crate::access_log::{ConnectionRecord, Reporter};
+use crate::authz::scope::{Hello, Place, Scope};
 use crate::carrier::Prefixed;
 use crate::client::{Client, SourceWorkload};
 use crate::client_hello;
@@ -138,8 +140,13 @@ impl Handler {
         let forwarded = request.forwarded.as_ref();
         let address = forwarded.map_or(request.peer_addr, |forwarded| forwarded.client);
         let workload = request.baggage.as_ref().map(SourceWorkload::from);
+        let destination = match &request.authority {
+            Authority::Address(address) => Some(sockets::canonical(*address)),
+            Authority::Host { .. } => None,
+        };
         Client {
             address: sockets::canonical(address),
+            destination,
             identity: Some(request.peer.clone()),
             workload: workload.map(|workload| self.worker.workload(workload)),
         }
@@ -210,6 +217,15 @@ impl Frontend {
         }
     }
 
+    /// What decides about connections of bytes. `hello` says whether the client's was read.
+    fn scope(&self, hello: Hello) -> Scope {
+        let place = match self {
+            Self::Service(service) => Place::Service(Arc::clone(service)),
+            Self::Workload(_, address) => Place::Workload(*address),
+        };
+        Scope { place, hello }
+    }
+
     fn entry(self) -> Entry {
         match self {
             Self::Service(service) => Entry::Service(service),
@@ -242,8 +258,11 @@ async fn serve_stream(
 ) {
     match frontend.treatment(&record.client) {
         Treatment::Http => serve_http(&worker, io, frontend, record.client).await,
-        Treatment::Bytes => stream::serve(worker, io, frontend.way(), record).await,
-        Treatment::Routed(router) => serve_routed(worker, io, &router, record).await,
+        Treatment::Bytes => {
+            let scope = frontend.scope(Hello::Unread);
+            stream::serve(worker, io, frontend.way(), scope, record).await;
+        }
+        Treatment::Routed(router) => serve_routed(worker, io, &router, &frontend, record).await,
         Treatment::Detect => {
             let patience = Patience::default();
             detected(worker, io, frontend, record, patience).await;
@@ -292,7 +311,10 @@ async fn detected(
         }
         // A connection that was held ready and not used.
         Ok(Spoken::Silent | Spoken::Closed) if only_http => {}
-        Ok(_) => stream::serve(worker, io, frontend.way(), record).await,
+        Ok(_) => {
+            let scope = frontend.scope(Hello::Unread);
+            stream::serve(worker, io, frontend.way(), scope, record).await;
+        }
         Err(error) => {
             let text = Some(error.to_string());
             stream::refuse(&worker, io, record, Reason::ClientGone, text);
@@ -304,12 +326,17 @@ async fn serve_routed(
     worker: Rc<Worker>,
     mut io: HboneIo,
     router: &L4Router,
+    frontend: &Frontend,
     mut record: ConnectionRecord,
 ) {
     let mut read = BytesMut::new();
+    let mut scope = frontend.scope(Hello::Unread);
     if router.needs_server_name() {
         match client_hello::read(&mut io, &mut read).await {
-            Ok(hello) => record.sni = hello.server_name,
+            Ok(hello) => {
+                record.sni = hello.server_name;
+                scope.hello = Hello::Read;
+            }
             Err(error) => {
                 let (reason, text) = (error.reason(), error.to_string());
                 return stream::refuse(&worker, io, record, reason, Some(text));
@@ -320,7 +347,7 @@ async fn serve_routed(
     match router.route(record.sni.as_deref()) {
         Ok(rule) => {
             let way = Way::Rule(Arc::clone(rule));
-            stream::serve(worker, io, way, record).await;
+            stream::serve(worker, io, way, scope, record).await;
         }
         Err(error) => {
             let (reason, text) = (Reason::Other(error.reason()), error.to_string());

@@ -3,6 +3,7 @@
 
 pub mod encode;
 mod histogram;
+pub mod policies;
 pub mod process;
 pub mod refusals;
 pub mod traffic;
@@ -10,6 +11,7 @@ pub mod traffic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use policies::PolicyCounts;
 use refusals::Refusals;
 use traffic::Traffic;
 
@@ -73,6 +75,8 @@ pub struct Metrics {
     pub traffic: Arc<Traffic>,
     /// Refusals by reason: of connections, streams and requests that never got to an endpoint.
     pub refusals: Refusals,
+    /// What policies have done, by policy.
+    pub policies: PolicyCounts,
     /// Accepts that failed for lack of file descriptors or memory.
     pub accept_failures: Count,
     /// Tunnel connections open now.

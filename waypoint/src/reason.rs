@@ -83,6 +83,8 @@ impl Reason {
             "upstream_reset" => "UR",
             "retries_exhausted" => "URX",
             "waypoint_not_http" | "gateway_bad_client_hello" | "gateway_tls_failed" => "DPE",
+            // What Envoy's own authorization refuses has no flag there.
+            "policy_denied" | "policy_not_ready" => "-",
             label if label.starts_with("overloaded_") => "UO",
             label if label.starts_with("http_") || label.starts_with("request_") => "DPE",
             _ => "UF",

@@ -33,6 +33,8 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// Clients' connections at once, of all workers and both sides.
     pub max_connections: usize,
+    /// Forward proxies in front of us that are trusted to tell their client's address.
+    pub trusted_hops: usize,
     /// What is said to the other end of a tunnel.
     pub baggage: Option<Baggage>,
     /// Port of the tunnel at endpoints.

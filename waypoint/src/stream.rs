@@ -1,4 +1,7 @@
 //! A connection below HTTP: an endpoint is chosen for it as a whole, and bytes are passed on in both directions.
+//!
+//! Policies are asked before anything is connected, and again whenever they change: a connection that they allow no
+//! more is reset.
 
 mod copy;
 
@@ -11,6 +14,9 @@ use http::HeaderMap;
 use karst_tunnel::server::Drain;
 
 use crate::access_log::{ConnectionRecord, Destination, EndpointRecord};
+use crate::authz::Denial;
+use crate::authz::recheck::Watch;
+use crate::authz::scope::Scope;
 use crate::balance::{self, Cluster, Outcome, PickError, PickRequest, Picked, Via};
 use crate::carrier::Carrier;
 use crate::client::Client;
@@ -49,9 +55,24 @@ impl Failure {
     }
 }
 
-/// Connects and relays until both directions have ended, and records that.
-pub async fn serve<C: Carrier>(worker: Rc<Worker>, io: C, way: Way, mut record: ConnectionRecord) {
+/// Connects, if the policies allow it, and relays until both directions have ended, and records that.
+pub async fn serve<C: Carrier>(
+    worker: Rc<Worker>,
+    io: C,
+    way: Way,
+    scope: Scope,
+    mut record: ConnectionRecord,
+) {
     let since = Instant::now();
+    let tables = &worker.shared.tables;
+    let watch = worker.http.rechecks().watch(tables.generation());
+    match admit(&worker, &scope, &record) {
+        Admission::Allowed => {}
+        Admission::Gone => {
+            return refuse(&worker, io, record, Reason::UnknownDestination, None);
+        }
+        Admission::Denied(denial) => return deny(&worker, io, record, denial),
+    }
     let connecting = Box::pin(open(&worker, &way, &mut record));
     let opened = tokio::time::timeout(CONNECT, connecting).await;
     let opened = opened.unwrap_or_else(|_| {
@@ -61,12 +82,70 @@ pub async fn serve<C: Carrier>(worker: Rc<Worker>, io: C, way: Way, mut record: 
         })
     });
     match opened {
-        Ok((picked, upstream)) => relay(&worker, io, (picked, upstream), record, since).await,
+        Ok((picked, upstream)) => {
+            let guard = Guard { scope, watch };
+            relay(&worker, io, (picked, upstream), guard, record, since).await;
+        }
         Err(failure) => {
             record.duration = since.elapsed();
             refuse(&worker, io, record, failure.reason, failure.error);
         }
     }
+}
+
+/// What the policies say of a connection that comes.
+enum Admission {
+    Allowed,
+    /// What it came to is not served any more, so that nothing says who may come.
+    Gone,
+    Denied(Denial),
+}
+
+fn admit(worker: &Worker, scope: &Scope, record: &ConnectionRecord) -> Admission {
+    let table = worker.shared.tables.load();
+    let Some(authorization) = scope.authorization(&table) else {
+        return Admission::Gone;
+    };
+    let attributes = scope.attributes(&record.client, record.sni.as_deref());
+    if authorization.has_observers() {
+        authorization.observe(&attributes, |observed| {
+            worker.recorder.observed(&observed, &attributes);
+        });
+    }
+    match authorization.decide(&attributes) {
+        Ok(()) => Admission::Allowed,
+        Err(denial) => Admission::Denied(denial),
+    }
+}
+
+/// What watches over an established connection.
+struct Guard {
+    scope: Scope,
+    watch: Watch,
+}
+
+impl Guard {
+    /// Waits until the policies allow the connection no more. What is not served any more has none: then the
+    /// connection goes on, as it does when other parts of the configuration go.
+    async fn denied(&mut self, worker: &Worker, client: &Client, sni: Option<&str>) -> Denial {
+        loop {
+            self.watch.due().await;
+            let table = worker.shared.tables.load();
+            let attributes = self.scope.attributes(client, sni);
+            let authorization = self.scope.authorization(&table);
+            if let Some(Err(denial)) = authorization.map(|each| each.decide(&attributes)) {
+                return denial;
+            }
+        }
+    }
+}
+
+/// Resets a connection that the policies do not allow.
+fn deny<C: Carrier>(worker: &Worker, io: C, mut record: ConnectionRecord, denial: Denial) {
+    let reason = Reason::Other(denial.reason());
+    let text = Some(denial.to_string());
+    record.denial = Some(denial);
+    refuse(worker, io, record, reason, text);
 }
 
 /// Resets a connection, and records why.
@@ -178,10 +257,19 @@ fn endpoint(picked: &Picked) -> EndpointRecord {
     }
 }
 
+/// How an established connection ended.
+enum Ended {
+    Copied(copy::End),
+    /// The policies have changed.
+    Denied(Denial),
+    Drained,
+}
+
 async fn relay<C: Carrier>(
     worker: &Worker,
     io: C,
     (mut picked, upstream): (Picked, UpstreamStream),
+    mut guard: Guard,
     mut record: ConnectionRecord,
     since: Instant,
 ) {
@@ -191,28 +279,36 @@ async fn relay<C: Carrier>(
     let mut drain = worker.drain();
     let relay = copy::Relay::new(io, upstream);
     let passed = relay.passed();
-    let copied = {
+    let ended = {
+        let denied = guard.denied(worker, &record.client, record.sni.as_deref());
         let copying = relay.run(|received, sent| open.total(received, sent));
         tokio::select! {
-            copied = copying => Some(copied),
+            copied = copying => Ended::Copied(copied),
+            denial = denied => Ended::Denied(denial),
             // The sender is the worker's, which we hold.
-            _ = drain.wait_for(|drain| *drain == Drain::Immediate) => None,
+            _ = drain.wait_for(|drain| *drain == Drain::Immediate) => Ended::Drained,
         }
     };
     (record.bytes_received, record.bytes_sent) = passed.get();
     record.duration = since.elapsed();
-    let (reason, outcome) = match copied {
-        Some(copy::End::Done) => (None, Outcome::Cancelled),
-        Some(copy::End::Idle) => (Some(Reason::IdleTimeout), Outcome::Cancelled),
-        Some(copy::End::ClientFailed(error)) => {
+    let (reason, outcome) = match ended {
+        Ended::Copied(copy::End::Done) => (None, Outcome::Cancelled),
+        Ended::Copied(copy::End::Idle) => (Some(Reason::IdleTimeout), Outcome::Cancelled),
+        Ended::Copied(copy::End::ClientFailed(error)) => {
             record.error = Some(error.to_string());
             (Some(Reason::ClientGone), Outcome::Cancelled)
         }
-        Some(copy::End::UpstreamFailed(error)) => {
+        Ended::Copied(copy::End::UpstreamFailed(error)) => {
             record.error = Some(error.to_string());
             (Some(Reason::UpstreamReset), Outcome::Reset)
         }
-        None => (Some(Reason::Shutdown), Outcome::Cancelled),
+        Ended::Denied(denial) => {
+            let reason = Reason::Other(denial.reason());
+            record.error = Some(denial.to_string());
+            record.denial = Some(denial);
+            (Some(reason), Outcome::Cancelled)
+        }
+        Ended::Drained => (Some(Reason::Shutdown), Outcome::Cancelled),
     };
     record.reason = reason;
     picked.finish(outcome);

@@ -4,14 +4,18 @@
 //! often and concerns no route, the endpoints of a backend, changes inside a [`Cluster`] that lives on from
 //! table to table.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 use karst_api::waypoint::{Endpoint, ListenerProtocol, Protocol};
+use tokio::sync::watch;
 
+use crate::authz::Authorization;
 use crate::balance::Cluster;
 use crate::filter::Filter;
 use crate::route::{HttpRouter, L4Router};
@@ -19,12 +23,16 @@ use crate::route::{HttpRouter, L4Router};
 /// Holds the table of the moment.
 pub struct Tables {
     current: ArcSwap<Table>,
+    generation: AtomicU64,
+    changes: watch::Sender<()>,
 }
 
 impl Default for Tables {
     fn default() -> Self {
         Self {
             current: ArcSwap::from_pointee(Table::default()),
+            generation: AtomicU64::new(0),
+            changes: watch::Sender::default(),
         }
     }
 }
@@ -39,6 +47,21 @@ impl Tables {
     /// Replaces it for requests that come from now on.
     pub fn store(&self, table: Table) {
         self.current.store(Arc::new(table));
+        // Behind the table: who sees the new number gets the new table, or a newer one.
+        self.generation.fetch_add(1, Ordering::Release);
+        self.changes.send_replace(());
+    }
+
+    /// How many tables there have been. Asked before [`Self::load`], it tells later whether there is a newer one.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Tells of each new table.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 }
 
@@ -53,6 +76,31 @@ pub struct Table {
     pub workloads: HashMap<IpAddr, Arc<WorkloadFrontend>>,
     /// By port.
     pub sockets: HashMap<u16, Arc<SocketFrontend>>,
+}
+
+impl Table {
+    /// The service of a host name and port.
+    #[must_use]
+    pub fn service(&self, hostname: &str, port: u16) -> Option<&Arc<ServiceFrontend>> {
+        self.names.get(&ServiceName(hostname, port))
+    }
+}
+
+/// A key of [`Table::names`] that is not copied together for each request.
+struct ServiceName<'a>(&'a str, u16);
+
+impl Hash for ServiceName<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // As `(String, u16)` does it.
+        self.0.hash(state);
+        self.1.hash(state);
+    }
+}
+
+impl Equivalent<(String, u16)> for ServiceName<'_> {
+    fn equivalent(&self, key: &(String, u16)) -> bool {
+        self.0 == key.0 && self.1 == key.1
+    }
 }
 
 /// A port of a service of the mesh.
@@ -73,6 +121,8 @@ pub struct ServiceFrontend {
     pub consumer_routes: HashMap<String, Routes>,
     /// Routes for all others.
     pub producer_routes: Routes,
+    /// Who may use it.
+    pub authorization: Authorization,
 }
 
 impl ServiceFrontend {
@@ -105,6 +155,8 @@ pub struct WorkloadFrontend {
     pub ports: HashMap<u16, Protocol>,
     /// Clusters of one endpoint each, by port, made when first asked for.
     pub cluster: Arc<Cluster>,
+    /// Who may reach it.
+    pub authorization: Authorization,
 }
 
 /// A port of a gateway.
@@ -127,6 +179,8 @@ pub struct GatewayListener {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Routes attached.
     pub routes: Routes,
+    /// Who may use it.
+    pub authorization: Authorization,
 }
 
 /// A host name of a listener or route, in lower case.
@@ -295,5 +349,20 @@ impl Backends {
             rest -= weight;
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hashbrown::HashMap;
+
+    use super::ServiceName;
+
+    #[test]
+    fn names_are_found_without_a_copy() {
+        let mut map: HashMap<(String, u16), u8> = HashMap::new();
+        map.insert(("a.b".to_owned(), 80), 1);
+        assert_eq!(map.get(&ServiceName("a.b", 80)), Some(&1));
+        assert_eq!(map.get(&ServiceName("a.b", 81)), None);
     }
 }

@@ -3,10 +3,44 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karst_identity::SpiffeId;
 
 use crate::access_log::{AccessLog, ConnectionRecord, RequestRecord};
+use crate::authz::{Attributes, Denial, Observed, Outcome};
 use crate::metrics::Metrics;
 use crate::metrics::traffic::{OpenConnection, TrafficCache};
+use crate::reason::Reason;
+
+/// Lines about policies that decide nothing, a worker and second. Clients decide how many there would be; all are
+/// counted.
+const OBSERVED_A_SECOND: u32 = 100;
+
+/// Lines that may still be written in this second.
+#[derive(Debug)]
+struct Budget {
+    since: Instant,
+    left: u32,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            left: OBSERVED_A_SECOND,
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self::new(now);
+        }
+        let has = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        has
+    }
+}
 
 /// A worker's metrics and access log.
 #[derive(Debug)]
@@ -14,6 +48,7 @@ pub struct Recorder {
     metrics: Arc<Metrics>,
     log: AccessLog,
     cache: RefCell<TrafficCache>,
+    budget: RefCell<Budget>,
 }
 
 impl Recorder {
@@ -25,6 +60,7 @@ impl Recorder {
             metrics,
             log,
             cache: RefCell::new(cache),
+            budget: RefCell::new(Budget::new(Instant::now())),
         })
     }
 
@@ -36,9 +72,7 @@ impl Recorder {
 
     /// A request has ended: counted, its reason too, and logged.
     pub fn request_finished(&self, record: RequestRecord) {
-        if let Some(reason) = record.reason {
-            self.metrics.refusals.count(reason);
-        }
+        self.refused(record.reason, record.denial.as_ref());
         self.cache.borrow_mut().request(&record);
         self.log.record(&record);
     }
@@ -52,18 +86,65 @@ impl Recorder {
     /// An established connection has ended; `open` counts it as closed.
     pub fn connection_finished(&self, record: ConnectionRecord, mut open: OpenConnection) {
         open.total(record.bytes_received, record.bytes_sent);
-        if let Some(reason) = record.reason {
-            self.metrics.refusals.count(reason);
-        }
+        self.refused(record.reason, record.denial.as_ref());
         self.log.record(&record);
     }
 
     /// A connection was refused, or failed before it was established.
     pub fn connection_refused(&self, record: ConnectionRecord) {
-        if let Some(reason) = record.reason {
-            self.metrics.refusals.count(reason);
-        }
+        self.refused(record.reason, record.denial.as_ref());
         self.cache.borrow_mut().failed(&record);
         self.log.record(&record);
+    }
+
+    fn refused(&self, reason: Option<Reason>, denial: Option<&Denial>) {
+        if let Some(reason) = reason {
+            self.metrics.refusals.count(reason);
+        }
+        if let Some(denial) = denial {
+            let policies = &self.metrics.policies;
+            policies.count(&denial.policy, Outcome::Denied);
+        }
+    }
+
+    /// A policy that decides nothing has something to say: counted, and logged as long as there is not too much of it.
+    pub fn observed(&self, observed: &Observed<'_>, attributes: &Attributes<'_>) {
+        let policies = &self.metrics.policies;
+        policies.count(observed.policy, observed.outcome);
+        if !self.budget.borrow_mut().take(Instant::now()) {
+            return;
+        }
+        let request = attributes.request.as_ref();
+        let identity = attributes.client.identity.as_ref();
+        tracing::info!(
+            target: "authorization",
+            policy = observed.policy,
+            rule = observed.rule,
+            outcome = observed.outcome.as_str(),
+            src.addr = %attributes.client.address,
+            src.identity = identity.map(SpiffeId::as_str),
+            dst.port = attributes.destination.port,
+            method = request.map(|request| request.method),
+            host = request.map(|request| request.host),
+            path = request.map(|request| request.path),
+            "policy observed"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Budget, OBSERVED_A_SECOND};
+
+    #[test]
+    fn lines_have_a_budget() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let taken = |budget: &mut Budget, now| (0..1000).filter(|_| budget.take(now)).count();
+        assert_eq!(taken(&mut budget, start), OBSERVED_A_SECOND as usize);
+        let later = start + Duration::from_secs(1);
+        assert_eq!(taken(&mut budget, later), OBSERVED_A_SECOND as usize);
     }
 }

@@ -141,8 +141,12 @@ impl Worker {
             Arc::clone(&shared.tables),
             Rc::clone(&upstream),
             Rc::clone(&recorder),
-            HttpLimits::default(),
+            HttpLimits {
+                trusted_hops: shared.trusted_hops,
+                ..HttpLimits::default()
+            },
         );
+        spawn_local(Rc::clone(http.rechecks()).run());
         Rc::new(Self {
             shared,
             recorder,

@@ -37,6 +37,10 @@ pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.Backend";
 /// Resource type of [`waypoint::TlsSecret`].
 pub const TLS_SECRET_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.TlsSecret";
 
+/// Resource type of [`waypoint::AuthorizationPolicy`].
+pub const AUTHORIZATION_POLICY_TYPE: &str =
+    "type.googleapis.com/karst.waypoint.v1.AuthorizationPolicy";
+
 /// Type of [`node::RejectedResource`], a detail of a rejected discovery response.
 pub const REJECTED_RESOURCE_TYPE: &str = "type.googleapis.com/karst.node.v1.RejectedResource";
 

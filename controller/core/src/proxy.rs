@@ -47,6 +47,8 @@ pub enum ProxyKind {
     Route,
     /// Where it goes.
     Backend,
+    /// Who may.
+    AuthorizationPolicy,
     /// Certificates and authorities.
     TlsSecret,
 }

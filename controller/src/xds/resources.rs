@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use karst_api::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, LISTENER_TYPE, NODE_POD_TYPE, ROUTE_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, LISTENER_TYPE, NODE_POD_TYPE, ROUTE_TYPE,
     TLS_SECRET_TYPE,
 };
 use karst_core::{GatewayName, Index, ProxyKind, Rendered};
@@ -25,18 +25,21 @@ pub enum ResourceKind {
     Backend,
     /// `karst.waypoint.v1.Route`.
     Route,
+    /// `karst.waypoint.v1.AuthorizationPolicy`.
+    AuthorizationPolicy,
     /// `karst.waypoint.v1.Listener`.
     Listener,
 }
 
 impl ResourceKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Address,
         Self::Authorization,
         Self::NodePod,
         Self::TlsSecret,
         Self::Backend,
         Self::Route,
+        Self::AuthorizationPolicy,
         Self::Listener,
     ];
 
@@ -56,6 +59,7 @@ impl ResourceKind {
             Self::TlsSecret => TLS_SECRET_TYPE,
             Self::Backend => BACKEND_TYPE,
             Self::Route => ROUTE_TYPE,
+            Self::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
             Self::Listener => LISTENER_TYPE,
         }
     }
@@ -69,6 +73,7 @@ impl ResourceKind {
             Self::TlsSecret => "tls_secret",
             Self::Backend => "backend",
             Self::Route => "route",
+            Self::AuthorizationPolicy => "authorization_policy",
             Self::Listener => "listener",
         }
     }
@@ -80,6 +85,7 @@ impl ResourceKind {
             Self::TlsSecret => Some(ProxyKind::TlsSecret),
             Self::Backend => Some(ProxyKind::Backend),
             Self::Route => Some(ProxyKind::Route),
+            Self::AuthorizationPolicy => Some(ProxyKind::AuthorizationPolicy),
             Self::Listener => Some(ProxyKind::Listener),
         }
     }
@@ -184,7 +190,10 @@ mod tests {
         let mut kinds: Vec<_> = ResourceKind::ALL.into_iter().collect();
         kinds.sort();
         let proxies: Vec<_> = kinds.into_iter().filter_map(ResourceKind::proxy).collect();
-        use ProxyKind::{Backend, Listener, Route, TlsSecret};
-        assert_eq!(proxies, [TlsSecret, Backend, Route, Listener]);
+        use ProxyKind::{AuthorizationPolicy, Backend, Listener, Route, TlsSecret};
+        assert_eq!(
+            proxies,
+            [TlsSecret, Backend, Route, AuthorizationPolicy, Listener]
+        );
     }
 }

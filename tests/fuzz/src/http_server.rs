@@ -81,6 +81,7 @@ async fn converse(data: &[u8]) -> Vec<u8> {
     let frontend = Arc::clone(&table.services[&SocketAddr::from(([10, 0, 0, 1], 80))]);
     let from = Client {
         address: SocketAddr::from(([10, 0, 0, 2], 4000)),
+        destination: None,
         identity: None,
         workload: None,
     };

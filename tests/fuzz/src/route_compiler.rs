@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use karst_api::waypoint as wire;
-use karst_api::{BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE};
+use karst_api::{
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+};
 use karst_client::{Resource, ResourceHandler};
 use karst_waypoint::balance::Clusters;
 use karst_waypoint::config::Store;
@@ -15,7 +17,13 @@ use karst_waypoint::route::{HttpRouter, RequestHead, host_of};
 use karst_waypoint::table::{Routes, Table, Tables};
 use prost::Message;
 
-const TYPES: [&str; 4] = [LISTENER_TYPE, ROUTE_TYPE, BACKEND_TYPE, TLS_SECRET_TYPE];
+const TYPES: [&str; 5] = [
+    LISTENER_TYPE,
+    ROUTE_TYPE,
+    BACKEND_TYPE,
+    TLS_SECRET_TYPE,
+    AUTHORIZATION_POLICY_TYPE,
+];
 
 /// Applies the resources one by one, asks what comes of it, and takes them away again.
 pub fn run(data: &[u8]) {
@@ -55,7 +63,8 @@ fn name_of(kind: usize, value: &[u8]) -> String {
         0 => wire::Listener::decode(value).map(|wire| wire.name),
         1 => wire::Route::decode(value).map(|wire| wire.name),
         2 => wire::Backend::decode(value).map(|wire| wire.name),
-        _ => wire::TlsSecret::decode(value).map(|wire| wire.name),
+        3 => wire::TlsSecret::decode(value).map(|wire| wire.name),
+        _ => wire::AuthorizationPolicy::decode(value).map(|wire| wire.name),
     };
     name.unwrap_or_default()
 }
@@ -191,6 +200,7 @@ fn service() -> wire::Listener {
                 hostnames: Vec::new(),
             }],
         }],
+        policies: Vec::new(),
     };
     wire::Listener {
         name: "service/n/s/80".to_owned(),

@@ -7,6 +7,7 @@ use karst_identity::SpiffeId;
 use karst_process::access_log::Line;
 
 use super::{ConnectionRecord, Destination, EndpointRecord, RequestRecord};
+use crate::authz::Denial;
 use crate::client::Client;
 
 /// The fields of a request.
@@ -35,6 +36,8 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
     if let Some(head) = record.response_head {
         line.duration("response_head_ms", head);
     }
+    denial(line, record.denial.as_ref());
+    line.known("audit_policy", record.audited.as_ref());
     line.number("attempts", u64::from(record.attempts));
     line.known("request_id", record.request_id.as_ref().map(text));
 }
@@ -55,9 +58,20 @@ pub(super) fn connection(line: &mut Line<'_>, record: &ConnectionRecord) {
     line.number("bytes_sent", record.bytes_sent);
     line.number("bytes_recv", record.bytes_received);
     line.duration("duration_ms", record.duration);
+    denial(line, record.denial.as_ref());
     if let Some(tls) = &record.tls {
         line.text("tls_version", &tls.version);
         line.text("tls_cipher", &tls.cipher);
+    }
+}
+
+fn denial(line: &mut Line<'_>, denial: Option<&Denial>) {
+    let Some(denial) = denial else {
+        return;
+    };
+    line.text("policy", &denial.policy);
+    if let Some(rule) = denial.rule {
+        line.number("policy_rule", u64::from(rule));
     }
 }
 

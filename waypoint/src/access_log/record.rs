@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Uri, Version};
 use karst_identity::SpiffeId;
 use karst_tunnel::TlsInfo;
 
+use crate::authz::Denial;
 use crate::client::Client;
 use crate::reason::Reason;
 
@@ -111,6 +112,10 @@ pub struct RequestRecord {
     pub reason: Option<Reason>,
     /// Details of the reason.
     pub error: Option<String>,
+    /// The policy that refused it.
+    pub denial: Option<Denial>,
+    /// The AUDIT policy that it matched first.
+    pub audited: Option<Arc<str>>,
     /// Bytes of the request's body.
     pub bytes_received: u64,
     /// Bytes of the response's body.
@@ -145,6 +150,8 @@ impl RequestRecord {
             grpc_status: None,
             reason: None,
             error: None,
+            denial: None,
+            audited: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration: Duration::ZERO,
@@ -184,6 +191,8 @@ pub struct ConnectionRecord {
     pub reason: Option<Reason>,
     /// Details of the reason.
     pub error: Option<String>,
+    /// The policy that refused it.
+    pub denial: Option<Denial>,
 }
 
 impl ConnectionRecord {
@@ -204,6 +213,7 @@ impl ConnectionRecord {
             duration: Duration::ZERO,
             reason: None,
             error: None,
+            denial: None,
         }
     }
 }

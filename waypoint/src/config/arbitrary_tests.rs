@@ -4,7 +4,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use karst_identity::SpiffeId;
+
 use super::*;
+use crate::authz::{Attributes, Destination, RequestAttributes, ServerName};
+use crate::client::Client;
 use crate::filter::{FilterContext, RequestScheme, apply_request, apply_response};
 
 fn text() -> impl Strategy<Value = String> {
@@ -180,6 +184,61 @@ fn any_route() -> impl Strategy<Value = wire::Route> {
     )
 }
 
+fn attribute_value() -> impl Strategy<Value = wire::AttributeValue> {
+    use wire::attribute_value::Kind;
+    let templates = vec!["/a/{*}", "/{**}/b", "/{*}/{**}", "/{**}/{*}", "{*}"];
+    let block = (vec(any::<u8>(), 0..17), 0..140_u32)
+        .prop_map(|(address, length)| wire::IpBlock { address, length });
+    let kind = prop_oneof![
+        Just(None),
+        text().prop_map(|text| Some(Kind::Exact(text))),
+        text().prop_map(|text| Some(Kind::Prefix(text))),
+        text().prop_map(|text| Some(Kind::Suffix(text))),
+        any::<bool>().prop_map(|present| Some(Kind::Present(present))),
+        select(templates).prop_map(|text| Some(Kind::PathTemplate(text.to_owned()))),
+        block.prop_map(|block| Some(Kind::IpBlock(block))),
+        (0..70_000_u32).prop_map(|port| Some(Kind::Port(port))),
+    ];
+    kind.prop_map(|kind| wire::AttributeValue { kind })
+}
+
+fn attribute_match() -> impl Strategy<Value = wire::AttributeMatch> {
+    let values = || vec(attribute_value(), 0..3);
+    (0..18_i32, text(), values(), values()).prop_map(|(attribute, key, values, not_values)| {
+        wire::AttributeMatch {
+            attribute,
+            key,
+            values,
+            not_values,
+        }
+    })
+}
+
+fn any_policy() -> impl Strategy<Value = wire::AuthorizationPolicy> {
+    let set =
+        || vec(attribute_match(), 0..2).prop_map(|matches| wire::AttributeMatches { matches });
+    let rule = (
+        any::<u32>(),
+        vec(set(), 0..2),
+        vec(set(), 0..2),
+        vec(attribute_match(), 0..2),
+    )
+        .prop_map(|(index, from, to, when)| wire::AuthorizationRule {
+            index,
+            from,
+            to,
+            when,
+        });
+    (0..5_i32, any::<bool>(), vec(rule, 0..3)).prop_map(|(action, dry_run, rules)| {
+        wire::AuthorizationPolicy {
+            name: "n/p".to_owned(),
+            action,
+            dry_run,
+            rules,
+        }
+    })
+}
+
 fn any_listener() -> impl Strategy<Value = wire::Listener> {
     let attached = || {
         (text(), vec(text(), 0..3))
@@ -202,6 +261,7 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
                 certificates,
                 routes,
                 tls_min,
+                policies: vec!["n/p".to_owned()],
                 ..Default::default()
             },
         );
@@ -227,6 +287,7 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
                 backend,
                 route_sets,
                 hostname,
+                policies: vec!["n/p".to_owned()],
                 ..Default::default()
             })
         });
@@ -235,6 +296,41 @@ fn any_listener() -> impl Strategy<Value = wire::Listener> {
         name: "l".to_owned(),
         frontend,
     })
+}
+
+/// Asks the policies of a table about requests and connections.
+fn authorize_all(table: &Table) {
+    let services = table.services.values().chain(table.names.values());
+    let services = services.map(|service| &service.authorization);
+    let sockets = table.sockets.values().flat_map(|socket| &socket.listeners);
+    let listeners = sockets.map(|listener| &listener.authorization);
+    let mut headers = HeaderMap::new();
+    headers.append("host", http::HeaderValue::from_static("a.com"));
+    headers.append("x-forwarded-for", http::HeaderValue::from_static("x, ::1"));
+    for authorization in services.chain(listeners) {
+        for (path, hops) in [("/", 0), ("/a/b", 1), ("*", 9)] {
+            let mut client = Client::new(SocketAddr::from(([10, 0, 0, 1], 1)), None);
+            for http in [true, false] {
+                let attributes = Attributes {
+                    client: &client,
+                    destination: Destination { ip: None, port: 80 },
+                    server_name: ServerName::Is("a.com"),
+                    request: http.then_some(RequestAttributes {
+                        method: "GET",
+                        host: "a.com",
+                        port: Some("80"),
+                        path,
+                        headers: Some(&headers),
+                        trusted_hops: hops,
+                        request_principal: None,
+                    }),
+                };
+                let _ = authorization.decide(&attributes);
+                authorization.observe(&attributes, |_| {});
+            }
+            client.identity = SpiffeId::parse("spiffe://td/ns/n/sa/x").ok();
+        }
+    }
 }
 
 /// Asks every router of a table, and applies the filters of the rules that answer.
@@ -298,8 +394,11 @@ proptest! {
     fn structured_resources_never_panic(
         routes in vec(any_route(), 0..3),
         listeners in vec(any_listener(), 0..3),
+        policy in any_policy(),
     ) {
         let mut proxy = Proxy::new();
+        let rejected = proxy.policies(std::slice::from_ref(&policy));
+        prop_assert!(rejected.iter().all(|(name, error)| name == "n/p" && !error.is_empty()));
         for route in &routes {
             let rejected = proxy.routes(std::slice::from_ref(route));
             prop_assert!(rejected.iter().all(|(name, error)| name == R && !error.is_empty()));
@@ -307,6 +406,7 @@ proptest! {
         for listener in &listeners {
             proxy.listeners(std::slice::from_ref(listener));
             ask_all(&proxy.table());
+            authorize_all(&proxy.table());
         }
         proxy.backends(&[backend("n/b/80", 1)]);
         ask_all(&proxy.table());
@@ -316,9 +416,16 @@ proptest! {
     }
 
     #[test]
-    fn bytes_never_panic(bytes in vec(any::<u8>(), 0..200), kind in 0..4_usize) {
+    fn bytes_never_panic(bytes in vec(any::<u8>(), 0..200), kind in 0..5_usize) {
         let mut proxy = Proxy::new();
-        let type_url = [LISTENER_TYPE, ROUTE_TYPE, BACKEND_TYPE, TLS_SECRET_TYPE][kind];
+        let types = [
+            LISTENER_TYPE,
+            ROUTE_TYPE,
+            BACKEND_TYPE,
+            TLS_SECRET_TYPE,
+            AUTHORIZATION_POLICY_TYPE,
+        ];
+        let type_url = types[kind];
         let resource = Resource::pack(String::new(), vec![], String::new(), type_url, bytes);
         proxy.store.apply(type_url, vec![resource], vec![String::new()]);
         ask_all(&proxy.table());

@@ -8,7 +8,8 @@ use hashbrown::HashMap;
 
 use super::attached::{self, Findings};
 use super::backends::Backends;
-use super::listener::{Parsed, Service, Socket, SocketListener};
+use super::listener::{Parsed, Service, Socket, SocketListener, Workload};
+use super::policies::Policies;
 use super::routes::Routes;
 use super::secret::Secrets;
 use crate::table::{
@@ -20,6 +21,7 @@ pub(super) struct Held<'a> {
     pub(super) routes: &'a Routes,
     pub(super) secrets: &'a Secrets,
     pub(super) backends: &'a Backends,
+    pub(super) policies: &'a Policies,
 }
 
 /// A part of a table.
@@ -36,9 +38,10 @@ impl Frontend {
                 service.addresses.clone(),
                 Arc::new(service_frontend(service, held, findings)),
             ),
-            Parsed::Workload(addresses, frontend) => {
-                Self::Workload(addresses.clone(), Arc::clone(frontend))
-            }
+            Parsed::Workload(workload) => Self::Workload(
+                workload.addresses.clone(),
+                Arc::new(workload_frontend(workload, held, findings)),
+            ),
             Parsed::Socket(socket) => {
                 Self::Socket(Arc::new(socket_frontend(socket, held, findings)))
             }
@@ -110,6 +113,20 @@ fn service_frontend(
         cluster: Arc::clone(&service.cluster),
         consumer_routes,
         producer_routes,
+        authorization: held.policies.attached(&service.policies, findings),
+    }
+}
+
+fn workload_frontend(
+    workload: &Workload,
+    held: &Held<'_>,
+    findings: &mut Findings,
+) -> WorkloadFrontend {
+    WorkloadFrontend {
+        endpoint: workload.endpoint.clone(),
+        ports: workload.ports.clone(),
+        cluster: Arc::clone(&workload.cluster),
+        authorization: held.policies.attached(&workload.policies, findings),
     }
 }
 
@@ -164,5 +181,6 @@ fn gateway_listener(
         protocol: listener.protocol,
         tls,
         routes: attached::put_together(&listener.routes, listener.layer(), held.routes, findings),
+        authorization: held.policies.attached(&listener.policies, findings),
     }
 }

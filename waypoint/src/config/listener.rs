@@ -10,14 +10,15 @@ use karst_api::waypoint::{ListenerProtocol, Protocol};
 
 use super::ConfigError;
 use super::attached::{AttachedName, Layer};
+use super::policies;
 use super::server_tls::{self, Alpn, ServerTls};
 use crate::balance::{Cluster, Clusters};
-use crate::table::{Hostname, WorkloadFrontend};
+use crate::table::Hostname;
 
 /// A listener, checked.
 pub(super) enum Parsed {
     Service(Service),
-    Workload(Vec<IpAddr>, Arc<WorkloadFrontend>),
+    Workload(Workload),
     Socket(Socket),
 }
 
@@ -33,6 +34,16 @@ pub(super) struct Service {
     pub(super) cluster: Arc<Cluster>,
     /// By namespace of the clients; empty for all others.
     pub(super) sets: HashMap<String, Vec<AttachedName>>,
+    pub(super) policies: Vec<String>,
+}
+
+/// A workload by its own address.
+pub(super) struct Workload {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) endpoint: wire::Endpoint,
+    pub(super) ports: HashMap<u16, Protocol>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) policies: Vec<String>,
 }
 
 /// A port of a gateway.
@@ -51,6 +62,7 @@ pub(super) struct SocketListener {
     /// What was made of it.
     pub(super) built: Option<server_tls::Built>,
     pub(super) routes: Vec<AttachedName>,
+    pub(super) policies: Vec<String>,
 }
 
 impl Parsed {
@@ -59,11 +71,9 @@ impl Parsed {
             Some(wire::listener::Frontend::Service(service)) => Service::new(service, clusters)
                 .map(Self::Service)
                 .map_err(|error| error.within("service")),
-            Some(wire::listener::Frontend::Workload(workload)) => {
-                workload_frontend(workload, clusters)
-                    .map(|(addresses, frontend)| Self::Workload(addresses, Arc::new(frontend)))
-                    .map_err(|error| error.within("workload"))
-            }
+            Some(wire::listener::Frontend::Workload(workload)) => Workload::new(workload, clusters)
+                .map(Self::Workload)
+                .map_err(|error| error.within("workload")),
             Some(wire::listener::Frontend::Socket(socket)) => Socket::new(socket)
                 .map(Self::Socket)
                 .map_err(|error| error.within("socket")),
@@ -74,18 +84,20 @@ impl Parsed {
         }
     }
 
-    /// Whether it refers to a route or secret for which `is_changed` holds.
+    /// Whether it refers to a route, secret or policy for which `is_changed` holds.
     pub(super) fn refers_to(
         &self,
         route_changed: impl Fn(&str) -> bool,
         secret_changed: impl Fn(&str) -> bool,
+        policy_changed: impl Fn(&str) -> bool,
     ) -> bool {
+        let any_policy = |names: &[String]| names.iter().any(|name| policy_changed(name));
         match self {
             Self::Service(service) => {
                 let mut names = service.sets.values().flatten();
-                names.any(|name| route_changed(&name.route))
+                names.any(|name| route_changed(&name.route)) || any_policy(&service.policies)
             }
-            Self::Workload(..) => false,
+            Self::Workload(workload) => any_policy(&workload.policies),
             Self::Socket(socket) => socket.listeners.iter().any(|listener| {
                 let tls = listener.tls.iter().flatten();
                 listener
@@ -93,6 +105,7 @@ impl Parsed {
                     .iter()
                     .any(|name| route_changed(&name.route))
                     || tls.flat_map(ServerTls::secrets).any(&secret_changed)
+                    || any_policy(&listener.policies)
             }),
         }
     }
@@ -101,7 +114,7 @@ impl Parsed {
     pub(super) fn backend(&self) -> Option<&str> {
         match self {
             Self::Service(service) => Some(&service.backend),
-            Self::Workload(..) | Self::Socket(_) => None,
+            Self::Workload(_) | Self::Socket(_) => None,
         }
     }
 
@@ -157,6 +170,7 @@ impl Service {
             cluster: clusters.get(&wire.backend),
             backend: wire.backend.clone(),
             sets,
+            policies: policies::names(&wire.policies)?,
         })
     }
 
@@ -173,26 +187,25 @@ impl Service {
     }
 }
 
-fn workload_frontend(
-    wire: &wire::WorkloadFrontend,
-    clusters: &Clusters,
-) -> Result<(Vec<IpAddr>, WorkloadFrontend), ConfigError> {
-    let addresses = ip_addresses("addresses", &wire.addresses)?;
-    let Some(endpoint) = &wire.endpoint else {
-        return Err(ConfigError::new("endpoint", "is missing"));
-    };
-    let mut ports = HashMap::with_capacity(wire.ports.len());
-    for declared in &wire.ports {
-        ports.insert(port("ports.port", declared.port)?, declared.protocol());
+impl Workload {
+    fn new(wire: &wire::WorkloadFrontend, clusters: &Clusters) -> Result<Self, ConfigError> {
+        let Some(endpoint) = &wire.endpoint else {
+            return Err(ConfigError::new("endpoint", "is missing"));
+        };
+        let mut ports = HashMap::with_capacity(wire.ports.len());
+        for declared in &wire.ports {
+            ports.insert(port("ports.port", declared.port)?, declared.protocol());
+        }
+        Ok(Self {
+            addresses: ip_addresses("addresses", &wire.addresses)?,
+            endpoint: endpoint.clone(),
+            ports,
+            cluster: clusters
+                .single(endpoint)
+                .map_err(|error| ConfigError::from(error).within("endpoint"))?,
+            policies: policies::names(&wire.policies)?,
+        })
     }
-    let frontend = WorkloadFrontend {
-        endpoint: endpoint.clone(),
-        ports,
-        cluster: clusters
-            .single(endpoint)
-            .map_err(|error| ConfigError::from(error).within("endpoint"))?,
-    };
-    Ok((addresses, frontend))
 }
 
 impl Socket {
@@ -240,6 +253,7 @@ impl SocketListener {
             tls: alpn.map(|alpn| ServerTls::new(wire, alpn)),
             built: None,
             routes: AttachedName::list(&wire.routes)?,
+            policies: policies::names(&wire.policies)?,
         })
     }
 

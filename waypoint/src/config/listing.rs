@@ -23,6 +23,8 @@ pub enum Kind {
     Backend,
     /// Certificates and authorities. Their content is never shown.
     TlsSecret,
+    /// Policies.
+    AuthorizationPolicy,
 }
 
 /// How a resource is doing.
@@ -35,7 +37,7 @@ pub enum State {
     Waiting,
     /// Its newest version is invalid; the former one is in force.
     Stale,
-    /// No version was valid. What refers to it fails.
+    /// No version was valid, or, of a policy, the newest was not. What refers to it fails.
     Rejected,
 }
 
@@ -86,7 +88,11 @@ impl Listing {
         let former = items.remove(&key);
         let state = match (&error, &former) {
             (None, _) => State::Active,
-            (Some(_), Some(former)) if former.state != State::Rejected => State::Stale,
+            (Some(_), Some(former))
+                if former.state != State::Rejected && kind != Kind::AuthorizationPolicy =>
+            {
+                State::Stale
+            }
             (Some(_), _) => State::Rejected,
         };
         let entry = Entry {

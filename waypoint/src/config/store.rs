@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 use karst_api::waypoint as wire;
-use karst_api::{BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE};
+use karst_api::{
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+};
 use karst_client::{Resource, ResourceHandler};
 
 use super::ConfigError;
@@ -14,6 +16,7 @@ use super::backends::Backends;
 use super::frontend::{Frontend, Held};
 use super::listener::Parsed;
 use super::listing::{Kind, Listing, State};
+use super::policies::Policies;
 use super::routes::Routes;
 use super::secret::Secrets;
 use crate::balance::Clusters;
@@ -28,6 +31,7 @@ pub struct Store {
     routes: Routes,
     backends: Backends,
     secrets: Secrets,
+    policies: Policies,
 }
 
 struct Listener {
@@ -56,6 +60,7 @@ struct Changed {
     listeners: HashSet<String>,
     routes: HashSet<String>,
     secrets: HashSet<String>,
+    policies: HashSet<String>,
     backends: bool,
     /// The table misses something, or has something too much.
     table: bool,
@@ -73,6 +78,7 @@ impl Store {
             routes: Routes::default(),
             backends: Backends::default(),
             secrets: Secrets::default(),
+            policies: Policies::default(),
         }
     }
 
@@ -115,6 +121,12 @@ impl Store {
                 self.secrets.update(&wire)?;
                 changed.secrets.insert(name);
             }
+            Kind::AuthorizationPolicy => {
+                let wire: wire::AuthorizationPolicy = resource.unpack(AUTHORIZATION_POLICY_TYPE)?;
+                same_name(resource, &wire.name)?;
+                self.policies.update(&wire)?;
+                changed.policies.insert(name);
+            }
         }
         Ok(None)
     }
@@ -154,6 +166,10 @@ impl Store {
                 self.secrets.reject(name);
                 changed.secrets.insert(name.to_owned());
             }
+            Kind::AuthorizationPolicy => {
+                self.policies.reject(name);
+                changed.policies.insert(name.to_owned());
+            }
         }
     }
 
@@ -171,6 +187,10 @@ impl Store {
             Kind::TlsSecret => {
                 self.secrets.remove(name);
                 changed.secrets.insert(name.to_owned());
+            }
+            Kind::AuthorizationPolicy => {
+                self.policies.remove(name);
+                changed.policies.insert(name.to_owned());
             }
         }
         self.listing.removed(kind, name);
@@ -211,12 +231,14 @@ impl Store {
             routes: &self.routes,
             secrets: &self.secrets,
             backends: &self.backends,
+            policies: &self.policies,
         };
         for (name, listener) in &mut self.listeners {
             let concerned = changed.listeners.contains(name)
                 || listener.parsed.refers_to(
                     |route| changed.routes.contains(route),
                     |secret| changed.secrets.contains(secret),
+                    |policy| changed.policies.contains(policy),
                 )
                 || (!listener.settled && changed.backends);
             if !concerned {
@@ -295,6 +317,7 @@ impl ResourceHandler for Store {
             ROUTE_TYPE => Kind::Route,
             BACKEND_TYPE => Kind::Backend,
             TLS_SECRET_TYPE => Kind::TlsSecret,
+            AUTHORIZATION_POLICY_TYPE => Kind::AuthorizationPolicy,
             other => {
                 let refused = |resource: Resource| {
                     (resource.name, format!("type {other:?} was not asked for"))

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use karst_api::waypoint as wire;
-use karst_api::{BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE};
+use karst_api::{
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+};
 use karst_client::{Resource, ResourceHandler};
 use prost::Message;
 
@@ -16,6 +18,8 @@ use crate::table::{BackendTarget, Routes, Table, Tables};
 
 #[path = "arbitrary_tests.rs"]
 mod arbitrary;
+#[path = "policies_tests.rs"]
+mod policies_tests;
 #[path = "testing.rs"]
 pub(super) mod testing;
 
@@ -71,6 +75,14 @@ impl Proxy {
             .map(|wire| packed(&wire.name, TLS_SECRET_TYPE, wire));
         self.store
             .apply(TLS_SECRET_TYPE, packed.collect(), Vec::new())
+    }
+
+    fn policies(&mut self, policies: &[wire::AuthorizationPolicy]) -> Rejected {
+        let packed = policies
+            .iter()
+            .map(|wire| packed(&wire.name, AUTHORIZATION_POLICY_TYPE, wire));
+        self.store
+            .apply(AUTHORIZATION_POLICY_TYPE, packed.collect(), Vec::new())
     }
 
     fn removed(&mut self, type_url: &str, name: &str) {
@@ -161,6 +173,7 @@ fn service_named(name: &str, address: [u8; 4], routes: &[&str]) -> wire::Listene
             } else {
                 vec![sets]
             },
+            policies: Vec::new(),
         })),
     }
 }
@@ -512,6 +525,7 @@ fn workloads_are_found_by_address() {
                 port: 80,
                 protocol: wire::Protocol::Http2.into(),
             }],
+            policies: Vec::new(),
         })),
     };
     let endpoint = wire::Endpoint {

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::authorize::Standing;
 use super::exchange::{Ending, Exchange};
 use super::reply;
+use crate::authz::Denial;
 use crate::body::{Body, BodyError};
 use crate::reason::Reason;
 
@@ -23,6 +25,11 @@ pub struct Download {
 #[derive(Debug, thiserror::Error)]
 #[error("the request took too long")]
 struct TookTooLong;
+
+/// The policies have changed.
+#[derive(Debug, thiserror::Error)]
+#[error("the policies do not allow the request any more")]
+struct NotAllowedAnyMore;
 
 impl Download {
     /// A body whose end is that of the exchange. After `deadline` it is broken off.
@@ -53,6 +60,35 @@ impl Download {
         if let Some(exchange) = self.exchange.take() {
             exchange.end(ending);
         }
+    }
+
+    /// Breaks a response off that the policies allow no more.
+    fn poll_denied(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let standing = self
+            .exchange
+            .as_mut()
+            .and_then(|each| each.standing.as_mut());
+        match standing.map(|standing| standing.poll_denied(cx)) {
+            Some(Poll::Ready(denial)) => self.deny(denial),
+            Some(Poll::Pending) | None => Poll::Pending,
+        }
+    }
+
+    fn deny(&mut self, denial: Denial) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.body = Body::Empty;
+        self.deadline = None;
+        let grpc = self.exchange.as_ref().is_some_and(|exchange| exchange.grpc);
+        let trailers = grpc.then(|| reply::denied_trailers(&denial));
+        if let Some(exchange) = self.exchange.take() {
+            exchange.end_denied(denial);
+        }
+        Poll::Ready(Some(match trailers {
+            Some(trailers) => Ok(Frame::trailers(trailers)),
+            None => Err(NotAllowedAnyMore.into()),
+        }))
     }
 
     fn poll_deadline(
@@ -86,8 +122,20 @@ impl HttpBody for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        let standing = this
+            .exchange
+            .as_ref()
+            .and_then(|each| each.standing.as_ref());
+        if let Some(denial) = standing.and_then(Standing::check) {
+            return this.deny(denial);
+        }
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            return this.poll_deadline(cx);
+            let denied = this.poll_denied(cx);
+            return if denied.is_ready() {
+                denied
+            } else {
+                this.poll_deadline(cx)
+            };
         };
         match &frame {
             Some(Ok(frame)) => {

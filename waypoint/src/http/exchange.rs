@@ -10,10 +10,12 @@ use http::{Method, StatusCode, Uri, Version};
 use http_body::Frame;
 use tokio::time::Instant;
 
+use super::authorize::Standing;
 use super::connection::Connection;
 use super::reply;
 use super::upload::{Upload, UploadError};
 use crate::access_log::{Destination, EndpointRecord, RequestRecord, Spoken};
+use crate::authz::Denial;
 use crate::balance::{Outcome, Picked, RetryPermit, Via};
 use crate::reason::Reason;
 
@@ -45,12 +47,17 @@ pub(super) struct Exchange {
     pub(super) attempts: u32,
     pub(super) upload: Option<Rc<Upload>>,
     pub(super) request_id: Option<HeaderValue>,
+    /// What brings it back to its policies.
+    pub(super) standing: Option<Standing>,
+    /// The AUDIT policy that it matched first.
+    pub(super) audited: Option<Arc<str>>,
     /// When the whole request must have ended.
     pub(super) deadline: Option<Instant>,
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
     reason: Option<Reason>,
     error: Option<String>,
+    denial: Option<Denial>,
     sent: u64,
     head_at: Option<Instant>,
     ended: bool,
@@ -75,11 +82,14 @@ impl Exchange {
             attempts: 0,
             upload: None,
             request_id: None,
+            standing: None,
+            audited: None,
             deadline: None,
             status: None,
             grpc_status: None,
             reason: None,
             error: None,
+            denial: None,
             sent: 0,
             head_at: None,
             ended: false,
@@ -111,6 +121,11 @@ impl Exchange {
         self.error = error;
     }
 
+    /// The policy that refuses it.
+    pub(super) fn denied_by(&mut self, denial: Denial) {
+        self.denial = Some(denial);
+    }
+
     /// A part of the response's body.
     pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
@@ -125,6 +140,13 @@ impl Exchange {
     /// Bytes that an upgraded connection carried to the client.
     pub(super) fn carried(&mut self, bytes: u64) {
         self.sent += bytes;
+    }
+
+    /// Ends it because the policies allow it no more.
+    pub(super) fn end_denied(mut self: Box<Self>, denial: Denial) {
+        let ending = Ending::Broken(Reason::Other(denial.reason()), Some(denial.to_string()));
+        self.denied_by(denial);
+        self.end(ending);
     }
 
     /// Ends it.
@@ -169,6 +191,8 @@ impl Exchange {
         record.grpc_status = self.grpc_status;
         record.reason = self.reason;
         record.error = self.error.take();
+        record.denial = self.denial.take();
+        record.audited = self.audited.take();
         record.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.received());
         record.bytes_sent = self.sent;
         record.duration = now - self.started;

@@ -1,15 +1,14 @@
 //! What a request came to, by the table of the moment.
 
-use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hashbrown::Equivalent;
 use http::StatusCode;
 use karst_api::waypoint::ListenerProtocol;
 
 use super::reply::Failure;
 use super::{Entry, GatewayTls};
+use crate::authz::Authorization;
 use crate::balance::Cluster;
 use crate::client::Client;
 use crate::reason::Reason;
@@ -31,23 +30,6 @@ pub(super) struct Plain<'a> {
     pub(super) address: Option<IpAddr>,
 }
 
-/// A key of [`Table::names`] that is not copied together for each request.
-struct Name<'a>(&'a str, u16);
-
-impl Hash for Name<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        // As `(String, u16)` does it.
-        self.0.hash(state);
-        self.1.hash(state);
-    }
-}
-
-impl Equivalent<(String, u16)> for Name<'_> {
-    fn equivalent(&self, key: &(String, u16)) -> bool {
-        self.0 == key.0 && self.1 == key.1
-    }
-}
-
 impl<'a> Frontend<'a> {
     /// # Errors
     /// The connection's frontend is not served any more, or the host is of another one.
@@ -55,8 +37,8 @@ impl<'a> Frontend<'a> {
         let gone = || Failure::because(StatusCode::SERVICE_UNAVAILABLE, Reason::UnknownDestination);
         match entry {
             Entry::Service(service) => {
-                let name = Name(&service.hostname, service.port);
-                let service = table.names.get(&name).ok_or_else(gone)?;
+                let service = table.service(&service.hostname, service.port);
+                let service = service.ok_or_else(gone)?;
                 Ok(Self::Service(service))
             }
             Entry::Workload(_, address) => {
@@ -119,6 +101,15 @@ impl<'a> Frontend<'a> {
         }
     }
 
+    /// Who may use it.
+    pub(super) fn authorization(&self) -> &'a Authorization {
+        match self {
+            Self::Service(service) => &service.authorization,
+            Self::Workload(workload, _) => &workload.authorization,
+            Self::Listener(listener, _) => &listener.authorization,
+        }
+    }
+
     /// The port that the client used.
     pub(super) fn port(&self) -> u16 {
         match self {
@@ -151,20 +142,5 @@ fn listener<'a>(
             "gateway_misdirected",
         )),
         _ => Ok(listener),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use hashbrown::HashMap;
-
-    use super::Name;
-
-    #[test]
-    fn names_are_found_without_a_copy() {
-        let mut map: HashMap<(String, u16), u8> = HashMap::new();
-        map.insert(("a.b".to_owned(), 80), 1);
-        assert_eq!(map.get(&Name("a.b", 80)), Some(&1));
-        assert_eq!(map.get(&Name("a.b", 81)), None);
     }
 }

@@ -94,6 +94,8 @@ pub struct HttpLimits {
     pub drain: Duration,
     /// See [`MAX_STREAMS`].
     pub streams: u32,
+    /// How many forward proxies in front of this one are trusted to tell their client's address.
+    pub trusted_hops: usize,
 }
 
 impl Default for HttpLimits {
@@ -104,6 +106,7 @@ impl Default for HttpLimits {
             body_pause: BODY_PAUSE,
             drain: DRAIN_TIMEOUT,
             streams: MAX_STREAMS,
+            trusted_hops: 0,
         }
     }
 }

@@ -27,6 +27,15 @@ pub fn normalise(path: &str) -> Result<Option<String>, BadPath> {
     Ok((normal != path).then_some(normal))
 }
 
+/// A part of a path with its octets in their normal form, whatever its segments: for comparing with paths that have
+/// that form.
+///
+/// # Errors
+/// It has none.
+pub fn octets(part: &str) -> Result<String, BadPath> {
+    decode(part.as_bytes())
+}
+
 /// Whether there is nothing to do, which is so for nearly all paths.
 fn is_normal(path: &[u8]) -> bool {
     let mut after_slash = false;

@@ -3,6 +3,7 @@
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
+use crate::authz::Denial;
 use crate::body::Body;
 use crate::reason::Reason;
 
@@ -15,6 +16,9 @@ static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// gRPC's code for a deadline that has passed.
 pub(super) const DEADLINE_EXCEEDED: u32 = 4;
 
+/// gRPC's code for what somebody may not do.
+const PERMISSION_DENIED: u32 = 7;
+
 /// Why a request is answered by us.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -22,6 +26,8 @@ pub(super) struct Failure {
     pub(super) reason: Reason,
     /// More, for the log alone.
     pub(super) error: Option<String>,
+    /// The policy that refuses it.
+    pub(super) denial: Option<Denial>,
     /// Nothing more is to be read from an HTTP/1 connection.
     close: bool,
 }
@@ -36,8 +42,22 @@ impl Failure {
             status,
             reason,
             error: None,
+            denial: None,
             close: false,
         }
+    }
+
+    /// A request that a policy refuses, or whose policy is not there.
+    pub(super) fn denied(denial: Denial) -> Self {
+        let status = if denial.unusable {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::FORBIDDEN
+        };
+        let mut failure = Self::new(status, denial.reason());
+        failure.error = Some(denial.to_string());
+        failure.denial = Some(denial);
+        failure
     }
 
     /// A request that cannot be understood; what follows it may be anything.
@@ -59,7 +79,11 @@ impl Failure {
     /// The answer for a client that speaks plain HTTP.
     pub(super) fn response(&self) -> Response<Body> {
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let mut response = Response::new(Body::full(self.reason.as_str()));
+        let body = match &self.denial {
+            Some(denial) => Body::full(denied_text(denial)),
+            None => Body::full(self.reason.as_str()),
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -77,10 +101,25 @@ impl Failure {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS.clone(), grpc_status(self.status).into());
         let reason = HeaderValue::from_static(self.reason.as_str());
-        headers.insert(GRPC_MESSAGE.clone(), reason.clone());
+        let message = match &self.denial {
+            Some(denial) => denied_message(denial),
+            None => reason.clone(),
+        };
+        headers.insert(GRPC_MESSAGE.clone(), message);
         headers.insert(KARST_REASON.clone(), reason);
         response
     }
+}
+
+/// What a client is told whom a policy refuses. It begins as Istio's answer, which clients and tests look for.
+fn denied_text(denial: &Denial) -> String {
+    format!("RBAC: access denied ({denial})")
+}
+
+/// The same for gRPC, which wants what is no printable ASCII encoded: in names of policies there is none of it.
+fn denied_message(denial: &Denial) -> HeaderValue {
+    HeaderValue::try_from(denied_text(denial))
+        .unwrap_or_else(|_| HeaderValue::from_static("RBAC: access denied"))
 }
 
 /// The gRPC code that says what a status of HTTP says. Where gRPC's own table for proxies that know nothing of
@@ -89,7 +128,7 @@ pub(super) fn grpc_status(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 | 500 => 13,
         401 => 16,
-        403 => 7,
+        403 => PERMISSION_DENIED,
         404 | 405 | 501 => 12,
         408 | 504 => DEADLINE_EXCEEDED,
         413 | 429 | 431 => 8,
@@ -109,6 +148,14 @@ pub(super) fn deadline_trailers() -> http::HeaderMap {
     trailers
 }
 
+/// Trailers that end a gRPC response that a policy allows no more.
+pub(super) fn denied_trailers(denial: &Denial) -> http::HeaderMap {
+    let mut trailers = http::HeaderMap::with_capacity(2);
+    trailers.insert(GRPC_STATUS.clone(), PERMISSION_DENIED.into());
+    trailers.insert(GRPC_MESSAGE.clone(), denied_message(denial));
+    trailers
+}
+
 /// The status of a gRPC response, from its trailers or a head without body.
 pub(super) fn grpc_status_of(headers: &http::HeaderMap) -> Option<u32> {
     headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
@@ -125,7 +172,8 @@ pub(super) fn is_grpc(headers: &http::HeaderMap) -> bool {
 mod tests {
     use http::{HeaderMap, StatusCode};
 
-    use super::{Failure, grpc_status, is_grpc};
+    use super::{Failure, denied_text, grpc_status, is_grpc};
+    use crate::authz::Denial;
 
     #[test]
     fn grpc_is_told_by_its_content_type() {
@@ -140,6 +188,35 @@ mod tests {
         check("application/grpc-web", false);
         check("application/json", false);
         assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn denials_name_their_policy() {
+        let denial = Denial {
+            policy: "shop/readers".into(),
+            rule: Some(2),
+            unusable: false,
+        };
+        let failure = Failure::denied(denial.clone());
+        assert_eq!(failure.reason.as_str(), "policy_denied");
+        assert_eq!(failure.response().status(), 403);
+        assert_eq!(failure.response().headers()["content-type"], "text/plain");
+        assert_eq!(
+            denied_text(&denial),
+            "RBAC: access denied (policy shop/readers, rules[2])"
+        );
+        let grpc = failure.grpc_response();
+        assert_eq!(grpc.headers()["grpc-status"], "7");
+        assert_eq!(grpc.headers()["grpc-message"], *denied_text(&denial));
+        let unusable = Denial {
+            rule: None,
+            unusable: true,
+            ..denial
+        };
+        let failure = Failure::denied(unusable);
+        assert_eq!(failure.reason.as_str(), "policy_not_ready");
+        assert_eq!(failure.response().status(), 503);
+        assert_eq!(failure.grpc_response().headers()["grpc-status"], "14");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
+use super::authorize;
 use super::connection::Connection;
 use super::download::Download;
 use super::exchange::Exchange;
@@ -83,6 +84,9 @@ fn fail(exchange: &mut Exchange, failure: Failure) -> Response<Body> {
     } else {
         failure.response()
     };
+    if let Some(denial) = failure.denial {
+        exchange.denied_by(denial);
+    }
     exchange.because(failure.reason, failure.error);
     response
 }
@@ -96,6 +100,7 @@ async fn serve(
     exchange.authority = normal::normalise(&mut parts)?;
     let authority = exchange.authority.clone();
     let host = host_of(authority.to_str().unwrap_or_default());
+    let seen = connection.server.tables.generation();
     let table = connection.server.tables.load();
     let frontend = Frontend::find(&connection.entry, &table, &host)?;
     if let Frontend::Listener(listener, _) = &frontend {
@@ -104,6 +109,7 @@ async fn serve(
     if let Some(plain) = frontend.plain() {
         exchange.destination = connection.server.destination(plain.cluster);
     }
+    let mut standing = authorize::admit(exchange, &parts, &frontend, seen)?;
     let uri = parts.uri.clone();
     // `OPTIONS *` is about the whole server.
     let path = if uri.path() == "*" { "/" } else { uri.path() };
@@ -136,22 +142,32 @@ async fn serve(
         prefix: matched.as_ref().and_then(|matched| matched.prefix),
         origin: origin.as_ref(),
     };
-    match matched {
-        Some(matched) => by_rule(exchange, parts, &matched, &context, wanted).await,
-        None => {
-            let Some(plain) = frontend.plain() else {
-                return Err(Failure::because(StatusCode::NOT_FOUND, Reason::NoRoute));
-            };
-            exchange.deadline = forward::deadline(exchange, None, &parts.headers);
-            let target = Target {
-                cluster: plain.cluster,
-                port: plain.port,
-                address: plain.address,
-                sticky: None,
-            };
-            send(exchange, parts, &target, None, wanted).await
+    let answering = async {
+        match matched {
+            Some(matched) => by_rule(exchange, parts, &matched, &context, wanted).await,
+            None => {
+                let Some(plain) = frontend.plain() else {
+                    return Err(Failure::because(StatusCode::NOT_FOUND, Reason::NoRoute));
+                };
+                exchange.deadline = forward::deadline(exchange, None, &parts.headers);
+                let target = Target {
+                    cluster: plain.cluster,
+                    port: plain.port,
+                    address: plain.address,
+                    sticky: None,
+                };
+                send(exchange, parts, &target, None, wanted).await
+            }
         }
-    }
+    };
+    let answer = tokio::select! {
+        biased;
+        answer = answering => answer,
+        // The answer may be long in coming, and the policies may change meanwhile.
+        denial = standing.denied() => Err(Failure::denied(denial)),
+    };
+    exchange.standing = Some(standing);
+    answer
 }
 
 /// Sends a request on as a rule says, with all its filters.

@@ -1,5 +1,7 @@
 //! Requests through the whole path: a client's bytes, routes as the controller sends them, real applications.
 
+#[path = "tests/authorize.rs"]
+mod authorize;
 #[path = "tests/bodies.rs"]
 mod bodies;
 #[path = "tests/floods.rs"]

@@ -187,14 +187,19 @@ async fn relay<IO>(
     };
     // The exchange is a request under way: it does not idle.
     let (activity, limits) = (&connection.activity, &connection.server.limits);
-    let end = keep(
-        pin!(carry),
-        |_| Told::Ends,
-        activity,
-        limits,
-        &connection.drain,
-    )
-    .await;
+    let mut standing = exchange.standing.take();
+    let denied = async {
+        match &mut standing {
+            Some(standing) => standing.denied().await,
+            None => std::future::pending().await,
+        }
+    };
+    let carry = pin!(carry);
+    let kept = keep(carry, |_| Told::Ends, activity, limits, &connection.drain);
+    let end = tokio::select! {
+        end = kept => end,
+        denial = denied => return exchange.end_denied(denial),
+    };
     match end {
         End::Done(Ok((_, down))) => {
             exchange.carried(down);

@@ -56,6 +56,13 @@ impl Collector for Counters {
             .iter()
             .map(|(reason, count)| (vec![("reason", *reason)], *count));
         out.counters("karst_waypoint_refusals", help, refusals)?;
+        let help = "Requests and connections that a policy has refused, logged or, on trial, would have refused or allowed";
+        let policies = metrics.policies.read();
+        let policies = policies.iter().map(|(policy, outcome, count)| {
+            let labels = vec![("policy", &**policy), ("outcome", outcome.as_str())];
+            (labels, *count)
+        });
+        out.counters("karst_waypoint_policy_decisions", help, policies)?;
         let help = "Retries of requests, by whether the budget allowed them";
         let retries = [
             (vec![("result", "sent")], metrics.retries.get()),

@@ -151,6 +151,7 @@ async fn without_anything_to_hash_requests_are_spread() {
 
 fn client(address: &str) -> Client {
     Client {
+        destination: None,
         address: address.parse().unwrap(),
         identity: None,
         workload: None,

@@ -9,7 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::HeaderMap;
-use karst_api::{BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE};
+use karst_api::{
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+};
 use karst_client::{Resource, ResourceHandler};
 use karst_identity::WorkloadCertificate;
 use karst_tunnel::headers::{Authority, Forwarded, SourceHeaders};
@@ -90,6 +92,7 @@ impl World {
             metrics: Arc::<Metrics>::default(),
             access_log: AccessLog::start(AccessLogFormat::Off).unwrap(),
             max_connections: 1000,
+            trusted_hops: 0,
             baggage: None,
             tunnel_port,
             upstreams: Upstreams::default(),
@@ -140,6 +143,10 @@ impl World {
 
     pub fn secret(&mut self, secret: &karst_api::waypoint::TlsSecret) {
         self.put(TLS_SECRET_TYPE, &secret.name, secret);
+    }
+
+    pub fn policy(&mut self, policy: &karst_api::waypoint::AuthorizationPolicy) {
+        self.put(AUTHORIZATION_POLICY_TYPE, &policy.name, policy);
     }
 
     pub fn remove_listener(&mut self, name: &str) {

@@ -54,6 +54,7 @@ pub fn service(protocol: Protocol, backend: &str, route_sets: Vec<RouteSet>) -> 
             protocol: protocol.into(),
             backend: backend.to_owned(),
             route_sets,
+            policies: Vec::new(),
         })),
     }
 }
@@ -65,6 +66,7 @@ pub fn workload(application: SocketAddr) -> Listener {
             addresses: vec![octets(application.ip())],
             endpoint: Some(endpoint(application)),
             ports: Vec::new(),
+            policies: Vec::new(),
         })),
     }
 }

@@ -145,6 +145,7 @@ pub async fn read(response: Response<UpstreamBody>) -> (Response<()>, String) {
 
 pub fn client() -> Client {
     Client {
+        destination: None,
         address: "10.9.8.7:4321".parse().unwrap(),
         identity: None,
         workload: None,

@@ -56,6 +56,10 @@ pub struct ServiceFrontend {
     /// `backend`; with one, a request that no rule matches is answered with 404.
     #[prost(message, repeated, tag = "8")]
     pub route_sets: ::prost::alloc::vec::Vec<RouteSet>,
+    /// Names of AuthorizationPolicies that every request and connection must satisfy, in no order. One that
+    /// is invalid refuses everything.
+    #[prost(string, repeated, tag = "9")]
+    pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A workload reached by its own address. No routes apply.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -69,6 +73,9 @@ pub struct WorkloadFrontend {
     /// Ports whose protocol is declared by a Service that selects the workload.
     #[prost(message, repeated, tag = "3")]
     pub ports: ::prost::alloc::vec::Vec<WorkloadPort>,
+    /// Names of AuthorizationPolicies, as of a ServiceFrontend.
+    #[prost(string, repeated, tag = "4")]
+    pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port of a workload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -118,6 +125,9 @@ pub struct GatewayListener {
     /// HTTP and gRPC routes, or TLS routes, or TCP routes, as `protocol` says.
     #[prost(message, repeated, tag = "8")]
     pub routes: ::prost::alloc::vec::Vec<AttachedRoute>,
+    /// Names of AuthorizationPolicies, as of a ServiceFrontend.
+    #[prost(string, repeated, tag = "9")]
+    pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Validation of client certificates.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -724,6 +734,111 @@ pub struct RetryBudget {
     #[prost(uint32, tag = "2")]
     pub min_per_second: u32,
 }
+/// An AuthorizationPolicy. Type `karst.waypoint.v1.AuthorizationPolicy`.
+///
+/// What a proxy does not know in it makes it invalid, never wider: attributes and kinds of values are
+/// enumerated here instead of being fields, so that an older proxy sees that there is something that it
+/// does not know. Unlike other resources an invalid version does not leave the former one in force:
+/// what the policy is attached to is refused until a valid one comes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuthorizationPolicy {
+    /// Resource name, `NAMESPACE/NAME`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What it does with what its rules match.
+    #[prost(enumeration = "PolicyAction", tag = "2")]
+    pub action: i32,
+    /// Only counted and logged, never enforced.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+    /// Any one of them is enough; none matches nothing.
+    #[prost(message, repeated, tag = "4")]
+    pub rules: ::prost::alloc::vec::Vec<AuthorizationRule>,
+}
+/// A rule of an AuthorizationPolicy. All of from, to and when must hold; each that is empty does.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuthorizationRule {
+    /// Place among the rules of the object, for logs.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// Any one of them is enough.
+    #[prost(message, repeated, tag = "2")]
+    pub from: ::prost::alloc::vec::Vec<AttributeMatches>,
+    /// Any one of them is enough.
+    #[prost(message, repeated, tag = "3")]
+    pub to: ::prost::alloc::vec::Vec<AttributeMatches>,
+    /// Each must hold.
+    #[prost(message, repeated, tag = "4")]
+    pub when: ::prost::alloc::vec::Vec<AttributeMatch>,
+}
+/// Conditions of which each must hold.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttributeMatches {
+    /// The conditions.
+    #[prost(message, repeated, tag = "1")]
+    pub matches: ::prost::alloc::vec::Vec<AttributeMatch>,
+}
+/// A condition on an attribute: it has one of the values, if there are any, and none of the not_values.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttributeMatch {
+    /// Which one.
+    #[prost(enumeration = "Attribute", tag = "1")]
+    pub attribute: i32,
+    /// Of ATTRIBUTE_HEADER the header, of ATTRIBUTE_REQUEST_CLAIM the path of claims, joined by dots; else empty.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// Any one of them is enough.
+    #[prost(message, repeated, tag = "3")]
+    pub values: ::prost::alloc::vec::Vec<AttributeValue>,
+    /// None of them may be.
+    #[prost(message, repeated, tag = "4")]
+    pub not_values: ::prost::alloc::vec::Vec<AttributeValue>,
+}
+/// A value of an attribute.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttributeValue {
+    /// Exactly one of them.
+    #[prost(oneof = "attribute_value::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub kind: ::core::option::Option<attribute_value::Kind>,
+}
+/// Nested message and enum types in `AttributeValue`.
+pub mod attribute_value {
+    /// Exactly one of them.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Equal.
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        /// It begins so.
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        /// It ends so.
+        #[prost(string, tag = "3")]
+        Suffix(::prost::alloc::string::String),
+        /// It is there and not empty; always true.
+        #[prost(bool, tag = "4")]
+        Present(bool),
+        /// A path with `{*}` for one segment and `{**}` for any number of them.
+        #[prost(string, tag = "5")]
+        PathTemplate(::prost::alloc::string::String),
+        /// An address in this block; for addresses alone.
+        #[prost(message, tag = "6")]
+        IpBlock(super::IpBlock),
+        /// A port; for ports alone.
+        #[prost(uint32, tag = "7")]
+        Port(u32),
+    }
+}
+/// A block of addresses.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpBlock {
+    /// 4 or 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub address: ::prost::alloc::vec::Vec<u8>,
+    /// Bits of it that count.
+    #[prost(uint32, tag = "2")]
+    pub length: u32,
+}
 /// What a gateway's listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1024,6 +1139,133 @@ impl LocalityPreference {
             "ANYWHERE" => Some(Self::Anywhere),
             "SAME_ZONE" => Some(Self::SameZone),
             "SAME_NODE" => Some(Self::SameNode),
+            _ => None,
+        }
+    }
+}
+/// What an AuthorizationPolicy does. A request is refused if a DENY policy matches, or if there are ALLOW
+/// policies and none of them matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PolicyAction {
+    /// Never sent.
+    ActionUnspecified = 0,
+    /// Allows.
+    ActionAllow = 1,
+    /// Refuses, whatever else allows.
+    ActionDeny = 2,
+    /// Logs, and decides nothing.
+    ActionAudit = 3,
+}
+impl PolicyAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::ActionUnspecified => "ACTION_UNSPECIFIED",
+            Self::ActionAllow => "ACTION_ALLOW",
+            Self::ActionDeny => "ACTION_DENY",
+            Self::ActionAudit => "ACTION_AUDIT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ACTION_UNSPECIFIED" => Some(Self::ActionUnspecified),
+            "ACTION_ALLOW" => Some(Self::ActionAllow),
+            "ACTION_DENY" => Some(Self::ActionDeny),
+            "ACTION_AUDIT" => Some(Self::ActionAudit),
+            _ => None,
+        }
+    }
+}
+/// What an AuthorizationPolicy can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Attribute {
+    /// Never sent.
+    Unspecified = 0,
+    /// `TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT` of the proven identity.
+    SourcePrincipal = 1,
+    /// Namespace of the proven identity.
+    SourceNamespace = 2,
+    /// `NAMESPACE/ACCOUNT` of the proven identity.
+    SourceServiceAccount = 3,
+    /// Address of the client.
+    SourceIp = 4,
+    /// Address of the client beyond trusted proxies in front of it.
+    RemoteIp = 5,
+    /// `ISSUER/SUBJECT` of a validated token.
+    RequestPrincipal = 6,
+    /// Audiences of a validated token.
+    RequestAudiences = 7,
+    /// Authorized party of a validated token.
+    RequestPresenter = 8,
+    /// A claim of a validated token.
+    RequestClaim = 9,
+    /// Host of a request, without regard to case; with its port or without.
+    Host = 10,
+    /// Method of a request.
+    Method = 11,
+    /// Path of a request, normalised and without query.
+    Path = 12,
+    /// A header of a request.
+    Header = 13,
+    /// Address that the client asked for.
+    DestinationIp = 14,
+    /// Port that the client asked for.
+    DestinationPort = 15,
+    /// Server name of the client's TLS.
+    Sni = 16,
+}
+impl Attribute {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ATTRIBUTE_UNSPECIFIED",
+            Self::SourcePrincipal => "ATTRIBUTE_SOURCE_PRINCIPAL",
+            Self::SourceNamespace => "ATTRIBUTE_SOURCE_NAMESPACE",
+            Self::SourceServiceAccount => "ATTRIBUTE_SOURCE_SERVICE_ACCOUNT",
+            Self::SourceIp => "ATTRIBUTE_SOURCE_IP",
+            Self::RemoteIp => "ATTRIBUTE_REMOTE_IP",
+            Self::RequestPrincipal => "ATTRIBUTE_REQUEST_PRINCIPAL",
+            Self::RequestAudiences => "ATTRIBUTE_REQUEST_AUDIENCES",
+            Self::RequestPresenter => "ATTRIBUTE_REQUEST_PRESENTER",
+            Self::RequestClaim => "ATTRIBUTE_REQUEST_CLAIM",
+            Self::Host => "ATTRIBUTE_HOST",
+            Self::Method => "ATTRIBUTE_METHOD",
+            Self::Path => "ATTRIBUTE_PATH",
+            Self::Header => "ATTRIBUTE_HEADER",
+            Self::DestinationIp => "ATTRIBUTE_DESTINATION_IP",
+            Self::DestinationPort => "ATTRIBUTE_DESTINATION_PORT",
+            Self::Sni => "ATTRIBUTE_SNI",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ATTRIBUTE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ATTRIBUTE_SOURCE_PRINCIPAL" => Some(Self::SourcePrincipal),
+            "ATTRIBUTE_SOURCE_NAMESPACE" => Some(Self::SourceNamespace),
+            "ATTRIBUTE_SOURCE_SERVICE_ACCOUNT" => Some(Self::SourceServiceAccount),
+            "ATTRIBUTE_SOURCE_IP" => Some(Self::SourceIp),
+            "ATTRIBUTE_REMOTE_IP" => Some(Self::RemoteIp),
+            "ATTRIBUTE_REQUEST_PRINCIPAL" => Some(Self::RequestPrincipal),
+            "ATTRIBUTE_REQUEST_AUDIENCES" => Some(Self::RequestAudiences),
+            "ATTRIBUTE_REQUEST_PRESENTER" => Some(Self::RequestPresenter),
+            "ATTRIBUTE_REQUEST_CLAIM" => Some(Self::RequestClaim),
+            "ATTRIBUTE_HOST" => Some(Self::Host),
+            "ATTRIBUTE_METHOD" => Some(Self::Method),
+            "ATTRIBUTE_PATH" => Some(Self::Path),
+            "ATTRIBUTE_HEADER" => Some(Self::Header),
+            "ATTRIBUTE_DESTINATION_IP" => Some(Self::DestinationIp),
+            "ATTRIBUTE_DESTINATION_PORT" => Some(Self::DestinationPort),
+            "ATTRIBUTE_SNI" => Some(Self::Sni),
             _ => None,
         }
     }

@@ -22,6 +22,10 @@ use std::{
     sync::Arc,
 };
 
+pub(super) use self::{
+    binding::{Binding, BindingState},
+    status::WAYPOINT_BOUND,
+};
 use self::{
     binding::{PodMesh, Waypoint},
     gateway::View,
@@ -44,7 +48,7 @@ use crate::{
         tls_material::TlsMaterial,
         traffic_policy::TrafficPolicy,
     },
-    proxy::{GatewayName, ProxyChange, ProxyKind, ProxyWanted},
+    proxy::{GatewayName, ProxyChange, ProxyClass, ProxyKind, ProxyWanted},
     resource::Rendered,
     status::{Condition, ObjectStatus},
 };
@@ -142,6 +146,21 @@ pub(super) struct Dirty {
 pub(super) type BackendKey = (NsName, u16);
 
 impl L7 {
+    /// The waypoint that a Service asks for.
+    pub(super) fn binding_of_service(&self, service: &NsName) -> Option<&Binding> {
+        self.services.get(service)?.binding.as_ref()
+    }
+
+    /// Everything that comes through a proxy may have other policies: its own ports, services and pods.
+    pub(super) fn proxy_policies_changed(&mut self, gateway: GatewayName) {
+        let services = self.bound_services.get(&gateway).into_iter().flatten();
+        self.dirty.services.extend(services.cloned());
+        let served = |(_, pod): &(&NsName, &PodMesh)| pod.is_served_by(&gateway);
+        let pods = self.pods.iter().filter(served).map(|(key, _)| key.clone());
+        self.dirty.pods.extend(pods);
+        self.dirty.proxies.insert(gateway);
+    }
+
     pub(super) fn object_count(&self, kind: Kind) -> usize {
         match kind {
             Kind::GatewayClass => self.classes.len(),
@@ -228,6 +247,16 @@ impl Index {
     #[must_use]
     pub fn proxy_wanted(&self, gateway: &GatewayName) -> Option<ProxyWanted> {
         self.l7.wanted.get(gateway).cloned()
+    }
+
+    /// What a Gateway is for; `None` if there is none of that name, or it is not ours.
+    pub(super) fn class_of_gateway(&self, gateway: &GatewayName) -> Option<ProxyClass> {
+        self.gateway_class(gateway)
+    }
+
+    /// What Gateways of a class are for; `None` if the class is not ours.
+    pub(super) fn l7_class(&self, class: &str) -> Option<ProxyClass> {
+        self.class_of(class)
     }
 
     /// Stores an object of a kind that concerns waypoints and gateways, or forgets it.

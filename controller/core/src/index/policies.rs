@@ -7,6 +7,7 @@
 
 mod peer;
 mod status;
+mod targets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -172,6 +173,8 @@ impl Index {
                 .map(|policy| policy.selector.clone())
                 .filter(|selector| !selector.is_empty())
         };
+        self.targets_changed(&key, former.as_ref());
+        self.targets_changed(&key, now.as_ref());
         let (before, after) = (selector(&former), selector(&now));
         let message = now
             .as_ref()
@@ -179,6 +182,8 @@ impl Index {
         self.put_authorization(resource_name(&key), message.as_ref(), changes);
         let status = now
             .as_ref()
+            // That of one with targets follows from these; it is worked out with them.
+            .filter(|held| held.in_force.targeted.is_none())
             .map(|held| status::of_authorization(&key, held, &self.config.root_namespace));
         self.put_policy_status(Kind::AuthorizationPolicy, &key, status, changes);
         if before == after {

@@ -5,10 +5,14 @@
 //! without it. And a policy whose author made a mistake says so by [`AuthorizationPolicy::faults`], so
 //! that the last one without a mistake can stay in force.
 
+mod requests;
 mod rules;
+mod targets;
 mod values;
 
-use karst_api::security as wire;
+pub(crate) use targets::Target;
+
+use karst_api::{security as wire, waypoint};
 use serde_json::Value;
 
 use super::{
@@ -26,7 +30,7 @@ const MAX_RULES: usize = 512;
 /// Evaluates a policy without enforcing it.
 const DRY_RUN: &str = "istio.io/dry-run";
 
-/// A policy as node agents enforce it.
+/// A policy as node agents enforce it, or waypoints and gateways.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AuthorizationPolicy {
     /// Labels of the pods that it is for; none for all.
@@ -35,12 +39,22 @@ pub(crate) struct AuthorizationPolicy {
     pub(crate) action: Option<wire::Action>,
     pub(crate) rules: Vec<wire::Rule>,
     pub(crate) dry_run: bool,
+    /// What waypoints and gateways enforce, where the policy is for them.
+    pub(crate) targeted: Option<Targeted>,
     /// Why the policy as a whole is not what its author wants.
     pub(crate) unsupported: Option<String>,
     /// What was left out, and what follows from it.
     pub(crate) narrowed: Option<String>,
     /// The author's mistakes.
     pub(crate) faults: Vec<String>,
+}
+
+/// A policy as waypoints and gateways enforce it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Targeted {
+    pub(crate) targets: Vec<Target>,
+    pub(crate) action: waypoint::PolicyAction,
+    pub(crate) rules: Vec<waypoint::AuthorizationRule>,
 }
 
 /// `spec.action`.
@@ -83,6 +97,7 @@ impl AuthorizationPolicy {
         let null = Value::Null;
         let (mut selector, mut rules, mut action) = (&null, &null, Some(Action::Allow));
         let mut targets = For::Pods;
+        let (mut refs, mut refs_field) = (&null, "spec.targetRefs");
         let mut has_provider = false;
         let spec = reader.fields(&document.spec, "spec");
         whole &= spec.is_some();
@@ -92,9 +107,15 @@ impl AuthorizationPolicy {
                 "rules" => rules = value,
                 "action" => action = self::action(value, reader),
                 "provider" => has_provider = true,
-                "targetRef" => targets = For::Targets,
+                "targetRef" => {
+                    targets = For::Targets;
+                    (refs, refs_field) = (value, "spec.targetRef");
+                }
                 "targetRefs" if value.as_array().is_some_and(Vec::is_empty) => {}
-                "targetRefs" => targets = For::Targets,
+                "targetRefs" => {
+                    targets = For::Targets;
+                    refs = value;
+                }
                 other => {
                     let field = format!("spec.{other}");
                     reader.fault(
@@ -124,6 +145,41 @@ impl AuthorizationPolicy {
             Action::Allow | Action::Audit => rules::Unknown::NeverMatches,
             Action::Deny | Action::Custom => rules::Unknown::LeftOut,
         };
+        if targets == For::Targets {
+            let requests = requests::read(rules, leniency, namespace, reader);
+            let targeted = Targeted {
+                targets: targets::read(refs, refs_field, reader),
+                action: match known {
+                    Action::Allow => waypoint::PolicyAction::ActionAllow,
+                    Action::Deny | Action::Custom => waypoint::PolicyAction::ActionDeny,
+                    Action::Audit => waypoint::PolicyAction::ActionAudit,
+                },
+                rules: match (requests, known) {
+                    (Some(rules), Action::Deny | Action::Custom) => rules,
+                    // What it was to refuse is not known: everything is.
+                    (None, Action::Deny | Action::Custom) => {
+                        vec![waypoint::AuthorizationRule::default()]
+                    }
+                    (Some(rules), _) if whole => rules,
+                    (_, Action::Allow | Action::Audit) => Vec::new(),
+                },
+            };
+            let unsupported = (known == Action::Custom).then_some(CUSTOM);
+            if let Some(problem) = unsupported {
+                let hint = "remove the policy, or rewrite it with what is supported";
+                reader.note("spec.action", problem, hint);
+            }
+            return Self {
+                selector,
+                action: None,
+                rules: Vec::new(),
+                dry_run,
+                targeted: Some(targeted),
+                unsupported: unsupported.map(str::to_owned),
+                narrowed: narrowed(For::Targets, &reader.unsupported, leniency),
+                faults: std::mem::take(&mut reader.problems),
+            };
+        }
         let read = rules::read(rules, leniency, namespace, reader);
         whole &= read.is_some();
         let rules = match (read, known) {
@@ -133,62 +189,58 @@ impl AuthorizationPolicy {
             (Some(rules), _) if whole => rules,
             (_, Action::Allow | Action::Audit) => Vec::new(),
         };
-        let unsupported = unsupported(targets, known);
+        let unsupported = unsupported(known);
         if let Some(problem) = unsupported {
-            let field = match targets {
-                For::Targets => "spec.targetRefs",
-                For::Pods => "spec.action",
-            };
             let hint = "remove the policy, or rewrite it with what is supported";
-            reader.note(field, problem, hint);
+            reader.note("spec.action", problem, hint);
         }
-        let action = match (targets, known) {
-            (For::Targets, _) | (_, Action::Audit) => None,
-            (_, Action::Allow) => Some(wire::Action::Allow),
-            (_, Action::Deny | Action::Custom) => Some(wire::Action::Deny),
+        let action = match known {
+            Action::Audit => None,
+            Action::Allow => Some(wire::Action::Allow),
+            Action::Deny | Action::Custom => Some(wire::Action::Deny),
         };
         Self {
             selector,
             action,
             rules,
             dry_run,
+            targeted: None,
             unsupported: unsupported.map(str::to_owned),
-            narrowed: narrowed(&reader.unsupported, leniency),
+            narrowed: narrowed(For::Pods, &reader.unsupported, leniency),
             faults: std::mem::take(&mut reader.problems),
         }
     }
 }
 
-/// Why a policy as a whole is not what its author wants.
-fn unsupported(targets: For, action: Action) -> Option<&'static str> {
-    match (targets, action) {
-        (For::Targets, _) => Some(
-            "is not enforced: policies with targetRefs are for waypoints, which do not enforce them yet; use a \
-             selector to have node agents enforce what the policy says of connections",
-        ),
-        (For::Pods, Action::Audit) => {
+const CUSTOM: &str = "is action CUSTOM, which is not supported: nobody is asked, and what its rules match is refused";
+
+/// Why a policy for pods as a whole is not what its author wants.
+fn unsupported(action: Action) -> Option<&'static str> {
+    match action {
+        Action::Audit => {
             Some("is not enforced: action AUDIT is not supported, and nothing is audited")
         }
-        (For::Pods, Action::Custom) => Some(
-            "is action CUSTOM, which is not supported: nobody is asked, and what its rules match is refused",
-        ),
-        (For::Pods, Action::Allow | Action::Deny) => None,
+        Action::Custom => Some(CUSTOM),
+        Action::Allow | Action::Deny => None,
     }
 }
 
-fn narrowed(fields: &[String], leniency: rules::Unknown) -> Option<String> {
+fn narrowed(by: For, fields: &[String], leniency: rules::Unknown) -> Option<String> {
     if fields.is_empty() {
         return None;
     }
     let fields = listed(fields, ", ");
+    let who = match by {
+        For::Pods => "Node agents decide on connections, and cannot know",
+        For::Targets => "Waypoints and gateways do not know",
+    };
     Some(match leniency {
         rules::Unknown::NeverMatches => format!(
-            "Node agents decide on connections, and cannot know {fields}: a rule that allows with one of these \
-             never matches, so that less is allowed than written"
+            "{who} {fields}: a rule that allows with one of these never matches, so that less is allowed than \
+             written"
         ),
         rules::Unknown::LeftOut => format!(
-            "Node agents decide on connections, and cannot know {fields}: rules are enforced without them, so \
-             that more is refused than written"
+            "{who} {fields}: rules are enforced without them, so that more is refused than written"
         ),
     })
 }

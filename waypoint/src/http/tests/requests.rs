@@ -321,6 +321,7 @@ fn a_workload_is_reached_at_the_port_that_was_asked_for() {
             addresses: vec![vec![127, 0, 0, 1]],
             endpoint: Some(endpoint),
             ports: Vec::new(),
+            policies: Vec::new(),
         };
         proxy.listener("workload/a", wire::listener::Frontend::Workload(frontend));
         let workload = Arc::clone(&proxy.tables.load().workloads[&address.ip()]);

@@ -6,6 +6,7 @@ use hyper::body::Incoming;
 use karst_api::waypoint as wire;
 
 use super::support::{Proxy, application, backend, body_of, echo, get, prefix, rule, run, text};
+use crate::authz::Authorization;
 use crate::body::Body;
 use crate::http::{Entry, GatewayTls};
 use crate::table::{GatewayListener, Hostname, Routes, SocketFrontend, Table};
@@ -276,6 +277,7 @@ fn gateway(proxy: &Proxy, protocol: wire::ListenerProtocol) {
             protocol,
             tls: None,
             routes: Routes::Http(Arc::clone(router)),
+            authorization: Authorization::default(),
         })
     };
     let mut table = Table::default();
@@ -302,6 +304,7 @@ fn a_host_of_another_listener_is_misdirected() {
             port: 443,
             tls: Some(GatewayTls {
                 listener: listener.to_owned(),
+                server_name: None,
             }),
         };
         for (entry, host, status) in [

@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use karst_api::waypoint as wire;
-use karst_api::{BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE};
+use karst_api::{AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE};
 use karst_client::{Resource, ResourceHandler as _};
 use karst_identity::SpiffeId;
 use karst_tunnel::server::Drain;
@@ -72,6 +72,7 @@ pub(super) struct Proxy {
     pub(super) metrics: Arc<Metrics>,
     pub(super) drain: watch::Sender<Drain>,
     versions: Cell<u64>,
+    policies: RefCell<Vec<String>>,
 }
 
 impl Proxy {
@@ -86,13 +87,16 @@ impl Proxy {
         let log = AccessLog::start(AccessLogFormat::Off).unwrap();
         let upstream = Upstream::new(Rc::new(|| None), UpstreamSettings::default());
         let recorder = Recorder::new(Arc::clone(&metrics), log);
+        let server = HttpServer::new(Arc::clone(&tables), upstream, recorder, limits);
+        spawn_local(Rc::clone(server.rechecks()).run());
         Self {
             store: RefCell::new(Store::new(clusters, Arc::clone(&tables))),
-            server: HttpServer::new(Arc::clone(&tables), upstream, recorder, limits),
+            server,
             tables,
             metrics,
             drain: watch::Sender::default(),
             versions: Cell::new(0),
+            policies: RefCell::default(),
         }
     }
 
@@ -117,6 +121,15 @@ impl Proxy {
             .borrow_mut()
             .apply(kind, vec![resource], Vec::new());
         assert_eq!(rejected, []);
+    }
+
+    /// A policy, which frontends that are put from now on have attached.
+    pub(super) fn policy(&self, policy: &wire::AuthorizationPolicy) {
+        self.apply(AUTHORIZATION_POLICY_TYPE, &policy.name, policy);
+        let mut policies = self.policies.borrow_mut();
+        if !policies.contains(&policy.name) {
+            policies.push(policy.name.clone());
+        }
     }
 
     pub(super) fn backend(&self, backend: wire::Backend) {
@@ -153,6 +166,7 @@ impl Proxy {
             protocol: wire::Protocol::Undeclared.into(),
             backend: name_of("shop"),
             route_sets: sets,
+            policies: self.policies.borrow().clone(),
         };
         self.listener(&name, wire::listener::Frontend::Service(frontend));
     }

@@ -10,7 +10,7 @@ use super::support::{PATIENCE, Proxy, echo, get, run};
 use crate::body::Body;
 
 /// Grants a change to WebSocket and sends back whatever comes.
-async fn web_socket(mut request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn web_socket(mut request: Request<Incoming>) -> Response<Body> {
     assert_eq!(request.version(), Version::HTTP_11);
     assert_eq!(request.method(), Method::GET);
     if request.headers()["upgrade"] != "websocket" {
@@ -36,10 +36,10 @@ async fn web_socket(mut request: Request<Incoming>) -> Response<Body> {
         .unwrap()
 }
 
-const ASK: &str = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+pub(super) const ASK: &str = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-async fn read_head(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+pub(super) async fn read_head(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());

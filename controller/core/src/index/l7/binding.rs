@@ -52,15 +52,15 @@ pub(super) enum Readiness {
 
 /// A waypoint that something asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Binding {
-    pub(super) gateway: GatewayName,
-    pub(super) state: BindingState,
+pub(in crate::index) struct Binding {
+    pub(in crate::index) gateway: GatewayName,
+    pub(in crate::index) state: BindingState,
     pub(super) enforcement: Enforcement,
 }
 
 /// How it stands with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BindingState {
+pub(in crate::index) enum BindingState {
     Ready,
     NotReady,
     /// There is no such Gateway, or it is none of ours.
@@ -115,6 +115,13 @@ pub(super) struct PodMesh {
     /// That waypoint, if it may have the traffic.
     served_by: Option<GatewayName>,
     requirements: Vec<WaypointRequirement>,
+}
+
+impl PodMesh {
+    /// Whether a waypoint takes the traffic to the pod's own addresses.
+    pub(super) fn is_served_by(&self, gateway: &GatewayName) -> bool {
+        self.served_by.as_ref() == Some(gateway)
+    }
 }
 
 impl Index {
@@ -404,6 +411,7 @@ impl Index {
                 addresses: pod.ips.iter().copied().map(address_bytes).collect(),
                 endpoint: self.pod_endpoint(key, None, 0),
                 ports: ports.collect(),
+                policies: self.policies_at(gateway, ProxyClass::Waypoint, None),
             })),
         })
     }

@@ -14,10 +14,13 @@ use super::{
     binding::{Binding, Trust},
     routes::Usability,
 };
-use crate::object::{
-    gateway_api::ParentRef,
-    route::RouteKind,
-    service::{Reach, ServicePort},
+use crate::{
+    object::{
+        gateway_api::ParentRef,
+        route::RouteKind,
+        service::{Reach, ServicePort},
+    },
+    proxy::ProxyClass,
 };
 
 /// Routes of a port by the namespace of the clients that they are for; empty: all others.
@@ -68,6 +71,7 @@ impl Index {
             self.proxies_changed(gateway);
         }
         self.policy_targets_changed(key);
+        self.service_policies_changed(key);
     }
 
     pub(super) fn flush_services(&mut self, changes: &mut Changes) {
@@ -78,6 +82,7 @@ impl Index {
                 now => self.l7.services.insert(key.clone(), now),
             };
             let former = former.unwrap_or_default();
+            self.service_policies_changed(&key);
             let routes = self.l7.route_index.by_parent.get(&key);
             let routes = routes.into_iter().flatten().map(RouteKey::object);
             self.l7.dirty.statuses.extend(routes);
@@ -114,6 +119,12 @@ impl Index {
         let needed = || {
             !routes.is_empty()
                 || self.has_traffic_policy(key)
+                || binding.as_ref().is_some_and(|binding| {
+                    let class = ProxyClass::Waypoint;
+                    !self
+                        .policies_at(&binding.gateway, class, Some(key))
+                        .is_empty()
+                })
                 || service.ports.iter().any(is_http_like)
         };
         let in_force = binding.as_ref().filter(|binding| binding.is_in_force());

@@ -20,6 +20,7 @@ pub(super) struct Proxy {
     pub(super) routes: BTreeMap<String, Arc<Rendered>>,
     pub(super) backends: BTreeMap<String, Arc<Rendered>>,
     pub(super) secrets: BTreeMap<String, Arc<Rendered>>,
+    pub(super) policies: BTreeMap<String, Arc<Rendered>>,
     /// Each backend, with the names of the TlsSecrets that it refers to.
     pub(super) backend_keys: BTreeMap<BackendKey, BTreeSet<String>>,
     /// Names of the TlsSecrets that its listeners refer to.
@@ -33,6 +34,8 @@ struct Served {
     routes: BTreeSet<RouteKey>,
     backends: BTreeSet<BackendKey>,
     secrets: BTreeSet<String>,
+    /// Services, whose policies are needed.
+    services: BTreeSet<NsName>,
 }
 
 /// How names of listeners for workloads begin; these come and go with their pods.
@@ -45,6 +48,7 @@ impl Proxy {
             ProxyKind::Route => &self.routes,
             ProxyKind::Backend => &self.backends,
             ProxyKind::TlsSecret => &self.secrets,
+            ProxyKind::AuthorizationPolicy => &self.policies,
         }
     }
 
@@ -54,6 +58,7 @@ impl Proxy {
             ProxyKind::Route => &mut self.routes,
             ProxyKind::Backend => &mut self.backends,
             ProxyKind::TlsSecret => &mut self.secrets,
+            ProxyKind::AuthorizationPolicy => &mut self.policies,
         }
     }
 }
@@ -63,6 +68,7 @@ impl Index {
         for gateway in std::mem::take(&mut self.l7.dirty.gateways) {
             self.refresh_view(&gateway);
             self.refresh_waypoint(&gateway);
+            self.gateway_policies_changed(&gateway);
             let wanted = self.wanted_for(&gateway);
             if self.l7.wanted.get(&gateway) != wanted.as_ref() {
                 match wanted {
@@ -90,6 +96,7 @@ impl Index {
                     served.backends.extend(compiled.backends.iter().cloned());
                 }
             }
+            self.put_policies(&gateway, class, &served.services, changes);
             self.put_listeners(&gateway, served.listeners, changes);
             self.put_routes(&gateway, &served.routes, changes);
             self.put_backends(&gateway, served.backends, changes);
@@ -108,6 +115,7 @@ impl Index {
             routes: sockets.routes,
             backends: BTreeSet::new(),
             secrets: sockets.secrets,
+            services: BTreeSet::new(),
         }
     }
 
@@ -126,10 +134,11 @@ impl Index {
             if !usable || mesh.in_force.as_ref() != Some(gateway) {
                 continue;
             }
+            served.services.insert(key.clone());
             for port in &service.ports {
                 let none = RouteSets::new();
                 let sets = mesh.routes.get(&port.port).unwrap_or(&none);
-                let listener = self.service_listener(key, port, sets);
+                let listener = self.service_listener(gateway, key, port, sets);
                 served.listeners.insert(listener.name.clone(), listener);
                 served.routes.extend(sets.values().flatten().cloned());
                 served.backends.insert((key.clone(), port.port));
@@ -140,6 +149,7 @@ impl Index {
 
     fn service_listener(
         &self,
+        gateway: &GatewayName,
         key: &NsName,
         port: &ServicePort,
         sets: &RouteSets,
@@ -163,6 +173,7 @@ impl Index {
                 protocol: backends::protocol(port.app_protocol).into(),
                 backend,
                 route_sets: sets.collect(),
+                policies: self.policies_at(gateway, ProxyClass::Waypoint, Some(key)),
             })),
         }
     }
@@ -260,6 +271,28 @@ impl Index {
         self.put_one(gateway, ProxyKind::Backend, name, Some(rendered), changes);
     }
 
+    /// Policies of a proxy: those that its listeners name.
+    fn put_policies(
+        &mut self,
+        gateway: &GatewayName,
+        class: ProxyClass,
+        services: &BTreeSet<NsName>,
+        changes: &mut Changes,
+    ) {
+        let mut names: BTreeSet<String> =
+            self.policies_at(gateway, class, None).into_iter().collect();
+        for service in services {
+            names.extend(self.policies_at(gateway, class, Some(service)));
+        }
+        let rendered = names.into_iter().filter_map(|name| {
+            let policy = self.request_policy(&name)?;
+            let rendered = Rendered::new(name.clone(), Vec::new(), &policy);
+            Some((name, Arc::new(rendered)))
+        });
+        let wanted = rendered.collect();
+        self.put_all(gateway, ProxyKind::AuthorizationPolicy, wanted, changes);
+    }
+
     pub(super) fn flush_backends(&mut self, changes: &mut Changes) {
         for service in std::mem::take(&mut self.l7.dirty.backends) {
             let users = self.l7.backend_users.get(&service).cloned();
@@ -351,6 +384,7 @@ impl Index {
             ProxyKind::Route,
             ProxyKind::Backend,
             ProxyKind::TlsSecret,
+            ProxyKind::AuthorizationPolicy,
         ] {
             let names = proxy.of(kind).keys().cloned();
             changes.proxies.extend(names.map(|name| ProxyChange {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Our own condition: whether the parent Service has a waypoint, without which no route is in force.
-const WAYPOINT_BOUND: &str = "karst.dev/WaypointBound";
+pub(in crate::index) const WAYPOINT_BOUND: &str = "karst.dev/WaypointBound";
 
 impl Index {
     pub(super) fn flush_statuses(&mut self, changes: &mut Changes) {
@@ -38,6 +38,7 @@ impl Index {
             Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet => self.gateway_status(key),
             Kind::BackendTlsPolicy => self.backend_tls_status(key),
             Kind::BackendTrafficPolicy => self.traffic_policy_status(key),
+            Kind::AuthorizationPolicy => self.targeted_status(key),
             kind => self.route_status(&RouteKey {
                 kind: RouteKind::of(kind)?,
                 name: NsName::new(key.namespace.as_str(), key.name.as_str()),

@@ -9,20 +9,20 @@ use crate::{
 };
 
 /// Whether the policy was taken.
-const ACCEPTED: &str = "Accepted";
+pub(super) const ACCEPTED: &str = "Accepted";
 
 /// Our own condition, there where it does not hold: whether all of it is enforced as written.
-const FULLY_ENFORCED: &str = "karst.dev/FullyEnforced";
+pub(super) const FULLY_ENFORCED: &str = "karst.dev/FullyEnforced";
 
 /// What comes of a policy with mistakes.
-fn invalid(faults: &[String], effect: &str) -> Condition {
+pub(super) fn invalid(faults: &[String], effect: &str) -> Condition {
     let faults = listed(faults, "; ");
     Condition::no(ACCEPTED, "Invalid", format!("{faults}. {effect}"))
 }
 
-const FORMER: &str = "The last version without mistakes stays in force";
+pub(super) const FORMER: &str = "The last version without mistakes stays in force";
 
-fn status<T>(held: &Held<T>, conditions: Vec<Condition>) -> ObjectStatus {
+pub(super) fn status<T>(held: &Held<T>, conditions: Vec<Condition>) -> ObjectStatus {
     ObjectStatus {
         generation: held.meta.generation,
         content: StatusContent::Conditions(conditions),

@@ -26,8 +26,8 @@ pub(super) enum Unknown {
 const NOT_L4: &str = "is nothing that a node agent knows of a connection";
 const NOT_L4_HINT: &str = "a rule that allows never matches with it, one that refuses is enforced without it; HTTP \
                            is for waypoints";
-const UNKNOWN: &str = "is not known";
-const UNKNOWN_HINT: &str = "see `kubectl explain` for the fields";
+pub(super) const UNKNOWN: &str = "is not known";
+pub(super) const UNKNOWN_HINT: &str = "see `kubectl explain` for the fields";
 
 /// The conditions of one source, operation or `when`, as far as they can be decided on.
 #[derive(Debug, Default)]

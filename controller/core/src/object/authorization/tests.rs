@@ -257,7 +257,6 @@ fn actions_scopes_and_nothing_at_all() {
 
 #[test]
 fn what_is_not_supported_says_so() {
-    let refs = json!([{"group": "", "kind": "Service", "name": "web"}]);
     for (spec, action, rules, field, words) in [
         (
             json!({"action": "AUDIT", "rules": [{}]}),
@@ -272,20 +271,6 @@ fn what_is_not_supported_says_so() {
             "port=80",
             "spec.action",
             "what its rules match is refused",
-        ),
-        (
-            json!({"targetRefs": refs, "action": "DENY", "rules": [{}]}),
-            None,
-            "*",
-            "spec.targetRefs",
-            "not enforced",
-        ),
-        (
-            json!({"targetRef": refs[0], "rules": [{}]}),
-            None,
-            "*",
-            "spec.targetRefs",
-            "not enforced",
         ),
     ] {
         let (policy, findings) = read(spec.clone());

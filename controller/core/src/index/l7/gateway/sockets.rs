@@ -73,6 +73,7 @@ impl Index {
             tls_min: tls_version(entry.listener.tls_min).into(),
             tls_max: tls_version(entry.listener.tls_max).into(),
             routes: attached.into_iter().map(attached_route).collect(),
+            policies: self.policies_at(gateway, ProxyClass::Gateway, None),
             ..withheld(entry, gateway)
         }
     }

@@ -1,0 +1,172 @@
+//! Whether a request may come, and whether one that lasts may go on.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use http::header::{HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, Uri};
+
+use super::Entry;
+use super::connection::Connection;
+use super::exchange::Exchange;
+use super::frontend::Frontend;
+use super::reply::Failure;
+use crate::authz::recheck::Watch;
+use crate::authz::{Attributes, Denial, Destination, Outcome, RequestAttributes, ServerName};
+use crate::route::host_of;
+
+/// A request that was allowed to come, with what a later decision about it asks for.
+pub(super) struct Standing {
+    connection: Rc<Connection>,
+    watch: Watch,
+    method: Method,
+    authority: HeaderValue,
+    /// In its normal form.
+    uri: Uri,
+    /// Kept only where a policy asked for them: copying them costs more than everything else here. A policy that
+    /// comes later and asks for them finds nothing, and refuses in doubt.
+    headers: Option<HeaderMap>,
+}
+
+/// Asks the policies of a frontend about a request that has its normal form. `seen` is the number of the
+/// table that the frontend is of, or an older one.
+///
+/// # Errors
+/// They do not allow it.
+pub(super) fn admit(
+    exchange: &mut Exchange,
+    parts: &Parts,
+    frontend: &Frontend<'_>,
+    seen: u64,
+) -> Result<Standing, Failure> {
+    let connection = Rc::clone(&exchange.connection);
+    let authorization = frontend.authorization();
+    let mut standing = Standing {
+        watch: connection.server.rechecks.watch(seen),
+        method: parts.method.clone(),
+        authority: exchange.authority.clone(),
+        uri: parts.uri.clone(),
+        headers: None,
+        connection,
+    };
+    let host = standing.host();
+    let attributes = standing.attributes(&host, frontend.port(), Some(&parts.headers));
+    let decision = authorization.decide(&attributes);
+    if authorization.has_observers() {
+        authorization.observe(&attributes, |observed| {
+            if observed.outcome == Outcome::Audited && exchange.audited.is_none() {
+                exchange.audited = Some(observed.policy.into());
+            }
+            let recorder = &standing.connection.server.recorder;
+            recorder.observed(&observed, &attributes);
+        });
+    }
+    decision.map_err(Failure::denied)?;
+    drop(host);
+    if authorization.asks_headers() {
+        standing.headers = Some(parts.headers.clone());
+    }
+    Ok(standing)
+}
+
+impl Standing {
+    fn host(&self) -> std::borrow::Cow<'_, str> {
+        host_of(self.authority.to_str().unwrap_or_default())
+    }
+
+    fn attributes<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        headers: Option<&'a HeaderMap>,
+    ) -> Attributes<'a> {
+        let connection = &*self.connection;
+        let server_name = match &connection.entry {
+            Entry::Gateway { tls: Some(tls), .. } => ServerName::read(tls.server_name.as_deref()),
+            _ => ServerName::None,
+        };
+        Attributes {
+            client: &connection.client,
+            destination: Destination {
+                ip: connection.client.destination.map(|address| address.ip()),
+                port,
+            },
+            server_name,
+            request: Some(RequestAttributes {
+                // WebSocket over HTTP/2 (RFC 8441) is the same request as over HTTP/1.1, as which it goes on.
+                method: match &self.method {
+                    &Method::CONNECT => "GET",
+                    method => method.as_str(),
+                },
+                host,
+                port: self.authority.to_str().ok().and_then(port_of),
+                // `OPTIONS *` is about the whole server, for routes as well.
+                path: match self.uri.path() {
+                    "*" => "/",
+                    path => path,
+                },
+                headers,
+                trusted_hops: connection.server.limits.trusted_hops,
+                request_principal: None,
+            }),
+        }
+    }
+
+    /// Asks again, if the table is a new one. What is not served any more has no policies: then the request goes on
+    /// to its end.
+    pub(super) fn check(&self) -> Option<Denial> {
+        if !self.watch.is_due() {
+            return None;
+        }
+        self.ask()
+    }
+
+    fn ask(&self) -> Option<Denial> {
+        let table = self.connection.server.tables.load();
+        let host = self.host();
+        let frontend = Frontend::find(&self.connection.entry, &table, &host).ok()?;
+        let attributes = self.attributes(&host, frontend.port(), self.headers.as_ref());
+        frontend.authorization().decide(&attributes).err()
+    }
+
+    /// Ready when the policies allow the request no more.
+    pub(super) fn poll_denied(&mut self, cx: &mut Context<'_>) -> Poll<Denial> {
+        while self.watch.poll_due(cx).is_ready() {
+            if let Some(denial) = self.ask() {
+                return Poll::Ready(denial);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Waits until the policies allow the request no more.
+    pub(super) async fn denied(&mut self) -> Denial {
+        std::future::poll_fn(|cx| self.poll_denied(cx)).await
+    }
+}
+
+/// The port that an authority says.
+fn port_of(authority: &str) -> Option<&str> {
+    let (_, port) = authority.rsplit_once(':')?;
+    (!port.is_empty() && !port.contains(']')).then_some(port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port_of;
+
+    #[test]
+    fn ports_of_authorities() {
+        for (authority, port) in [
+            ("a:80", Some("80")),
+            ("a", None),
+            ("a:", None),
+            ("[::1]", None),
+            ("[::1]:8080", Some("8080")),
+            ("", None),
+        ] {
+            assert_eq!(port_of(authority), port, "{authority}");
+        }
+    }
+}
