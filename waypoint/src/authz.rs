@@ -34,7 +34,7 @@ use condition::Effect;
 pub const MAX_POLICIES: usize = 1024;
 
 /// What logs and metrics call the policy that refuses where none of those that allow has matched.
-pub const NONE_MATCHED: &str = "none matched";
+pub const IMPLICIT_DENY: &str = "implicit_deny";
 
 /// Most forward proxies in front of this one that can be trusted to tell their client's address.
 pub const MAX_TRUSTED_HOPS: usize = 32;
@@ -66,7 +66,7 @@ pub struct Authorization {
 /// Who refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// Name of the policy, or [`NONE_MATCHED`].
+    /// Name of the policy, or [`IMPLICIT_DENY`].
     pub policy: Arc<str>,
     /// Place of the rule among those of the policy.
     pub rule: Option<u32>,
@@ -99,7 +99,7 @@ impl fmt::Display for Denial {
 /// What happened to a policy that decides nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed<'a> {
-    /// Name of the policy, or [`NONE_MATCHED`].
+    /// Name of the policy, or [`IMPLICIT_DENY`].
     pub policy: &'a str,
     /// Place of the rule that matched.
     pub rule: Option<u32>,
@@ -191,7 +191,7 @@ impl Authorization {
             return Ok(());
         }
         Err(Denial {
-            policy: NONE_MATCHED.into(),
+            policy: IMPLICIT_DENY.into(),
             rule: None,
             unusable: false,
         })
@@ -229,7 +229,7 @@ impl Authorization {
             });
         } else if first_match(&self.allow, attributes, Effect::Opens).is_none() {
             tell(Observed {
-                policy: NONE_MATCHED,
+                policy: IMPLICIT_DENY,
                 rule: None,
                 outcome: Outcome::TrialDenied,
             });

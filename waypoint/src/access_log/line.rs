@@ -37,7 +37,7 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
         line.duration("response_head_ms", head);
     }
     denial(line, record.denial.as_ref());
-    line.known("audit_policy", record.audited.as_ref());
+    line.known("audit.policy.name", record.audited.as_ref());
     line.number("attempts", u64::from(record.attempts));
     line.known("request_id", record.request_id.as_ref().map(text));
 }
@@ -69,9 +69,9 @@ fn denial(line: &mut Line<'_>, denial: Option<&Denial>) {
     let Some(denial) = denial else {
         return;
     };
-    line.text("policy", &denial.policy);
+    line.text("policy.name", &denial.policy);
     if let Some(rule) = denial.rule {
-        line.number("policy_rule", u64::from(rule));
+        line.number("policy.rule", u64::from(rule));
     }
 }
 

@@ -504,8 +504,8 @@ fn refusing_comes_before_allowing() {
     for (policies, expected) in [
         (vec![], ""),
         (vec![allow(any())], ""),
-        (vec![allow(other())], NONE_MATCHED),
-        (vec![allow(vec![])], NONE_MATCHED),
+        (vec![allow(other())], IMPLICIT_DENY),
+        (vec![allow(vec![])], IMPLICIT_DENY),
         (vec![allow(other()), policy("n/more", ALLOW, any())], ""),
         (vec![deny(any())], denied),
         (vec![deny(other())], ""),
@@ -513,12 +513,12 @@ fn refusing_comes_before_allowing() {
         (vec![allow(any()), deny(any())], denied),
         (vec![deny(any()), allow(any())], denied),
         (vec![deny(other()), allow(any())], ""),
-        (vec![deny(other()), allow(other())], NONE_MATCHED),
+        (vec![deny(other()), allow(other())], IMPLICIT_DENY),
         (vec![policy("n/audit", AUDIT, any())], ""),
         (vec![policy("n/audit", AUDIT, other())], ""),
         (vec![on_trial(deny(any()))], ""),
         (vec![on_trial(allow(other()))], ""),
-        (vec![on_trial(allow(any())), allow(other())], NONE_MATCHED),
+        (vec![on_trial(allow(any())), allow(other())], IMPLICIT_DENY),
     ] {
         assert_eq!(
             refuses(&policies, &Sample::default()),
@@ -618,7 +618,7 @@ fn policies_that_decide_nothing_are_told() {
     assert_eq!(told(&[trial(ALLOW, any())]), ["dry_run_allowed n/trial"]);
     assert_eq!(
         told(&[trial(ALLOW, other())]),
-        ["dry_run_denied none matched"]
+        ["dry_run_denied implicit_deny"]
     );
     assert!(told(&[trial(ALLOW, other()), allow(any())]).is_empty());
     assert!(told(&[allow(any()), policy("n/deny", DENY, any())]).is_empty());

@@ -59,7 +59,7 @@ fn a_change_of_a_policy_is_a_change_of_its_frontends() {
     assert_eq!(proxy.listeners(&[guarded(&["n/p"])]), []);
     assert_eq!(refused(&proxy), "");
     assert_eq!(proxy.policies(&[allow("11.0.0.0/8")]), []);
-    assert_eq!(refused(&proxy), "none matched");
+    assert_eq!(refused(&proxy), "implicit_deny");
     assert_eq!(proxy.listeners(&[guarded(&[])]), []);
     assert_eq!(refused(&proxy), "");
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 
-use crate::authz::{NONE_MATCHED, Outcome};
+use crate::authz::{IMPLICIT_DENY, Outcome};
 
 /// Policies that have counts of their own. Names come and go with the configuration, and a count stays.
 const MAX_POLICIES: usize = 1000;
@@ -44,7 +44,7 @@ impl PolicyCounts {
             return Arc::clone(series);
         }
         // The implicit refusal is always told apart.
-        let policy = if known.len() < MAX_POLICIES || policy == NONE_MATCHED {
+        let policy = if known.len() < MAX_POLICIES || policy == IMPLICIT_DENY {
             policy
         } else {
             OTHERS
@@ -83,7 +83,7 @@ impl fmt::Debug for PolicyCounts {
 #[cfg(test)]
 mod tests {
     use super::{MAX_POLICIES, OTHERS, PolicyCounts};
-    use crate::authz::{NONE_MATCHED, Outcome};
+    use crate::authz::{IMPLICIT_DENY, Outcome};
 
     #[test]
     fn policies_are_counted_up_to_a_limit() {
@@ -91,7 +91,7 @@ mod tests {
         for index in 0..MAX_POLICIES + 10 {
             counts.count(&format!("a/{index}"), Outcome::Denied);
         }
-        counts.count(NONE_MATCHED, Outcome::Denied);
+        counts.count(IMPLICIT_DENY, Outcome::Denied);
         counts.count("a/1", Outcome::Denied);
         counts.count("a/1", Outcome::Audited);
         let read = counts.read();
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(of("a/1", Outcome::Denied), 2);
         assert_eq!(of("a/1", Outcome::Audited), 1);
         assert_eq!(of(OTHERS, Outcome::Denied), 10);
-        assert_eq!(of(NONE_MATCHED, Outcome::Denied), 1);
+        assert_eq!(of(IMPLICIT_DENY, Outcome::Denied), 1);
         assert!(read.len() <= MAX_POLICIES + 3);
     }
 }

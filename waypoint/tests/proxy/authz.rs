@@ -86,7 +86,7 @@ fn requests_go_by_who_asks() {
         let answer = get(&mut io, "echo").await;
         assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
         assert!(
-            answer.ends_with("RBAC: access denied (none matched)"),
+            answer.ends_with("RBAC: access denied (implicit_deny)"),
             "{answer}"
         );
         until("counted", async || world.refused("policy_denied") == 1).await;

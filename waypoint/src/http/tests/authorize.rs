@@ -77,7 +77,7 @@ fn whom_nothing_allows_is_refused() {
         let mut client = proxy.http2().await;
         let answer = client.send_request(get2("/admin")).await.unwrap();
         assert_eq!(answer.status(), 403);
-        assert_eq!(body_of(answer).await, "RBAC: access denied (none matched)");
+        assert_eq!(body_of(answer).await, "RBAC: access denied (implicit_deny)");
         // The client of these tests is of this namespace.
         let own = has(Attribute::SourceNamespace, &["client"]);
         proxy.policy(&policy("shop/allow", ALLOW, vec![when(vec![own])]));
