@@ -6,7 +6,7 @@
 //! controller, `karst-process` logs and the servers of metrics) and holds what
 //! is its own: which pods are enrolled ([`enrol`]), what the mesh looks like
 //! ([`state`]), where a connection goes ([`proxy`]).
-//! It has no policy engine and no L7 parsing.
+//! It parses no application protocol.
 //!
 //! Two kinds of threads: one control thread (controller, certificates,
 //! enrolment, admin, metrics) and the data-plane [`worker`]s. A connection never

@@ -7,6 +7,7 @@
 //! Start with [`MeshState::lookup`] for what a connection asks and
 //! [`store::Store::apply`] for what a push does.
 
+pub mod authorization;
 pub mod convert;
 pub mod endpoint;
 pub mod policy;

@@ -10,6 +10,7 @@ use karst_api::security::{Authorization, Scope as PolicyScopeProto};
 use karst_api::workload::{self as proto, gateway_address};
 use karst_identity::SpiffeId;
 
+use super::authorization::to_policy;
 use super::endpoint::EndpointStats;
 use super::policy::{Policy, PolicyScope};
 use super::service::{HealthPolicy, LoadBalancingMode, Scope, ServiceSpec};
@@ -266,7 +267,7 @@ pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>
         Ok(PolicyScopeProto::WorkloadSelector) => Ok(PolicyScope::Selector),
         Err(error) => Err(FieldError::new("scope", error.to_string())),
     };
-    let rules = p.to_policy();
+    let rules = to_policy(p);
     let (scope, rules, error) = match (scope, rules) {
         (Ok(scope), Ok(rules)) => (scope, Some(rules), None),
         (Ok(scope), Err(error)) => (scope, None, Some(error)),

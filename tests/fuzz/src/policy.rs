@@ -10,6 +10,7 @@ use karst_api::security::{
 };
 use karst_bpf_common::policy::model::Policy;
 use karst_bpf_common::policy::{Attributes, Hit, Identity, PolicySet, Verdict};
+use karst_node_agent::state::authorization::to_policy;
 use prost::Message;
 
 /// Decides about some connections by the policies that are valid, which are then compiled a second time to be looked
@@ -24,7 +25,7 @@ pub fn run(data: &[u8]) {
         let Ok(wire) = Authorization::decode(value) else {
             continue;
         };
-        match wire.to_policy() {
+        match to_policy(&wire) {
             Ok(policy) => policies.push(policy),
             Err(error) => assert!(!error.field.is_empty() && !error.problem.is_empty()),
         }

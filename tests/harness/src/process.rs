@@ -28,15 +28,17 @@ pub struct ProcessRecord {
 impl ProcessRecord {
     /// The record of a running process; fails if there is none of this id.
     pub fn of(pid: u32) -> Result<Self> {
-        let (_, start_time) = stat(pid).with_context(|| format!("process {pid} is gone"))?;
-        Ok(Self { pid, start_time })
+        let stat = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
+        Ok(Self {
+            pid,
+            start_time: stat.start_time,
+        })
     }
 
     /// Whether it still runs; a zombie does not.
     pub fn is_alive(self) -> bool {
-        stat(self.pid).is_some_and(|(state, start_time)| {
-            start_time == self.start_time && !matches!(state, 'Z' | 'X')
-        })
+        Stat::of(self.pid)
+            .is_some_and(|stat| stat.start_time == self.start_time && !stat.has_ended())
     }
 
     /// Sends it a signal, unless it has ended.
@@ -70,12 +72,35 @@ impl ProcessRecord {
     }
 }
 
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in brackets and may itself hold blanks.
-    let mut rest = text.get(text.rfind(')')? + 2..)?.split(' ');
-    let state = rest.next()?.chars().next()?;
-    Some((state, rest.nth(18)?.parse().ok()?))
+/// What `/proc/PID/stat` says (`proc_pid_stat(5)`).
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    threads: u64,
+    start_time: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The second field is the program's name in brackets and may itself hold blanks.
+        let rest: Vec<&str> = text.get(text.rfind(')')? + 2..)?.split(' ').collect();
+        let number = |field: usize| rest.get(field - 3)?.parse().ok();
+        Some(Self {
+            state: rest.first()?.chars().next()?,
+            threads: number(20)?,
+            start_time: number(22)?,
+        })
+    }
+
+    /// The first thread may be a zombie while others are still on their way out, and with them the
+    /// files of the process: a port that it listens on is not free before.
+    fn has_ended(&self) -> bool {
+        self.state == 'X' || (self.state == 'Z' && self.threads <= 1)
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +118,22 @@ mod tests {
         assert!(!other.is_alive());
         // Would end this test, were it not for the start time.
         other.kill().unwrap();
+    }
+
+    #[test]
+    fn a_process_ends_with_its_last_thread() {
+        let stat = |state: char, threads: u32| {
+            let text = format!(
+                "17 (a) b) {state} 1 17 17 0 -1 4194560 5 0 0 0 1 2 0 0 20 0 {threads} 0 4711 8 9"
+            );
+            Stat::parse(&text).unwrap()
+        };
+        assert_eq!(stat('S', 3).start_time, 4711);
+        assert!(!stat('S', 3).has_ended());
+        assert!(!stat('Z', 3).has_ended(), "its first thread only");
+        assert!(stat('Z', 1).has_ended());
+        assert!(stat('X', 1).has_ended());
+        assert_eq!(Stat::parse("17 (a) S 1"), None);
     }
 
     #[test]

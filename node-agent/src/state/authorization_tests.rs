@@ -15,7 +15,7 @@ fn authorization(condition: Match) -> Authorization {
 }
 
 fn converted(condition: Match) -> Result<model::Match, FieldError> {
-    let mut policy = authorization(condition).to_policy()?;
+    let mut policy = to_policy(&authorization(condition))?;
     Ok(policy.rules.remove(0).clauses.remove(0).matches.remove(0))
 }
 
@@ -91,7 +91,7 @@ fn the_frame_of_a_policy_survives() {
     wire.action = Action::Deny.into();
     wire.rules.push(Rule::default());
     wire.rules[0].clauses.push(Clause::default());
-    let policy = wire.to_policy().unwrap();
+    let policy = to_policy(&wire).unwrap();
     assert_eq!(policy.name, "n/p");
     assert_eq!(policy.action, model::Action::Deny);
     assert_eq!(policy.rules.len(), 2);
@@ -102,7 +102,7 @@ fn the_frame_of_a_policy_survives() {
     assert_eq!(policy.rules[0].clauses[1], model::Clause::default());
     assert_eq!(policy.rules[1], model::Rule::default());
     assert_eq!(
-        Authorization::default().to_policy().unwrap().rules,
+        to_policy(&Authorization::default()).unwrap().rules,
         Vec::new()
     );
 }
@@ -111,7 +111,7 @@ fn the_frame_of_a_policy_survives() {
 fn an_unknown_action_is_refused() {
     let mut wire = authorization(Match::default());
     wire.action = 2;
-    assert_eq!(wire.to_policy().unwrap_err().field, "action");
+    assert_eq!(to_policy(&wire).unwrap_err().field, "action");
 }
 
 /// Each field of `Match` spoilt, with the name that the error must have.
