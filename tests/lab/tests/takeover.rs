@@ -270,7 +270,13 @@ fn only_root_may_ask_for_a_takeover() -> Result<()> {
         .take_while(|folder| folder.starts_with("/run/"))
         .try_for_each(|folder| set(folder, 0o755))?;
     let copy = std::env::temp_dir().join(format!("karst-asker-{}", std::process::id()));
-    std::fs::copy(std::env::current_exe()?, &copy)?;
+    // By another process: a child that another thread forks meanwhile would hold this process's copy open for
+    // writing, and what is open for writing cannot be run.
+    let copied = Command::new("cp")
+        .arg(std::env::current_exe()?)
+        .arg(&copy)
+        .status()?;
+    ensure!(copied.success(), "cp: {copied}");
     set(&copy, 0o755)?;
     let asked = Command::new(&copy)
         .args(["--exact", "only_root_may_ask_for_a_takeover"])
