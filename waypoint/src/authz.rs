@@ -23,7 +23,7 @@ mod strings;
 mod template;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 pub use attributes::{Attributes, Destination, RequestAttributes, ServerName};
 pub use compile::Policy;
@@ -35,6 +35,9 @@ pub const MAX_POLICIES: usize = 1024;
 
 /// What logs and metrics call the policy that refuses where none of those that allow has matched.
 pub const IMPLICIT_DENY: &str = "implicit_deny";
+
+/// Likewise, for denials: a decision allocates nothing.
+static IMPLICIT: LazyLock<Arc<str>> = LazyLock::new(|| IMPLICIT_DENY.into());
 
 /// Most forward proxies in front of this one that can be trusted to tell their client's address.
 pub const MAX_TRUSTED_HOPS: usize = 32;
@@ -191,7 +194,7 @@ impl Authorization {
             return Ok(());
         }
         Err(Denial {
-            policy: IMPLICIT_DENY.into(),
+            policy: Arc::clone(&IMPLICIT),
             rule: None,
             unusable: false,
         })
