@@ -32,7 +32,7 @@ use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::{inbound, outbound, plaintext};
 use crate::sockets::{self, Listeners, Listening};
 use crate::state::READY_WAIT;
-use crate::state::policy::Effective;
+use crate::state::policy::{Cache, Effective};
 use crate::state::workload::Workload;
 use crate::waypoints::Waypoints;
 
@@ -203,7 +203,7 @@ pub struct LocalPod {
     kill: CancellationToken,
     baggage: RefCell<Option<(u64, HeaderValue)>>,
     waypoints: RefCell<Arc<Waypoints>>,
-    policies: RefCell<Option<Arc<Effective>>>,
+    policies: RefCell<Cache>,
 }
 
 impl LocalPod {
@@ -224,7 +224,7 @@ impl LocalPod {
             listening: RefCell::default(),
             kill: CancellationToken::new(),
             baggage: RefCell::new(None),
-            policies: RefCell::new(None),
+            policies: RefCell::default(),
         })
     }
 
@@ -252,12 +252,10 @@ impl LocalPod {
             .for_each(|live| live.require(waypoints));
     }
 
-    /// The policies of this pod's own `workload`, compiled once for each revision of either.
+    /// The policies of this pod's own `workload`.
     pub fn policies(&self, workload: &Workload) -> Arc<Effective> {
-        let mut cached = self.policies.borrow_mut();
-        let state = &self.worker.context.state;
-        let now = state.policies.effective(workload, cached.as_ref());
-        Arc::clone(cached.insert(now))
+        let policies = &self.worker.context.state.policies;
+        self.policies.borrow_mut().get(policies, workload)
     }
 
     /// Holds live connections to the policies in force.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::enrol::task::{Event, WorkerSet};
 use crate::enrol::{Mode, NodePod};
-use crate::state::policy::PolicyTable;
+use crate::state::policy::{Policy, PolicyTable};
 use crate::state::store::{Change, Store};
 use crate::state::{MeshState, convert};
 use crate::worker::Command;
@@ -97,14 +97,15 @@ impl Handler {
         }
         let mut policies = std::mem::take(&mut self.policies);
         let errors = each(updates, |resource| {
-            let authorization: Authorization = resource.unpack(AUTHORIZATION_TYPE)?;
             // By the resource's name, which is what a removal will name, and workloads too.
             let name: Arc<str> = Arc::from(resource.name.as_str());
-            let policy = convert::policy(&name, &authorization);
-            let error = policy.1;
+            let (policy, error) = match resource.unpack::<Authorization>(AUTHORIZATION_TYPE) {
+                Ok(authorization) => convert::policy(&name, &authorization),
+                Err(error) => (Policy::unreadable(&name), Some(error)),
+            };
             // The last good one stays; a bad one without a predecessor refuses what it is for.
             if error.is_none() || !policies.contains_key(&name) {
-                policies.insert(name, Arc::new(policy.0));
+                policies.insert(name, Arc::new(policy));
             }
             error.map_or(Ok(()), Err)
         });

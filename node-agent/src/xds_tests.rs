@@ -104,6 +104,7 @@ fn removal_tells_the_workers_to_drop_tunnels() {
     let mut f = fixture();
     f.handler
         .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
+    assert!(matches!(f.commands.try_recv(), Ok(Command::Recheck)));
     assert!(f.commands.try_recv().is_err());
     f.handler
         .apply(ADDRESS_TYPE, Vec::new(), vec!["a".to_owned()]);
@@ -131,7 +132,7 @@ fn decided(f: &Fixture) -> Result<(), Reason> {
         destination_ip: ip,
         destination_port: 80,
     };
-    let policies = f.state.policies.effective(&workload, None);
+    let policies = f.state.policies.effective(&workload);
     policies.decide(&connection).map_err(|denial| denial.reason)
 }
 
@@ -206,6 +207,36 @@ fn a_bad_policy_leaves_the_last_good_one_or_refuses() {
 }
 
 #[test]
+fn a_policy_of_unknown_scope_or_form_refuses_its_namespace() {
+    for bytes in [
+        Authorization {
+            scope: 77,
+            ..allow_nothing()
+        }
+        .encode_to_vec(),
+        b"no protobuf".to_vec(),
+    ] {
+        let mut f = fixture();
+        f.handler
+            .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
+        let policy = |name: &str| {
+            let (name, version) = (name.to_owned(), "1".to_owned());
+            Resource::pack(name, Vec::new(), version, AUTHORIZATION_TYPE, bytes.clone())
+        };
+        for (name, decision) in [
+            ("elsewhere/p", Ok(())),
+            ("ns/p", Err(Reason::PolicyUnusable)),
+        ] {
+            let rejected = f
+                .handler
+                .apply(AUTHORIZATION_TYPE, vec![policy(name)], Vec::new());
+            assert_eq!(rejected.len(), 1, "{name}");
+            assert_eq!(decided(&f), decision, "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_workload_with_other_policies_has_its_connections_looked_at() {
     let mut f = fixture();
     let listing = |policies: &[&str]| {
@@ -215,8 +246,10 @@ fn a_workload_with_other_policies_has_its_connections_looked_at() {
         };
         address_resource(workload)
     };
+    // What it lives with may be from before it was gone for a while.
     f.handler
         .apply(ADDRESS_TYPE, vec![listing(&[])], Vec::new());
+    assert!(matches!(f.commands.try_recv(), Ok(Command::Recheck)));
     f.handler
         .apply(ADDRESS_TYPE, vec![listing(&[])], Vec::new());
     assert!(f.commands.try_recv().is_err(), "nothing has changed");

@@ -52,7 +52,7 @@ impl From<Denial> for Refused {
     fn from(denial: Denial) -> Self {
         Self {
             reason: denial.reason,
-            error: denial.detail.as_deref().map(str::to_owned),
+            error: Some(denial.to_string()),
             denial: Some(Box::new(denial)),
         }
     }
@@ -156,7 +156,6 @@ impl Flow {
             direction = self.direction.as_str(),
             reason = reason.as_str(),
             error = refused.error.as_deref(),
-            policy = refused.denial.as_deref().map(Denial::policy_name),
             "connection refused"
         );
         if worker.access_log.is_on() {

@@ -271,8 +271,7 @@ pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>
     let (scope, rules, error) = match (scope, rules) {
         (Ok(scope), Ok(rules)) => (scope, Some(rules), None),
         (Ok(scope), Err(error)) => (scope, None, Some(error)),
-        // Nobody knows what it is for. Workloads that name it are refused.
-        (Err(error), _) => (PolicyScope::Selector, None, Some(error)),
+        (Err(error), _) => return (Policy::unreadable(name), Some(error)),
     };
     let policy = Policy {
         name: Arc::clone(name),

@@ -1,16 +1,17 @@
 //! Authorization policies: which of them apply to a workload, and what they decide.
 //!
-//! The one writer publishes all policies at once. What applies to a pod is compiled when its first
-//! connection asks, and again only after a change ([`Policies::effective`]); a decision then takes no
-//! lock, allocates nothing and knows no other pod's policies. The matcher is `karst_bpf_common::policy`.
+//! The one writer publishes all policies at once. What applies to a workload is compiled when it is
+//! first asked for after a change, once for all workloads of a namespace that list the same
+//! ([`Cache::get`]); a decision then takes no lock and allocates nothing. The matcher is
+//! `karst_bpf_common::policy`.
 //!
 //! Nothing that is unknown opens anything: a policy that a workload names and that has not come, or
 //! one that came in a form that cannot be used, refuses what it is for.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
@@ -36,6 +37,15 @@ pub enum PolicyScope {
 }
 
 impl PolicyScope {
+    /// Whether a policy applies to workloads of a namespace that do not list it.
+    fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::Global => true,
+            Self::Namespace(own) => **own == *namespace,
+            Self::Selector => false,
+        }
+    }
+
     fn as_str(&self) -> &'static str {
         match self {
             Self::Global => "mesh",
@@ -59,6 +69,21 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// What is left of a policy of which not even the scope can be read: by its name it is of a
+    /// namespace, which is then refused. Less might leave out what it is for; the whole mesh would be
+    /// too much for what, of all scopes that there may ever be, is most likely a smaller one.
+    pub fn unreadable(name: &Arc<str>) -> Self {
+        let namespace = name
+            .split_once('/')
+            .map_or(&**name, |(namespace, _)| namespace);
+        Self {
+            name: Arc::clone(name),
+            scope: PolicyScope::Namespace(Arc::from(namespace)),
+            dry_run: false,
+            rules: None,
+        }
+    }
+
     /// For the admin socket.
     pub fn view(&self) -> PolicyView<'_> {
         let rules = self.rules.as_ref();
@@ -102,6 +127,23 @@ struct Published {
     global: Vec<Arc<Policy>>,
     namespaces: HashMap<Arc<str>, Vec<Arc<Policy>>>,
     all: PolicyTable,
+    /// By namespace and what is listed. The lock is held to find a place, not to fill it.
+    compiled: Mutex<HashMap<Selected, Arc<OnceLock<Arc<Effective>>>>>,
+}
+
+/// What decides which policies apply to a workload.
+type Selected = (Arc<str>, Vec<Arc<str>>);
+
+impl Published {
+    fn effective(&self, workload: &Workload) -> Arc<Effective> {
+        let listed = workload.authorization_policies.clone();
+        let selected = (Arc::clone(&workload.namespace), listed);
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = Arc::clone(compiled.entry(selected).or_default());
+        drop(compiled);
+        // Another worker that asks for the same meanwhile waits, instead of doing it again.
+        Arc::clone(place.get_or_init(|| Arc::new(Effective::compile(self, workload))))
+    }
 }
 
 /// The policies this node knows.
@@ -133,18 +175,9 @@ impl Policies {
         self.published.store(Arc::new(published));
     }
 
-    /// What applies to `workload`: `cached` if nothing has changed since it was made.
-    pub fn effective(
-        &self,
-        workload: &Workload,
-        cached: Option<&Arc<Effective>>,
-    ) -> Arc<Effective> {
-        let published = self.published.load();
-        let now = (published.generation, workload.revision);
-        match cached {
-            Some(cached) if cached.made_from == now => Arc::clone(cached),
-            _ => Arc::new(Effective::compile(&published, workload)),
-        }
+    /// What applies to `workload`; for who asks again and again there is [`Cache`].
+    pub fn effective(&self, workload: &Workload) -> Arc<Effective> {
+        self.published.load().effective(workload)
     }
 
     /// All policies, for the admin socket.
@@ -153,11 +186,29 @@ impl Policies {
     }
 }
 
-/// The policies of one workload, compiled.
+/// What applies to one workload, kept until something changes.
+#[derive(Debug, Default)]
+pub struct Cache(Option<(u64, u64, Arc<Effective>)>);
+
+impl Cache {
+    /// What applies to `workload` now.
+    pub fn get(&mut self, policies: &Policies, workload: &Workload) -> Arc<Effective> {
+        let published = policies.published.load();
+        let now = (published.generation, workload.revision);
+        if let Some((generation, revision, effective)) = &self.0
+            && (*generation, *revision) == now
+        {
+            return Arc::clone(effective);
+        }
+        let effective = published.effective(workload);
+        self.0 = Some((now.0, now.1, Arc::clone(&effective)));
+        effective
+    }
+}
+
+/// The policies of a workload, compiled.
 #[derive(Debug)]
 pub struct Effective {
-    /// Generation of the policies and revision of the workload.
-    made_from: (u64, u64),
     enforced: Compiled,
     dry_run: Option<Compiled>,
     /// A policy that the workload names and that has not come.
@@ -169,7 +220,6 @@ pub struct Effective {
 impl Effective {
     fn compile(published: &Published, workload: &Workload) -> Self {
         let mut effective = Self {
-            made_from: (published.generation, workload.revision),
             enforced: Compiled::default(),
             dry_run: None,
             missing: None,
@@ -184,8 +234,8 @@ impl Effective {
         for name in &workload.authorization_policies {
             match published.all.get(name) {
                 // One that is in force by its scope already counts once.
-                Some(policy) if policy.scope == PolicyScope::Selector => applies.push(policy),
-                Some(_) => {}
+                Some(policy) if policy.scope.covers(&workload.namespace) => {}
+                Some(policy) => applies.push(policy),
                 None => effective.missing = Some(Arc::clone(name)),
             }
         }

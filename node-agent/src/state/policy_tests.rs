@@ -6,7 +6,7 @@ use karst_bpf_common::Ip;
 use karst_bpf_common::policy::model::{self, Action, Clause, Match, Rule, StringMatch};
 use karst_bpf_common::policy::{Attributes, Identity};
 
-use super::{Denial, Effective, Policies, Policy, PolicyScope, PolicyTable};
+use super::{Cache, Denial, Effective, Policies, Policy, PolicyScope, PolicyTable};
 use crate::reason::Reason;
 use crate::state::workload::{Workload, next_revision};
 
@@ -91,7 +91,7 @@ fn a_policy_applies_where_its_scope_says() {
     ] {
         let policies = published([deny("own/p", scope.clone())]);
         for (in_namespace, passes) in [("own", own), ("other", other)] {
-            let effective = policies.effective(&workload(in_namespace, listed), None);
+            let effective = policies.effective(&workload(in_namespace, listed));
             let decided = decide(&effective, Some("bad"));
             assert_eq!(decided.is_ok(), passes, "{scope:?} {in_namespace}");
             assert_eq!(decide(&effective, Some("good")), Ok(()));
@@ -106,7 +106,7 @@ fn a_denial_names_policy_and_rule() {
         policy("own/a", namespace("own"), Action::Deny, Vec::new()),
         policy("own/b", namespace("own"), Action::Deny, rules),
     ]);
-    let effective = policies.effective(&workload("own", &[]), None);
+    let effective = policies.effective(&workload("own", &[]));
     let denial = decide(&effective, Some("bad")).expect_err("denied");
     assert_eq!(denial.reason, Reason::PolicyDenied);
     assert_eq!((denial.policy_name(), denial.rule), ("own/b", Some(1)));
@@ -120,7 +120,7 @@ fn where_allow_policies_are_the_rest_is_refused_and_told_so() {
         policy(name, namespace("own"), Action::Allow, rules)
     };
     let policies = published(["own/a", "own/b", "own/c", "own/d", "own/e"].map(allow));
-    let effective = policies.effective(&workload("own", &[]), None);
+    let effective = policies.effective(&workload("own", &[]));
     assert_eq!(decide(&effective, Some("good")), Ok(()));
     for refused in [Some("bad"), None] {
         let denial = decide(&effective, refused).expect_err("denied");
@@ -130,7 +130,7 @@ fn where_allow_policies_are_the_rest_is_refused_and_told_so() {
             "no ALLOW policy matches: own/a, own/b, own/c, own/d and 1 more"
         );
     }
-    let elsewhere = policies.effective(&workload("other", &[]), None);
+    let elsewhere = policies.effective(&workload("other", &[]));
     assert_eq!(decide(&elsewhere, Some("bad")), Ok(()));
 }
 
@@ -138,14 +138,14 @@ fn where_allow_policies_are_the_rest_is_refused_and_told_so() {
 fn a_policy_that_has_not_come_refuses_until_it_does() {
     let policies = Policies::default();
     let workload = workload("own", &["own/p"]);
-    let effective = policies.effective(&workload, None);
+    let effective = policies.effective(&workload);
     assert!(effective.is_incomplete());
     let denial = decide(&effective, Some("good")).expect_err("denied");
     assert_eq!(denial.reason, Reason::PolicyUnknown);
     assert_eq!(denial.policy_name(), "own/p");
     let deny = policy("own/p", PolicyScope::Selector, Action::Deny, Vec::new());
     policies.publish(&table([deny]));
-    let effective = policies.effective(&workload, Some(&effective));
+    let effective = policies.effective(&workload);
     assert!(!effective.is_incomplete());
     assert_eq!(decide(&effective, Some("good")), Ok(()));
 }
@@ -157,11 +157,11 @@ fn a_policy_that_cannot_be_used_refuses_all_that_it_is_for() {
         ..policy("own/p", namespace("own"), Action::Allow, Vec::new())
     };
     let policies = published([broken]);
-    let effective = policies.effective(&workload("own", &[]), None);
+    let effective = policies.effective(&workload("own", &[]));
     let denial = decide(&effective, Some("good")).expect_err("denied");
     assert_eq!(denial.reason, Reason::PolicyUnusable);
     assert_eq!(denial.policy_name(), "own/p");
-    let elsewhere = policies.effective(&workload("other", &[]), None);
+    let elsewhere = policies.effective(&workload("other", &[]));
     assert_eq!(decide(&elsewhere, Some("good")), Ok(()));
 }
 
@@ -177,7 +177,7 @@ fn a_dry_run_decides_nothing_and_says_what_it_would_have() {
         )
     };
     let policies = published([watches]);
-    let effective = policies.effective(&workload("own", &[]), None);
+    let effective = policies.effective(&workload("own", &[]));
     assert_eq!(decide(&effective, Some("bad")), Ok(()));
     let denial = effective
         .would_deny(&connection(Some("bad")))
@@ -193,7 +193,7 @@ fn a_dry_run_allow_does_not_refuse_the_rest() {
         ..policy("own/watch", namespace("own"), Action::Allow, Vec::new())
     };
     let policies = published([watches]);
-    let effective = policies.effective(&workload("own", &[]), None);
+    let effective = policies.effective(&workload("own", &[]));
     assert_eq!(decide(&effective, Some("good")), Ok(()));
     let denial = effective
         .would_deny(&connection(Some("good")))
@@ -204,24 +204,37 @@ fn a_dry_run_allow_does_not_refuse_the_rest() {
 #[test]
 fn what_is_compiled_is_used_until_something_changes() {
     let policies = published([]);
-    let workload = workload("own", &[]);
-    let first = policies.effective(&workload, None);
-    assert!(Arc::ptr_eq(
-        &first,
-        &policies.effective(&workload, Some(&first))
-    ));
-    let changed = Workload {
-        revision: next_revision(),
-        namespace: Arc::from("own"),
-        ..Workload::default()
-    };
-    assert!(!Arc::ptr_eq(
-        &first,
-        &policies.effective(&changed, Some(&first))
-    ));
+    let own = workload("own", &["own/a"]);
+    let mut cache = Cache::default();
+    let first = cache.get(&policies, &own);
+    assert!(Arc::ptr_eq(&first, &cache.get(&policies, &own)));
+    let others = workload("own", &["own/b"]);
+    assert!(!Arc::ptr_eq(&first, &cache.get(&policies, &others)));
+    assert!(Arc::ptr_eq(&first, &cache.get(&policies, &own)), "shared");
     policies.publish(&PolicyTable::new());
-    assert!(!Arc::ptr_eq(
-        &first,
-        &policies.effective(&workload, Some(&first))
-    ));
+    assert!(!Arc::ptr_eq(&first, &cache.get(&policies, &own)));
+}
+
+#[test]
+fn workloads_that_list_the_same_share_what_is_compiled() {
+    let policies = published([]);
+    let of = |namespace, listed: &[&str]| policies.effective(&workload(namespace, listed));
+    assert!(Arc::ptr_eq(&of("own", &["own/a"]), &of("own", &["own/a"])));
+    assert!(!Arc::ptr_eq(&of("own", &["own/a"]), &of("own", &[])));
+    assert!(!Arc::ptr_eq(&of("own", &[]), &of("other", &[])));
+}
+
+#[test]
+fn a_policy_that_is_listed_applies_whatever_its_scope() {
+    let deny = policy(
+        "other/p",
+        namespace("other"),
+        Action::Deny,
+        vec![from_namespace("bad")],
+    );
+    let policies = published([deny]);
+    let listing = policies.effective(&workload("own", &["other/p"]));
+    assert!(decide(&listing, Some("bad")).is_err());
+    let elsewhere = policies.effective(&workload("own", &[]));
+    assert_eq!(decide(&elsewhere, Some("bad")), Ok(()));
 }

@@ -27,7 +27,7 @@ pub struct Effect {
     /// Workload uids that are gone, or whose identity or addresses changed:
     /// pooled tunnels to them must not be used any more.
     pub retired: Vec<Arc<str>>,
-    /// Other policies apply to some workload than before.
+    /// Other policies may apply to a workload of this node than before.
     pub policies_changed: bool,
 }
 
@@ -92,10 +92,15 @@ impl Store {
             if moved {
                 effect.retired.push(Arc::clone(&uid));
             }
-            effect.policies_changed |= old.namespace != workload.namespace
-                || old.authorization_policies != workload.authorization_policies;
             self.unlink(old, batch);
         }
+        let node = &workload.locality.node;
+        let is_here = node.is_empty() || *node == self.local.node;
+        effect.policies_changed |= is_here
+            && old.is_none_or(|old| {
+                old.namespace != workload.namespace
+                    || old.authorization_policies != workload.authorization_policies
+            });
         if workload.locality.node == self.local.node && !workload.locality.node.is_empty() {
             self.learn_locality(&workload.locality, batch);
         }
