@@ -5,6 +5,7 @@
 //! without it. And a policy whose author made a mistake says so by [`AuthorizationPolicy::faults`], so
 //! that the last one without a mistake can stay in force.
 
+mod connections;
 mod requests;
 mod rules;
 mod targets;
@@ -146,7 +147,7 @@ impl AuthorizationPolicy {
             Action::Deny | Action::Custom => rules::Unknown::LeftOut,
         };
         if targets == For::Targets {
-            let requests = requests::read(rules, leniency, namespace, reader);
+            let requests = rules::read(rules, For::Targets, leniency, namespace, reader);
             let targeted = Targeted {
                 targets: targets::read(refs, refs_field, reader),
                 action: match known {
@@ -180,7 +181,8 @@ impl AuthorizationPolicy {
                 faults: std::mem::take(&mut reader.problems),
             };
         }
-        let read = rules::read(rules, leniency, namespace, reader);
+        let read = rules::read(rules, For::Pods, leniency, namespace, reader);
+        let read = read.map(|rules| rules.into_iter().map(connections::rule).collect());
         whole &= read.is_some();
         let rules = match (read, known) {
             (Some(rules), Action::Deny | Action::Custom) => rules,
