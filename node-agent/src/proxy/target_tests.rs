@@ -6,6 +6,7 @@ use karst_datapath::netns::Netns;
 use karst_identity::SpiffeId;
 
 use super::{Destination, Source, Target, Way};
+use crate::egress::Egress;
 use crate::pod::{Pod, PodSpec};
 use crate::reason::Reason;
 use crate::state::MeshState;
@@ -23,6 +24,7 @@ fn pod() -> Pod {
         identity: SpiffeId::new("cluster.local", "ns", "client").expect("id"),
         addresses: vec!["10.0.0.1".parse().expect("ip")],
         waypoints: Arc::default(),
+        egress: crate::egress::Egress::default(),
     };
     Pod::new(
         spec,
@@ -56,6 +58,7 @@ fn service() -> ServiceSpec {
         routing_preference: Vec::new(),
         mode: LoadBalancingMode::Any,
         health_policy: HealthPolicy::OnlyHealthy,
+        outside: None,
     }
 }
 
@@ -64,7 +67,11 @@ fn find(changes: Vec<Change>, original: &str, tried: &[Arc<str>]) -> Result<Targ
     Store::new(Arc::clone(&state), Locality::default()).apply(changes);
     let original: SocketAddr = original.parse().expect("address");
     let (state, pod) = (&state, &pod());
-    let source = Source { state, pod };
+    let source = Source {
+        state,
+        pod,
+        egress: Egress::AllowAny,
+    };
     let found = source.destination(original).map_err(|r| r.reason)?;
     let target = source.target(&found, original, tried);
     target.map_err(|r| r.reason)
@@ -185,7 +192,11 @@ fn destination_tells_services_from_workloads() {
     let state = Arc::new(MeshState::default());
     Store::new(Arc::clone(&state), Locality::default()).apply(server());
     let (state, pod) = (&state, &pod());
-    let source = Source { state, pod };
+    let source = Source {
+        state,
+        pod,
+        egress: Egress::AllowAny,
+    };
     let kind = |text: &str| source.destination(text.parse().expect("address"));
     assert!(matches!(kind("10.96.0.1:80"), Ok(Destination::Service(_))));
     assert!(matches!(kind("10.0.0.2:80"), Ok(Destination::Workload(_))));

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use karst_api::convert::{FieldError, port};
-use karst_api::node::WaypointRequirement;
+use karst_api::node::{MAX_ADDRESSES_OF_SERVICE, OutsideService, WaypointRequirement};
 use karst_api::security::{Authorization, Scope as PolicyScopeProto};
+use karst_api::workload::service::Visibility;
 use karst_api::workload::{self as proto, gateway_address};
 use karst_identity::SpiffeId;
 
 use super::authorization::to_policy;
 use super::endpoint::EndpointStats;
+use super::outside::{Audience, Block, Outside};
 use super::policy::{Policy, PolicyScope};
 use super::service::{HealthPolicy, LoadBalancingMode, Scope, ServiceSpec};
 use super::waypoint::{Place, Waypoint};
@@ -171,9 +173,65 @@ pub fn service(p: &proto::Service, network: &str) -> Result<ServiceSpec, FieldEr
             .collect::<Result<_, _>>()?,
         via,
         routing_preference: lb.routing_preference().filter_map(scope).collect(),
+        outside: outside(p, network, mode)?,
         mode,
         health_policy,
     })
+}
+
+/// What a service for hosts outside has besides; `None` for one of the cluster. What passes
+/// connections on as they are, or has whole ranges, is such a service too, whoever sends it.
+fn outside(
+    p: &proto::Service,
+    network: &str,
+    mode: LoadBalancingMode,
+) -> Result<Option<Outside>, FieldError> {
+    let more = OutsideService::of(p)?;
+    let mut blocks = Vec::new();
+    let mut has_range = false;
+    for address in &p.addresses {
+        let ip = address.ip()?;
+        has_range |= is_range(address, ip);
+        if address.network != network {
+            continue;
+        }
+        let whole = if ip.is_ipv4() { 32 } else { 128 };
+        let block = u8::try_from(address.length.unwrap_or(whole)).ok();
+        let block = block.and_then(|length| Block::around(ip, length));
+        let problem = || FieldError::new("addresses.length", "is longer than an address");
+        blocks.push(block.ok_or_else(problem)?);
+    }
+    if more.is_none() && !has_range && mode != LoadBalancingMode::Passthrough {
+        return Ok(None);
+    }
+    let more = more.unwrap_or_default();
+    let limited = |field, count, limit| match count > limit {
+        true => Err(FieldError::new(field, format!("has more than {limit}"))),
+        false => Ok(()),
+    };
+    limited("addresses", blocks.len(), MAX_ADDRESSES_OF_SERVICE)?;
+    limited(
+        "extensions.resolve",
+        more.resolve.len(),
+        MAX_ADDRESSES_OF_SERVICE,
+    )?;
+    let audience = match p.visibility() {
+        Visibility::Public => Audience::All,
+        Visibility::Namespace => {
+            let own = std::iter::once(&p.namespace);
+            let all = own
+                .chain(&more.namespaces)
+                .map(|name| Arc::from(name.as_str()));
+            Audience::Namespaces(all.collect())
+        }
+    };
+    Ok(Some(Outside {
+        audience,
+        blocks,
+        created: more.created,
+        entry: Arc::from(more.entry),
+        resolve: more.resolve.into_iter().map(Arc::from).collect(),
+    }))
 }
 
 /// The way through a waypoint. What cannot be followed is no error: the resource would be left as
@@ -243,13 +301,7 @@ fn vips(p: &proto::Service, network: &str) -> Result<Vec<IpAddr>, FieldError> {
     let mut vips = Vec::with_capacity(p.addresses.len());
     for address in &p.addresses {
         let ip = address.ip()?;
-        if is_range(address, ip) {
-            return Err(FieldError::new(
-                "addresses.length",
-                "is a range, which is not supported",
-            ));
-        }
-        if address.network == network {
+        if address.network == network && !is_range(address, ip) {
             vips.push(ip);
         }
     }
