@@ -20,7 +20,7 @@ pub enum Destination {
     Workload(Arc<Workload>),
     /// Some endpoint of a service port.
     Service(Arc<Service>),
-    /// A host outside that a service stands for; connected to at the address that was asked for.
+    /// A host that a service stands for; connected to at the address that was asked for.
     Outside(Arc<Service>),
     /// Nothing the mesh knows.
     External,
@@ -92,7 +92,7 @@ impl Source<'_> {
         }
         match self.state.lookup(ip) {
             Some(Address::Workload(workload)) => Ok(Destination::Workload(workload)),
-            Some(Address::Service(service)) => Ok(Destination::Service(service)),
+            Some(Address::Service(service)) => Ok(of_service(service)),
             None => self.not_inside(SocketAddr::new(ip, original.port()), own),
         }
     }
@@ -101,12 +101,7 @@ impl Source<'_> {
         let ip = original.ip();
         let namespace = &self.pod.namespace;
         if let Some(service) = self.state.outside(ip, original.port(), namespace) {
-            return Ok(match &service.spec.via {
-                Via::Direct if service.spec.mode == LoadBalancingMode::Passthrough => {
-                    Destination::Outside(service)
-                }
-                _ => Destination::Service(service),
-            });
+            return Ok(of_service(service));
         }
         if self.egress == Egress::RegistryOnly && !own && !self.state.is_node_address(ip) {
             let error =
@@ -213,6 +208,16 @@ impl Source<'_> {
             workload: Some(workload),
             way: Way::Waypoint(listener),
         })
+    }
+}
+
+/// A service, or what it passes on to without a choice.
+fn of_service(service: Arc<Service>) -> Destination {
+    match &service.spec.via {
+        Via::Direct if service.spec.mode == LoadBalancingMode::Passthrough => {
+            Destination::Outside(service)
+        }
+        _ => Destination::Service(service),
     }
 }
 

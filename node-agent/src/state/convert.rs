@@ -205,19 +205,14 @@ fn outside(
         return Ok(None);
     }
     let more = more.unwrap_or_default();
-    let limited = |field, count, limit| match count > limit {
-        true => Err(FieldError::new(field, format!("has more than {limit}"))),
-        false => Ok(()),
-    };
-    limited("addresses", blocks.len(), MAX_ADDRESSES_OF_SERVICE)?;
-    limited(
-        "extensions.resolve",
-        more.resolve.len(),
-        MAX_ADDRESSES_OF_SERVICE,
-    )?;
-    let audience = match p.visibility() {
-        Visibility::Public => Audience::All,
-        Visibility::Namespace => {
+    if blocks.len() > MAX_ADDRESSES_OF_SERVICE {
+        let problem = format!("has more than {MAX_ADDRESSES_OF_SERVICE}");
+        return Err(FieldError::new("addresses", problem));
+    }
+    let audience = match Visibility::try_from(p.visibility) {
+        Ok(Visibility::Public) => Audience::All,
+        // What is not known is meant to limit something.
+        Ok(Visibility::Namespace) | Err(_) => {
             let own = std::iter::once(&p.namespace);
             let all = own
                 .chain(&more.namespaces)
@@ -230,7 +225,6 @@ fn outside(
         blocks,
         created: more.created,
         entry: Arc::from(more.entry),
-        resolve: more.resolve.into_iter().map(Arc::from).collect(),
     }))
 }
 
@@ -339,7 +333,10 @@ mod tests {
     use karst_api::node::WaypointRequirement;
     use karst_api::workload::{self as proto, gateway_address};
 
-    use super::{Others, Place, Protocol, Via, Waypoint, service, waypoints, workload};
+    use super::{
+        Audience, Others, OutsideService, Place, Protocol, Via, Waypoint, service, waypoints,
+        workload,
+    };
 
     fn pod() -> proto::Workload {
         proto::Workload {
@@ -520,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn service_keeps_own_network_and_refuses_ranges() {
+    fn service_keeps_own_network_and_knows_ranges() {
         let address = |network: &str, length| proto::NetworkAddress {
             network: network.to_owned(),
             address: vec![10, 96, 0, 1],
@@ -536,9 +533,48 @@ mod tests {
         assert_eq!(spec.vips.len(), 1);
         assert_eq!(&*spec.key, "ns/svc.ns.svc.cluster.local");
         p.addresses = vec![address("", Some(24))];
+        let spec = service(&p, "").expect("valid");
+        assert!(spec.vips.is_empty());
+        let outside = spec.outside.expect("a range is outside");
+        assert_eq!(outside.blocks.len(), 1);
+        assert_eq!(outside.audience, Audience::All);
+        p.addresses = vec![address("", Some(33))];
         assert_eq!(
             service(&p, "").expect_err("refused").field,
             "addresses.length"
         );
+    }
+
+    #[test]
+    fn whose_a_service_for_hosts_outside_is() {
+        let more = OutsideService {
+            namespaces: vec!["client".to_owned()],
+            created: 7,
+            entry: "api".to_owned(),
+        };
+        let mut p = proto::Service {
+            namespace: "ns".to_owned(),
+            hostname: "api.example.com".to_owned(),
+            extensions: vec![more.to_extension()],
+            ..proto::Service::default()
+        };
+        let outside = |p: &proto::Service| service(p, "").expect("valid").outside;
+        let all = outside(&p).expect("outside");
+        assert_eq!((all.audience, all.created), (Audience::All, 7));
+        let some = Audience::Namespaces(vec!["ns".into(), "client".into()]);
+        // A visibility that is not known is the narrow one.
+        for narrow in [1, 9] {
+            p.visibility = narrow;
+            assert_eq!(outside(&p).expect("outside").audience, some);
+        }
+        let mut extension = more.to_extension();
+        if let Some(config) = &mut extension.config {
+            config.value = vec![0xff];
+        }
+        p.extensions = vec![extension];
+        let error = service(&p, "").expect_err("refused");
+        assert_eq!(error.field, "extensions.config");
+        p.extensions.clear();
+        assert_eq!(outside(&p), None);
     }
 }

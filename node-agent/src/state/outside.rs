@@ -77,8 +77,6 @@ pub struct Outside {
     pub created: i64,
     /// Name of the ServiceEntry; empty if it comes from elsewhere.
     pub entry: Arc<str>,
-    /// DNS names whose addresses are its own too.
-    pub resolve: Vec<Arc<str>>,
 }
 
 /// All services for hosts outside, as connections look for them.
@@ -89,7 +87,6 @@ pub struct OutsideTable {
     lengths_v4: Vec<u8>,
     /// The same of IPv6; at most 129.
     lengths_v6: Vec<u8>,
-    hosts: HashMap<Arc<str>, Vec<Arc<Service>>>,
     /// Addresses and blocks that found no place.
     left_out: usize,
 }
@@ -114,14 +111,6 @@ impl OutsideTable {
                     table.left_out += 1;
                 } else {
                     count += 1;
-                    there.push(Arc::clone(service));
-                }
-            }
-            for host in &outside.resolve {
-                let there = table.hosts.entry(Arc::clone(host)).or_default();
-                if there.len() >= MAX_SERVICES_OF_ADDRESS {
-                    table.left_out += 1;
-                } else {
                     there.push(Arc::clone(service));
                 }
             }
@@ -153,21 +142,6 @@ impl OutsideTable {
             let block = Block::around(ip, *length)?;
             first(self.blocks.get(&block)?, port, namespace)
         })
-    }
-
-    /// The service that has the DNS name and the port, for pods of `namespace`.
-    pub fn find_host(&self, host: &str, port: u16, namespace: &str) -> Option<&Arc<Service>> {
-        first(self.hosts.get(host)?, port, namespace)
-    }
-
-    /// DNS names that pods of these namespaces may use.
-    pub fn hosts(&self, namespaces: &[Arc<str>]) -> Vec<Arc<str>> {
-        let wanted = |services: &[Arc<Service>]| {
-            let mut services = services.iter();
-            services.any(|service| namespaces.iter().any(|one| is_for(service, one)))
-        };
-        let hosts = self.hosts.iter().filter(|(_, services)| wanted(services));
-        hosts.map(|(host, _)| Arc::clone(host)).collect()
     }
 
     /// (addresses and blocks in the table, those beyond its limits).

@@ -53,9 +53,6 @@ pub struct OutsideService {
     /// Name of the ServiceEntry.
     #[prost(string, tag = "3")]
     pub entry: ::prost::alloc::string::String,
-    /// DNS names whose addresses are the service's too, for as long as they resolve to them.
-    #[prost(string, repeated, tag = "4")]
-    pub resolve: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Who may connect to a pod that is behind a waypoint.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -302,7 +302,7 @@ impl Index {
         host: &str,
     ) -> workload::Service {
         let mode = match entry.resolution {
-            Resolution::AsAsked | Resolution::AsResolved => Mode::Passthrough,
+            Resolution::AsAsked => Mode::Passthrough,
             Resolution::Endpoints(_) => Mode::UnspecifiedMode,
         };
         let load_balancing = LoadBalancing {
@@ -313,15 +313,10 @@ impl Index {
             Audience::All => (Visibility::Public, Vec::new()),
             Audience::Namespaces(some) => (Visibility::Namespace, some.iter().cloned().collect()),
         };
-        let resolve = match entry.resolution {
-            Resolution::AsResolved => entry.hosts.clone(),
-            Resolution::AsAsked | Resolution::Endpoints(_) => Vec::new(),
-        };
         let more = OutsideService {
             namespaces,
             created: meta.created,
             entry: key.name.clone(),
-            resolve,
         };
         workload::Service {
             name: key.name.clone(),
@@ -449,7 +444,6 @@ fn summary(entry: &ServiceEntry) -> String {
     };
     let how = match &entry.resolution {
         Resolution::AsAsked => format!("{} addresses", entry.blocks.len()),
-        Resolution::AsResolved => "the addresses that each node resolves the hosts to".to_owned(),
         Resolution::Endpoints(endpoints) => format!("{} endpoints", endpoints.len()),
     };
     format!("Pods of {whom} may connect to {how}")

@@ -59,8 +59,6 @@ pub(crate) enum Resolution {
     /// To the address that was asked for.
     #[default]
     AsAsked,
-    /// The same; the hosts' addresses in DNS are the entry's.
-    AsResolved,
     /// To one of these endpoints.
     Endpoints(Vec<EntryEndpoint>),
 }
@@ -134,7 +132,7 @@ impl ServiceEntry {
                 "location" => location(value, reader),
                 "resolution" => match value.as_str() {
                     Some(text) => resolution = text.to_owned(),
-                    None => reader.fault(&field, "is no text", "write NONE, STATIC or DNS"),
+                    None => reader.fault(&field, "is no text", "write NONE or STATIC"),
                 },
                 "endpoints" => endpoints = Some(read_endpoints(value, reader, &mut entry.narrowed)),
                 "subjectAltNames" => {
@@ -178,8 +176,7 @@ impl ServiceEntry {
         let field = "spec.resolution";
         let needs_addresses = |reader: &mut Reader<'_>, blocks: &[AddressBlock]| {
             if blocks.is_empty() {
-                let hint =
-                    "give addresses, by which connections are told apart; or use resolution DNS";
+                let hint = "give addresses: connections are told apart by them";
                 reader.unsupported("spec.addresses", "is empty", hint);
             }
         };
@@ -205,36 +202,15 @@ impl ServiceEntry {
                 }
                 Resolution::Endpoints(endpoints.unwrap_or_default())
             }
-            "DNS" | "DNS_ROUND_ROBIN" => {
-                if has_endpoints {
-                    let hint = "name the hosts themselves in spec.hosts, or use resolution STATIC";
-                    let problem = "is not supported with resolution DNS";
-                    reader.unsupported("spec.endpoints", problem, hint);
-                }
-                if !self.blocks.is_empty() {
-                    let hint = "leave them out, or use resolution STATIC";
-                    let problem = "is not supported with resolution DNS";
-                    reader.unsupported("spec.addresses", problem, hint);
-                }
-                if self.hosts.iter().any(|host| host.starts_with("*.")) {
-                    let hint = "name each host: what is below a name cannot be looked up";
-                    let problem = "has a wildcard, which is not supported with resolution DNS";
-                    reader.unsupported("spec.hosts", problem, hint);
-                }
-                if self.ports.iter().any(|port| port.target != port.number) {
-                    let what = "targetPort has no effect with resolution DNS: connections go to the port they are for";
-                    self.narrowed.push(what.to_owned());
-                }
-                Resolution::AsResolved
-            }
-            "DYNAMIC_DNS" => {
-                let hint = "use DNS with the hosts' whole names, or NONE with addresses";
-                reader.unsupported(field, "is DYNAMIC_DNS, which is not supported", hint);
+            "DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS" => {
+                let problem = format!("is {resolution}, which is not supported");
+                let hint = "nobody resolves names for the entry: use NONE or STATIC with addresses";
+                reader.unsupported(field, &problem, hint);
                 Resolution::AsAsked
             }
             other => {
                 let shown: String = other.chars().take(40).collect();
-                let hint = "use NONE, STATIC or DNS";
+                let hint = "use NONE or STATIC";
                 reader.fault(field, format!("is {shown:?}"), hint);
                 Resolution::AsAsked
             }
@@ -470,7 +446,7 @@ fn read_endpoints(
                     let block = value.as_str().filter(|text| !text.contains('/'));
                     ip = block.and_then(parse_block).map(|(ip, _)| ip);
                     if ip.is_none() {
-                        let hint = "write a unicast IP address; for a name use resolution DNS without endpoints";
+                        let hint = "write a unicast IP address";
                         reader.unsupported(&field, "is no IP address", hint);
                     }
                 }

@@ -166,27 +166,12 @@ fn endpoints_have_ports_of_their_own() {
 }
 
 #[test]
-fn names_instead_of_addresses() {
-    for resolution in ["DNS", "DNS_ROUND_ROBIN"] {
-        let over = json!({"addresses": null, "resolution": resolution, "hosts": ["A.example.com", "b.example.com"]});
-        let entry = whole(over);
-        assert_eq!(entry.resolution, Resolution::AsResolved);
-        assert_eq!(entry.hosts, ["a.example.com", "b.example.com"]);
+fn nobody_resolves_names() {
+    for resolution in ["DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"] {
+        unsupported(json!({"resolution": resolution}), "spec.resolution");
+        let entry = read(json!({"addresses": null, "resolution": resolution}));
+        assert_eq!(entry.unsupported, ["spec.resolution"]);
     }
-    let dns = |over: Value| {
-        let mut all = json!({"addresses": null, "resolution": "DNS"});
-        all.as_object_mut()
-            .unwrap()
-            .extend(over.as_object().unwrap().clone());
-        all
-    };
-    unsupported(dns(json!({"addresses": ["192.0.2.1"]})), "spec.addresses");
-    unsupported(
-        dns(json!({"endpoints": [endpoint("192.0.2.1")]})),
-        "spec.endpoints",
-    );
-    unsupported(dns(json!({"hosts": ["*.example.com"]})), "spec.hosts");
-    unsupported(json!({"resolution": "DYNAMIC_DNS"}), "spec.resolution");
 }
 
 #[test]

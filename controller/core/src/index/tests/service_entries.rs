@@ -93,7 +93,7 @@ fn an_entry_becomes_a_service() {
     );
     let more = more(&mesh, API);
     assert_eq!((more.entry.as_str(), more.created), ("api", 1_767_312_000));
-    assert!(more.namespaces.is_empty() && more.resolve.is_empty());
+    assert!(more.namespaces.is_empty());
     // A range is found by nobody who asks for an address.
     let found: Vec<_> = mesh
         .0
@@ -135,16 +135,11 @@ fn endpoints_become_workloads_outside_of_the_mesh() {
 }
 
 #[test]
-fn hosts_that_are_resolved() {
-    let dns = json!({"spec": {"resolution": "DNS", "addresses": null,
-        "hosts": ["api.example.com", "www.example.com"], "exportTo": [".", "client"]}});
-    let mesh = Mesh::new([entry("api", dns)]);
+fn whose_it_is_goes_with_the_service() {
+    let mesh = Mesh::new([entry("api", json!({"spec": {"exportTo": [".", "client"]}}))]);
     let service = mesh.service(API).unwrap();
-    assert!(service.addresses.is_empty());
     assert_eq!(service.visibility, i32::from(Visibility::Namespace));
-    let more = more(&mesh, API);
-    assert_eq!(more.resolve, ["api.example.com", "www.example.com"]);
-    assert_eq!(more.namespaces, ["client", "shop"]);
+    assert_eq!(more(&mesh, API).namespaces, ["client", "shop"]);
 }
 
 #[test]
