@@ -71,6 +71,10 @@ pub struct Args {
     #[arg(long, env = "KARST_ROOT_NAMESPACE", default_value = karst_core::ROOT_NAMESPACE)]
     root_namespace: String,
 
+    /// Where pods may connect to whose namespace has no label karst.dev/egress
+    #[arg(long, env = "KARST_EGRESS_DEFAULT", value_enum, default_value_t = EgressDefault::AllowAny)]
+    egress_default: EgressDefault,
+
     /// DNS name or IP address that agents know this server by; may be given several times
     #[arg(
         long,
@@ -160,6 +164,26 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Where pods may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EgressDefault {
+    /// Anywhere.
+    #[value(name = "ALLOW_ANY")]
+    AllowAny,
+    /// To workloads, Services and ServiceEntries.
+    #[value(name = "REGISTRY_ONLY")]
+    RegistryOnly,
+}
+
+impl From<EgressDefault> for karst_core::Egress {
+    fn from(mode: EgressDefault) -> Self {
+        match mode {
+            EgressDefault::AllowAny => Self::AllowAny,
+            EgressDefault::RegistryOnly => Self::RegistryOnly,
+        }
+    }
 }
 
 /// When an image is pulled.
@@ -255,6 +279,7 @@ impl Args {
                         trust_domain: self.trust_domain,
                         cluster_domain: self.cluster_domain,
                         root_namespace: self.root_namespace,
+                        egress_default: self.egress_default.into(),
                         network: String::new(),
                     },
                     serving_names: self.serving_name,

@@ -44,6 +44,9 @@ pub const AUTHORIZATION_POLICY_TYPE: &str =
 /// Type of [`node::RejectedResource`], a detail of a rejected discovery response.
 pub const REJECTED_RESOURCE_TYPE: &str = "type.googleapis.com/karst.node.v1.RejectedResource";
 
+/// Type of [`node::OutsideService`], an extension of a [`workload::Service`].
+pub const OUTSIDE_SERVICE_TYPE: &str = "type.googleapis.com/karst.node.v1.OutsideService";
+
 /// Subscribes to every resource of a type.
 pub const WILDCARD: &str = "*";
 

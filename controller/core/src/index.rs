@@ -9,6 +9,7 @@ mod l7;
 mod policies;
 mod relations;
 mod render;
+mod service_entries;
 mod tunnel;
 
 #[cfg(test)]
@@ -25,12 +26,13 @@ use self::{
     l7::L7,
     policies::Policies,
     relations::{Concerned, Relations},
+    service_entries::ServiceEntries,
     tunnel::Tunnel,
 };
 use crate::{
     config::MeshConfig,
     error::{Faults, ObjectError},
-    labels::DataplaneMode,
+    labels::{DataplaneMode, Egress},
     object::{
         Body, Kind, Metadata, Object, ObjectKey,
         endpoint_slice::EndpointSlice,
@@ -158,6 +160,7 @@ pub struct Index {
     /// Node, then name of the resource.
     node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
     policies: Policies,
+    entries: ServiceEntries,
     l7: L7,
 }
 
@@ -178,6 +181,7 @@ impl Index {
             aliases: HashMap::new(),
             node_pods: BTreeMap::new(),
             policies: Policies::default(),
+            entries: ServiceEntries::default(),
             l7: L7::default(),
         }
     }
@@ -231,6 +235,9 @@ impl Index {
             Body::PeerAuthentication(policy) => {
                 self.set_peer_authentication(key, Some((object.meta, *policy)), &mut changes);
             }
+            Body::ServiceEntry(entry) => {
+                self.set_service_entry(key, Some((object.meta, *entry)));
+            }
             Body::Pod(pod) => {
                 self.check_uid(&object.key, &key, &pod)?;
                 self.set_pod(key, *pod, &mut changes);
@@ -263,6 +270,7 @@ impl Index {
             Kind::EndpointSlice => self.set_slice(name, None, &mut changes),
             Kind::AuthorizationPolicy => self.set_authorization_policy(name, None, &mut changes),
             Kind::PeerAuthentication => self.set_peer_authentication(name, None, &mut changes),
+            Kind::ServiceEntry => self.set_service_entry(name, None),
             Kind::Pod => self.remove_pod(&name, &mut changes),
             _ => self.set_l7(key, Metadata::default(), None),
         }
@@ -414,6 +422,7 @@ impl Index {
             Kind::Service => self.services.len(),
             Kind::Pod => self.pods.len(),
             Kind::EndpointSlice => self.slices.len(),
+            Kind::ServiceEntry => self.entry_count(),
             kind => match self.policy_count(kind) {
                 Some(count) => count,
                 None => self.l7.object_count(kind),
@@ -437,19 +446,28 @@ impl Index {
             .unwrap_or(DataplaneMode::None)
     }
 
+    /// Where pods of a namespace may connect to.
+    fn egress(&self, namespace: &str) -> Egress {
+        let own = self.namespaces.get(namespace);
+        own.and_then(|namespace| namespace.egress)
+            .unwrap_or(self.config.egress_default)
+    }
+
     fn set_namespace(&mut self, name: String, namespace: Namespace, changes: &mut Changes) {
-        let mode = namespace.mode;
+        let (mode, egress) = (namespace.mode, namespace.egress);
         let former = self.namespaces.insert(name.clone(), namespace);
         if former.is_none() {
             self.namespace_selected_anew(&name);
         }
         let former = former.unwrap_or_default();
         self.namespace_changed(&name, &former);
-        if former.mode == mode {
+        if former.mode == mode && former.egress == egress {
             return;
         }
         for key in self.pods_of_namespace(&name) {
-            self.update_mode(&key);
+            if former.mode != mode {
+                self.update_mode(&key);
+            }
             self.render_pod(&key, changes);
         }
     }

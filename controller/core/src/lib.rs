@@ -22,7 +22,7 @@ mod status;
 pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;
 pub use index::{Changes, Index, NodeIdentity, PodRef};
-pub use labels::DataplaneMode;
+pub use labels::{DataplaneMode, Egress};
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};
 pub use proxy::{
     GatewayName, ProxyChange, ProxyClass, ProxyKind, ProxyPort, ProxyWanted, WAYPOINT_PORT,

@@ -120,7 +120,7 @@ fn wanted(store: &Store, key: &ObjectKey) -> Option<ObjectStatus> {
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                     StatusContent::Parents(Vec::new())
                 }
-                Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+                Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ServiceEntry => {
                     StatusContent::Conditions(Vec::new())
                 }
                 Kind::BackendTlsPolicy | Kind::BackendTrafficPolicy => {

@@ -240,7 +240,9 @@ impl Index {
     #[must_use]
     pub fn status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
         let own = self.l7.statuses.get(key);
-        own.or_else(|| self.policy_status(key)).cloned()
+        own.or_else(|| self.policy_status(key))
+            .or_else(|| self.entry_status(key))
+            .cloned()
     }
 
     /// What should run for a Gateway; `None`: nothing, as it is gone, or not ours.
@@ -319,6 +321,8 @@ impl Index {
         self.flush_proxies(&mut changes);
         self.flush_backends(&mut changes);
         self.flush_statuses(&mut changes);
+        // Last, because it looks at all addresses.
+        self.flush_entries(&mut changes);
         changes
     }
 }

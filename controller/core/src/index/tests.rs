@@ -13,6 +13,7 @@ mod pods;
 mod properties;
 mod request_policies;
 mod route_rules;
+mod service_entries;
 mod services;
 mod static_pods;
 pub(super) mod support;
