@@ -15,6 +15,7 @@ pub(crate) mod peer_authentication;
 pub(crate) mod pod;
 pub(crate) mod policy;
 pub(crate) mod reference_grant;
+pub(crate) mod request_authentication;
 pub(crate) mod route;
 pub(crate) mod selector;
 pub(crate) mod service;
@@ -72,6 +73,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// security.istio.io PeerAuthentication.
     PeerAuthentication,
+    /// security.istio.io RequestAuthentication.
+    RequestAuthentication,
     /// v1 Service.
     Service,
     /// v1 Pod.
@@ -95,7 +98,7 @@ const GATEWAY_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 impl Kind {
     /// All of them, in the order in which a batch is applied.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -113,6 +116,7 @@ impl Kind {
         Self::TcpRoute,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
         Self::Service,
         Self::Pod,
         Self::EndpointSlice,
@@ -149,6 +153,7 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
@@ -168,7 +173,9 @@ impl Kind {
             | Self::Pod => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::BackendTrafficPolicy => KARST_GROUP,
-            Self::AuthorizationPolicy | Self::PeerAuthentication => SECURITY_GROUP,
+            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
+                SECURITY_GROUP
+            }
             Self::GatewayClass
             | Self::Gateway
             | Self::ListenerSet
@@ -272,6 +279,7 @@ pub(crate) enum Body {
     Route(Box<route::Route>),
     AuthorizationPolicy(Box<authorization::AuthorizationPolicy>),
     PeerAuthentication(Box<peer_authentication::PeerAuthentication>),
+    RequestAuthentication(Box<request_authentication::RequestAuthentication>),
     Service(Box<service::Service>),
     Pod(Box<pod::Pod>),
     EndpointSlice(endpoint_slice::EndpointSlice),
@@ -362,7 +370,7 @@ impl Object {
             Kind::GrpcRoute => Self::of_spec(kind, value, described, route::grpc::body),
             Kind::TlsRoute => Self::of_spec(kind, value, described, route::l4::tls_body),
             Kind::TcpRoute => Self::of_spec(kind, value, described, route::l4::tcp_body),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::RequestAuthentication => {
                 Self::of_policy(kind, value, described)
             }
             Kind::Secret => {
@@ -426,6 +434,10 @@ impl Object {
             Ok(match kind {
                 Kind::PeerAuthentication => {
                     peer_authentication::PeerAuthentication::body(&document, faults, findings)
+                }
+                Kind::RequestAuthentication => {
+                    let body = request_authentication::RequestAuthentication::body;
+                    body(&document, faults, findings)
                 }
                 _ => {
                     let namespace = document.metadata.namespace.as_deref();

@@ -91,9 +91,10 @@ pub async fn served(client: &Client) -> Result<Vec<String>, Failure> {
 }
 
 /// Definitions of Istio's policies, which the chart has unless somebody else has brought them.
-const ISTIO_POLICIES: [&str; 2] = [
+const ISTIO_POLICIES: [&str; 3] = [
     "authorizationpolicies.security.istio.io",
     "peerauthentications.security.istio.io",
+    "requestauthentications.security.istio.io",
 ];
 
 async fn has_foreign_istio(client: &Client) -> Result<bool, Failure> {
