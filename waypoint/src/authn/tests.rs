@@ -1,0 +1,1 @@
+//! Tokens and keys, without a proxy around them.
