@@ -217,7 +217,8 @@ mod tests {
     }
 
     fn found(uri: &str, headers: &[(&str, &str)]) -> Result<Option<String>, Refusal> {
-        let found = find(&places(), &parts(uri, headers));
+        let places = places();
+        let found = find(&places, &parts(uri, headers));
         found.map(|found| found.map(|(_, token)| token))
     }
 
