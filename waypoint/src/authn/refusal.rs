@@ -34,7 +34,7 @@ pub enum Refusal {
 impl Refusal {
     /// Stable label for answer, log and metric.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::NotReady => "authentication_not_ready",
             Self::Several => "jwt_several_tokens",

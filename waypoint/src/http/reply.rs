@@ -31,7 +31,7 @@ pub(super) struct Failure {
     /// The policy that refuses it.
     pub(super) denial: Option<Denial>,
     /// Why the token does not count, and what the client is to do.
-    refusal: Option<(Refusal, HeaderValue)>,
+    refusal: Option<Box<(Refusal, HeaderValue)>>,
     /// Nothing more is to be read from an HTTP/1 connection.
     close: bool,
 }
@@ -68,7 +68,7 @@ impl Failure {
     /// A request with a token that does not count.
     pub(super) fn unauthenticated(refusal: Refusal, challenge: HeaderValue) -> Self {
         let mut failure = Self::new(refusal.status(), refusal.reason());
-        failure.refusal = Some((refusal, challenge));
+        failure.refusal = Some(Box::new((refusal, challenge)));
         failure
     }
 
@@ -93,7 +93,7 @@ impl Failure {
         let reason = HeaderValue::from_static(self.reason.as_str());
         let body = match (&self.denial, &self.refusal) {
             (Some(denial), _) => Body::full(denied_text(denial)),
-            (None, Some((refusal, _))) => Body::full(authenticate::text(*refusal)),
+            (None, Some(refused)) => Body::full(authenticate::text(refused.0)),
             (None, None) => Body::full(self.reason.as_str()),
         };
         let mut response = Response::new(body);
@@ -101,10 +101,10 @@ impl Failure {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         headers.insert(KARST_REASON.clone(), reason);
-        if let Some((_, challenge)) = &self.refusal
+        if let Some(refused) = &self.refusal
             && self.status == StatusCode::UNAUTHORIZED
         {
-            headers.insert(WWW_AUTHENTICATE, challenge.clone());
+            headers.insert(WWW_AUTHENTICATE, refused.1.clone());
         }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -121,7 +121,7 @@ impl Failure {
         let reason = HeaderValue::from_static(self.reason.as_str());
         let message = match (&self.denial, &self.refusal) {
             (Some(denial), _) => denied_message(denial),
-            (None, Some((refusal, _))) => HeaderValue::from_static(authenticate::text(*refusal)),
+            (None, Some(refused)) => HeaderValue::from_static(authenticate::text(refused.0)),
             (None, None) => reason.clone(),
         };
         headers.insert(GRPC_MESSAGE.clone(), message);

@@ -172,6 +172,7 @@ fn from_headers(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire
     let mut headers = Vec::new();
     for (index, item) in items(value, field, reader).iter().enumerate() {
         let field = format!("{field}[{index}]");
+        let before = reader.problems.len();
         let mut header = wire::TokenHeader::default();
         for (key, value) in reader.fields(item, &field).unwrap_or_default() {
             let field = format!("{field}.{key}");
@@ -185,10 +186,10 @@ fn from_headers(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire
                 _ => reader.fault(&field, UNKNOWN, UNKNOWN_HINT),
             }
         }
-        if header.name.is_empty() {
-            reader.fault(&field, "has no name", "write the name of a header");
-        } else {
+        if !header.name.is_empty() {
             headers.push(header);
+        } else if reader.problems.len() == before {
+            reader.fault(&field, "has no name", "write the name of a header");
         }
     }
     headers
@@ -208,6 +209,7 @@ fn claims(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire::Clai
     let mut all = Vec::new();
     for (index, item) in items(value, field, reader).iter().enumerate() {
         let field = format!("{field}[{index}]");
+        let before = reader.problems.len();
         let mut one = wire::ClaimHeader::default();
         for (key, value) in reader.fields(item, &field).unwrap_or_default() {
             let field = format!("{field}.{key}");
@@ -220,10 +222,10 @@ fn claims(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire::Clai
                 _ => reader.fault(&field, UNKNOWN, UNKNOWN_HINT),
             }
         }
-        if one.header.is_empty() || one.claim.is_empty() {
-            reader.fault(&field, "has no header or no claim", "write both");
-        } else {
+        if !one.header.is_empty() && !one.claim.is_empty() {
             all.push(one);
+        } else if reader.problems.len() == before {
+            reader.fault(&field, "has no header or no claim", "write both");
         }
     }
     all
