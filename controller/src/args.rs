@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, env = "KARST_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
 
-    /// Namespace whose AuthorizationPolicies and PeerAuthentications are for the whole mesh
+    /// Namespace whose security policies of Istio's API are for the whole mesh
     #[arg(long, env = "KARST_ROOT_NAMESPACE", default_value = karst_core::ROOT_NAMESPACE)]
     root_namespace: String,
 

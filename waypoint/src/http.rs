@@ -2,12 +2,13 @@
 //!
 //! [`serve`] takes one connection of any kind of stream. Its bytes are looked at on their way to hyper ([`guard`],
 //! [`framing`]), each request is brought into one normal form ([`normal`], [`path`]), is routed and changed
-//! ([`service`]) if it may come at all ([`authorize`]), sent as often as its policy allows ([`forward`]), and recorded when its response has ended
+//! ([`service`]) if it may come at all ([`authenticate`], [`authorize`]), sent as often as its policy allows ([`forward`]), and recorded when its response has ended
 //! ([`exchange`]). Bodies are streams throughout; [`limits`] says what is ever held of them.
 //!
 //! What a client sends twice or in a form that others might read otherwise is refused with 400. Answers of our
 //! own carry the header `karst-reason`; to gRPC clients they are given as gRPC does.
 
+mod authenticate;
 mod authorize;
 mod connection;
 mod download;
@@ -41,6 +42,7 @@ pub use limits::HttpLimits;
 pub use reply::KARST_REASON;
 
 use crate::access_log::{Destination, Reporter};
+use crate::authn::Authenticator;
 use crate::authz::recheck::Rechecks;
 use crate::balance::Cluster;
 use crate::filter::RequestScheme;
@@ -103,6 +105,7 @@ pub struct HttpServer {
     sessions: RefCell<Sessions>,
     destinations: RefCell<HashMap<u64, Option<Arc<Destination>>>>,
     rechecks: Rc<Rechecks>,
+    authenticator: Authenticator,
     /// Mirrored requests under way.
     mirrors: Cell<usize>,
 }
@@ -123,6 +126,7 @@ impl HttpServer {
             recorder,
             limits,
             sessions: RefCell::default(),
+            authenticator: Authenticator::default(),
             destinations: RefCell::default(),
             mirrors: Cell::new(0),
         })

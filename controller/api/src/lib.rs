@@ -41,6 +41,10 @@ pub const TLS_SECRET_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.TlsSecr
 pub const AUTHORIZATION_POLICY_TYPE: &str =
     "type.googleapis.com/karst.waypoint.v1.AuthorizationPolicy";
 
+/// Resource type of [`waypoint::RequestAuthentication`].
+pub const REQUEST_AUTHENTICATION_TYPE: &str =
+    "type.googleapis.com/karst.waypoint.v1.RequestAuthentication";
+
 /// Type of [`node::RejectedResource`], a detail of a rejected discovery response.
 pub const REJECTED_RESOURCE_TYPE: &str = "type.googleapis.com/karst.node.v1.RejectedResource";
 

@@ -235,6 +235,9 @@ impl Index {
             Body::PeerAuthentication(policy) => {
                 self.set_peer_authentication(key, Some((object.meta, *policy)), &mut changes);
             }
+            Body::RequestAuthentication(policy) => {
+                self.set_request_authentication(key, Some((object.meta, *policy)), &mut changes);
+            }
             Body::ServiceEntry(entry) => {
                 self.set_service_entry(key, Some((object.meta, *entry)));
             }
@@ -270,6 +273,9 @@ impl Index {
             Kind::EndpointSlice => self.set_slice(name, None, &mut changes),
             Kind::AuthorizationPolicy => self.set_authorization_policy(name, None, &mut changes),
             Kind::PeerAuthentication => self.set_peer_authentication(name, None, &mut changes),
+            Kind::RequestAuthentication => {
+                self.set_request_authentication(name, None, &mut changes);
+            }
             Kind::ServiceEntry => self.set_service_entry(name, None),
             Kind::Pod => self.remove_pod(&name, &mut changes),
             _ => self.set_l7(key, Metadata::default(), None),

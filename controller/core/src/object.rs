@@ -15,6 +15,7 @@ pub(crate) mod peer_authentication;
 pub(crate) mod pod;
 pub(crate) mod policy;
 pub(crate) mod reference_grant;
+pub(crate) mod request_authentication;
 pub(crate) mod route;
 pub(crate) mod selector;
 pub(crate) mod service;
@@ -73,6 +74,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// security.istio.io PeerAuthentication.
     PeerAuthentication,
+    /// security.istio.io RequestAuthentication.
+    RequestAuthentication,
     /// networking.istio.io ServiceEntry.
     ServiceEntry,
     /// v1 Service.
@@ -101,7 +104,7 @@ const GATEWAY_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 impl Kind {
     /// All of them, in the order in which a batch is applied.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -119,6 +122,7 @@ impl Kind {
         Self::TcpRoute,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
         Self::ServiceEntry,
         Self::Service,
         Self::Pod,
@@ -156,6 +160,7 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::ServiceEntry => "ServiceEntry",
             Self::Service => "Service",
             Self::Pod => "Pod",
@@ -176,7 +181,9 @@ impl Kind {
             | Self::Pod => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::BackendTrafficPolicy => KARST_GROUP,
-            Self::AuthorizationPolicy | Self::PeerAuthentication => SECURITY_GROUP,
+            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
+                SECURITY_GROUP
+            }
             Self::ServiceEntry => NETWORKING_GROUP,
             Self::GatewayClass
             | Self::Gateway
@@ -281,6 +288,7 @@ pub(crate) enum Body {
     Route(Box<route::Route>),
     AuthorizationPolicy(Box<authorization::AuthorizationPolicy>),
     PeerAuthentication(Box<peer_authentication::PeerAuthentication>),
+    RequestAuthentication(Box<request_authentication::RequestAuthentication>),
     ServiceEntry(Box<service_entry::ServiceEntry>),
     Service(Box<service::Service>),
     Pod(Box<pod::Pod>),
@@ -372,9 +380,10 @@ impl Object {
             Kind::GrpcRoute => Self::of_spec(kind, value, described, route::grpc::body),
             Kind::TlsRoute => Self::of_spec(kind, value, described, route::l4::tls_body),
             Kind::TcpRoute => Self::of_spec(kind, value, described, route::l4::tcp_body),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ServiceEntry => {
-                Self::of_policy(kind, value, described)
-            }
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::RequestAuthentication
+            | Kind::ServiceEntry => Self::of_policy(kind, value, described),
             Kind::Secret => {
                 let object: v1::Secret = typed(value, described)?;
                 Self::build(kind, &object.metadata, described, |faults, findings| {
@@ -439,6 +448,10 @@ impl Object {
             Ok(match kind {
                 Kind::PeerAuthentication => {
                     peer_authentication::PeerAuthentication::body(&document, faults, findings)
+                }
+                Kind::RequestAuthentication => {
+                    let body = request_authentication::RequestAuthentication::body;
+                    body(&document, faults, findings)
                 }
                 Kind::ServiceEntry => {
                     let body = service_entry::ServiceEntry::body;

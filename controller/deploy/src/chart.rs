@@ -57,6 +57,7 @@ pub const KARST_CRDS: Chart = Chart {
         "authorizationpolicies.yaml",
         "backendtrafficpolicies.yaml",
         "peerauthentications.yaml",
+        "requestauthentications.yaml",
         "serviceentries.yaml",
     ],
 };

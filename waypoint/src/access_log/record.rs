@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Uri, Version};
 use karst_identity::SpiffeId;
 use karst_tunnel::TlsInfo;
 
+use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::client::Client;
 use crate::reason::Reason;
@@ -112,6 +113,8 @@ pub struct RequestRecord {
     pub reason: Option<Reason>,
     /// Details of the reason.
     pub error: Option<String>,
+    /// What its token says. Of that the log has the principal alone.
+    pub token: Option<Arc<Verified>>,
     /// The policy that refused it.
     pub denial: Option<Denial>,
     /// The AUDIT policy that it matched first.
@@ -151,6 +154,7 @@ impl RequestRecord {
             reason: None,
             error: None,
             denial: None,
+            token: None,
             audited: None,
             bytes_received: 0,
             bytes_sent: 0,

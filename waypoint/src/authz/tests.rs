@@ -83,6 +83,7 @@ impl Sample {
             headers: headers.as_ref(),
             trusted_hops: self.hops,
             request_principal: self.principal,
+            token: None,
         };
         ask(&Attributes {
             client: &client,

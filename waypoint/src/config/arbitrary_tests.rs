@@ -323,6 +323,7 @@ fn authorize_all(table: &Table) {
                         headers: Some(&headers),
                         trusted_hops: hops,
                         request_principal: None,
+                        token: None,
                     }),
                 };
                 let _ = authorization.decide(&attributes);

@@ -1,6 +1,7 @@
 //! Whether a request may come, and whether one that lasts may go on.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{HeaderMap, HeaderValue};
@@ -12,6 +13,7 @@ use super::connection::Connection;
 use super::exchange::Exchange;
 use super::frontend::Frontend;
 use super::reply::Failure;
+use crate::authn::Verified;
 use crate::authz::recheck::Watch;
 use crate::authz::{Attributes, Denial, Destination, Outcome, RequestAttributes, ServerName};
 use crate::route::host_of;
@@ -20,6 +22,8 @@ use crate::route::host_of;
 pub(super) struct Standing {
     connection: Rc<Connection>,
     watch: Watch,
+    /// It counts to the end of the request, also when the token's time is over before.
+    token: Option<Arc<Verified>>,
     method: Method,
     authority: HeaderValue,
     /// In its normal form.
@@ -48,6 +52,7 @@ pub(super) fn admit(
         authority: exchange.authority.clone(),
         uri: parts.uri.clone(),
         headers: None,
+        token: exchange.token.clone(),
         connection,
     };
     let host = standing.host();
@@ -108,7 +113,8 @@ impl Standing {
                 },
                 headers,
                 trusted_hops: connection.server.limits.trusted_hops,
-                request_principal: None,
+                request_principal: self.token.as_deref().and_then(Verified::principal),
+                token: self.token.as_deref(),
             }),
         }
     }

@@ -1,8 +1,10 @@
 //! Answers of our own.
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 
+use super::authenticate;
+use crate::authn::Refusal;
 use crate::authz::Denial;
 use crate::body::Body;
 use crate::reason::Reason;
@@ -28,6 +30,8 @@ pub(super) struct Failure {
     pub(super) error: Option<String>,
     /// The policy that refuses it.
     pub(super) denial: Option<Denial>,
+    /// Why the token does not count, and what the client is to do.
+    refusal: Option<Box<(Refusal, HeaderValue)>>,
     /// Nothing more is to be read from an HTTP/1 connection.
     close: bool,
 }
@@ -43,6 +47,7 @@ impl Failure {
             reason,
             error: None,
             denial: None,
+            refusal: None,
             close: false,
         }
     }
@@ -57,6 +62,13 @@ impl Failure {
         let mut failure = Self::new(status, denial.reason());
         failure.error = Some(denial.to_string());
         failure.denial = Some(denial);
+        failure
+    }
+
+    /// A request with a token that does not count.
+    pub(super) fn unauthenticated(refusal: Refusal, challenge: HeaderValue) -> Self {
+        let mut failure = Self::new(refusal.status(), refusal.reason());
+        failure.refusal = Some(Box::new((refusal, challenge)));
         failure
     }
 
@@ -79,15 +91,21 @@ impl Failure {
     /// The answer for a client that speaks plain HTTP.
     pub(super) fn response(&self) -> Response<Body> {
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let body = match &self.denial {
-            Some(denial) => Body::full(denied_text(denial)),
-            None => Body::full(self.reason.as_str()),
+        let body = match (&self.denial, &self.refusal) {
+            (Some(denial), _) => Body::full(denied_text(denial)),
+            (None, Some(refused)) => Body::full(authenticate::text(refused.0)),
+            (None, None) => Body::full(self.reason.as_str()),
         };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         headers.insert(KARST_REASON.clone(), reason);
+        if let Some(refused) = &self.refusal
+            && self.status == StatusCode::UNAUTHORIZED
+        {
+            headers.insert(WWW_AUTHENTICATE, refused.1.clone());
+        }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -101,9 +119,10 @@ impl Failure {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS.clone(), grpc_status(self.status).into());
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let message = match &self.denial {
-            Some(denial) => denied_message(denial),
-            None => reason.clone(),
+        let message = match (&self.denial, &self.refusal) {
+            (Some(denial), _) => denied_message(denial),
+            (None, Some(refused)) => HeaderValue::from_static(authenticate::text(refused.0)),
+            (None, None) => reason.clone(),
         };
         headers.insert(GRPC_MESSAGE.clone(), message);
         headers.insert(KARST_REASON.clone(), reason);

@@ -12,7 +12,6 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use super::authorize;
 use super::connection::Connection;
 use super::download::Download;
 use super::exchange::Exchange;
@@ -24,6 +23,7 @@ use super::reply::Failure;
 use super::session::{self, Bound};
 use super::upgrade::{self, Wanted};
 use super::upload::Upload;
+use super::{authenticate, authorize};
 use super::{mirror, normal};
 use crate::body::Body;
 use crate::filter::{self, AnsweredBy, FilterContext};
@@ -109,6 +109,7 @@ async fn serve(
     if let Some(plain) = frontend.plain() {
         exchange.destination = connection.server.destination(plain.cluster);
     }
+    let passed = authenticate::authenticate(exchange, &mut parts, &frontend).await?;
     let mut standing = authorize::admit(exchange, &parts, &frontend, seen)?;
     let uri = parts.uri.clone();
     // `OPTIONS *` is about the whole server.
@@ -124,6 +125,7 @@ async fn serve(
     // A request with a body goes on as what it is, as RFC 9110, section 7.8 allows.
     let wanted = upgrade::wanted(&mut parts)?.filter(|_| incoming.is_end_stream());
     exchange.request_id = Some(headers::prepare(&mut parts, &connection));
+    passed.write(&mut parts.headers);
     if !incoming.is_end_stream() {
         if incoming.size_hint().exact().is_none() {
             // Without it hyper sends no body with methods that usually have none.

@@ -16,6 +16,7 @@ mod ports;
 mod support;
 mod wires;
 
+mod authn;
 mod authz;
 mod drain;
 mod gateway;

@@ -60,6 +60,10 @@ pub struct ServiceFrontend {
     /// is invalid refuses everything.
     #[prost(string, repeated, tag = "9")]
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of RequestAuthentications, whose rules count together, in no order. With one that is invalid every
+    /// request is refused.
+    #[prost(string, repeated, tag = "10")]
+    pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A workload reached by its own address. No routes apply.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -76,6 +80,9 @@ pub struct WorkloadFrontend {
     /// Names of AuthorizationPolicies, as of a ServiceFrontend.
     #[prost(string, repeated, tag = "4")]
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of RequestAuthentications, as of a ServiceFrontend.
+    #[prost(string, repeated, tag = "5")]
+    pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port of a workload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -128,6 +135,9 @@ pub struct GatewayListener {
     /// Names of AuthorizationPolicies, as of a ServiceFrontend.
     #[prost(string, repeated, tag = "9")]
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of RequestAuthentications, as of a ServiceFrontend.
+    #[prost(string, repeated, tag = "10")]
+    pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Validation of client certificates.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -784,7 +794,8 @@ pub struct AttributeMatch {
     /// Which one.
     #[prost(enumeration = "Attribute", tag = "1")]
     pub attribute: i32,
-    /// Of ATTRIBUTE_HEADER the header, of ATTRIBUTE_REQUEST_CLAIM the path of claims, joined by dots; else empty.
+    /// Of ATTRIBUTE_HEADER the header, of ATTRIBUTE_REQUEST_CLAIM names of claims from the outermost, joined by `][`;
+    /// else empty.
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
     /// Any one of them is enough.
@@ -838,6 +849,100 @@ pub struct IpBlock {
     /// Bits of it that count.
     #[prost(uint32, tag = "2")]
     pub length: u32,
+}
+/// A RequestAuthentication. Type `karst.waypoint.v1.RequestAuthentication`.
+///
+/// Requests with a token that none of the rules takes are refused; those without a token pass, and have no
+/// principal. Like an AuthorizationPolicy, an invalid version does not leave the former one in force.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestAuthentication {
+    /// Resource name, `NAMESPACE/NAME`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Which tokens are taken.
+    #[prost(message, repeated, tag = "2")]
+    pub rules: ::prost::alloc::vec::Vec<TokenRule>,
+    /// Not all of it could be understood: requests with a token at any place that is looked at, those of its rules
+    /// and the usual ones, are refused.
+    #[prost(bool, tag = "3")]
+    pub unusable: bool,
+}
+/// Tokens of one issuer (`jwtRules` of a RequestAuthentication).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenRule {
+    /// Place among the rules of the object, for logs.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// The claim `iss`, exactly.
+    #[prost(string, tag = "2")]
+    pub issuer: ::prost::alloc::string::String,
+    /// One of them must be in the claim `aud`; none for any.
+    #[prost(string, repeated, tag = "3")]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Headers with tokens. Without these, parameters and cookies: `authorization: Bearer` and the parameter
+    /// `access_token`.
+    #[prost(message, repeated, tag = "7")]
+    pub headers: ::prost::alloc::vec::Vec<TokenHeader>,
+    /// Parameters of the query with tokens.
+    #[prost(string, repeated, tag = "8")]
+    pub parameters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Cookies with tokens.
+    #[prost(string, repeated, tag = "9")]
+    pub cookies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Header that the payload is sent on in, as base64url; empty for none.
+    #[prost(string, tag = "10")]
+    pub payload_header: ::prost::alloc::string::String,
+    /// Headers that claims are sent on in.
+    #[prost(message, repeated, tag = "11")]
+    pub claim_headers: ::prost::alloc::vec::Vec<ClaimHeader>,
+    /// The token itself is sent on, too.
+    #[prost(bool, tag = "12")]
+    pub forward: bool,
+    /// Longest time for one fetch of the keys.
+    #[prost(uint64, tag = "13")]
+    pub timeout_ms: u64,
+    /// Claims that are lists written as one text with spaces, besides `scope` and `permission`.
+    #[prost(string, repeated, tag = "14")]
+    pub space_delimited_claims: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where the keys are from.
+    #[prost(oneof = "token_rule::Keys", tags = "4, 5, 6")]
+    pub keys: ::core::option::Option<token_rule::Keys>,
+}
+/// Nested message and enum types in `TokenRule`.
+pub mod token_rule {
+    /// Where the keys are from.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Keys {
+        /// A JSON Web Key Set (RFC 7517), as text.
+        #[prost(string, tag = "4")]
+        Jwks(::prost::alloc::string::String),
+        /// Where to get one, by HTTP or HTTPS.
+        #[prost(string, tag = "5")]
+        JwksUri(::prost::alloc::string::String),
+        /// The rule could not be understood: tokens of its issuer are refused. Always true.
+        #[prost(bool, tag = "6")]
+        Unusable(bool),
+    }
+}
+/// A header with a token.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenHeader {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What is in front of the token, without which the header has none.
+    #[prost(string, tag = "2")]
+    pub prefix: ::prost::alloc::string::String,
+}
+/// A claim that is sent on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClaimHeader {
+    /// Header.
+    #[prost(string, tag = "1")]
+    pub header: ::prost::alloc::string::String,
+    /// Names of claims, from the outermost.
+    #[prost(string, repeated, tag = "2")]
+    pub claim: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What a gateway's listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -91,9 +91,10 @@ pub async fn served(client: &Client) -> Result<Vec<String>, Failure> {
 }
 
 /// Definitions of Istio's kinds, which the chart has unless somebody else has brought them.
-const ISTIO_KINDS: [&str; 3] = [
+const ISTIO_KINDS: [&str; 4] = [
     "authorizationpolicies.security.istio.io",
     "peerauthentications.security.istio.io",
+    "requestauthentications.security.istio.io",
     "serviceentries.networking.istio.io",
 ];
 

@@ -134,6 +134,7 @@ mod tests {
                 "CustomResourceDefinition authorizationpolicies.security.istio.io",
                 "CustomResourceDefinition backendtrafficpolicies.karst.dev",
                 "CustomResourceDefinition peerauthentications.security.istio.io",
+                "CustomResourceDefinition requestauthentications.security.istio.io",
                 "CustomResourceDefinition serviceentries.networking.istio.io",
                 "Namespace karst-system"
             ]
@@ -142,8 +143,8 @@ mod tests {
         assert_eq!(last, "DaemonSet karst-system/karst-node-agent");
         let with_classes = Plan::for_cluster(Vec::new(), vec![GATEWAY_CLASSES.to_owned()]);
         let items = with_classes.expect("plan").items;
-        assert_eq!(items.len(), 30);
-        assert_eq!(items[29].shown(), "GatewayClass karst-waypoint");
+        assert_eq!(items.len(), 31);
+        assert_eq!(items[30].shown(), "GatewayClass karst-waypoint");
         let with_istio = Plan::for_cluster(Vec::new(), vec![ISTIO_OF_OTHERS.to_owned()]);
         let items = with_istio.expect("plan").items;
         assert_eq!(items.len(), 26, "definitions of others are left alone");

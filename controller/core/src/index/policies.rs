@@ -5,6 +5,7 @@
 //! selector holds for the pods that list it, so a change renders again those that it selects now or did
 //! before. A policy with mistakes in it does not replace one without; see [`Held`].
 
+mod authentication;
 mod peer;
 mod status;
 mod targets;
@@ -22,6 +23,7 @@ use crate::{
     object::{
         Kind, Metadata, ObjectKey, authorization::AuthorizationPolicy,
         peer_authentication::PeerAuthentication, pod::Pod,
+        request_authentication::RequestAuthentication,
     },
     resource::Rendered,
     status::ObjectStatus,
@@ -32,6 +34,7 @@ use crate::{
 pub(super) struct Policies {
     authorization: BTreeMap<NsName, Held<AuthorizationPolicy>>,
     peer: BTreeMap<NsName, Held<PeerAuthentication>>,
+    authentication: BTreeMap<NsName, Held<RequestAuthentication>>,
     rendered: BTreeMap<String, Arc<Rendered>>,
     statuses: BTreeMap<ObjectKey, ObjectStatus>,
 }
@@ -49,7 +52,7 @@ struct Held<T> {
     is_former: bool,
 }
 
-/// What the two kinds have in common.
+/// What the kinds have in common.
 trait Policy: Sized {
     fn selector(&self) -> &Labels;
     fn faults(&self) -> &[String];
@@ -66,6 +69,16 @@ impl Policy for AuthorizationPolicy {
 }
 
 impl Policy for PeerAuthentication {
+    fn selector(&self) -> &Labels {
+        &self.selector
+    }
+
+    fn faults(&self) -> &[String] {
+        &self.faults
+    }
+}
+
+impl Policy for RequestAuthentication {
     fn selector(&self) -> &Labels {
         &self.selector
     }
@@ -141,6 +154,7 @@ impl Index {
         match kind {
             Kind::AuthorizationPolicy => Some(self.policies.authorization.len()),
             Kind::PeerAuthentication => Some(self.policies.peer.len()),
+            Kind::RequestAuthentication => Some(self.policies.authentication.len()),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@ mod objects;
 mod peer_authentications;
 mod pods;
 mod properties;
+mod request_authentications;
 mod request_policies;
 mod route_rules;
 mod service_entries;

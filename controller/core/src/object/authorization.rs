@@ -11,7 +11,7 @@ mod rules;
 mod targets;
 mod values;
 
-pub(crate) use targets::Target;
+pub(crate) use targets::{Target, read as read_targets};
 
 use karst_api::{security as wire, waypoint};
 use serde_json::Value;

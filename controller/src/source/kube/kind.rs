@@ -267,6 +267,7 @@ fn has_status(kind: Kind) -> bool {
         | Kind::TcpRoute
         | Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
         | Kind::ServiceEntry => true,
         Kind::Namespace
         | Kind::Node
@@ -300,6 +301,7 @@ fn label(kind: Kind) -> &'static str {
         Kind::TcpRoute => "tcp_route",
         Kind::AuthorizationPolicy => "authorization_policy",
         Kind::PeerAuthentication => "peer_authentication",
+        Kind::RequestAuthentication => "request_authentication",
         Kind::ServiceEntry => "service_entry",
         Kind::Service => "service",
         Kind::Pod => "pod",

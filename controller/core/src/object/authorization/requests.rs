@@ -95,7 +95,7 @@ fn bracketed(key: &str) -> Option<(Attribute, String)> {
     }
     let claims: Vec<&str> = inner("request.auth.claims")?.split("][").collect();
     let is_path = claims.iter().all(|claim| !claim.is_empty());
-    is_path.then(|| (Attribute::RequestClaim, claims.join(".")))
+    is_path.then(|| (Attribute::RequestClaim, claims.join("][")))
 }
 
 /// A value of an attribute.
