@@ -71,6 +71,11 @@ pub struct Args {
     #[arg(long, env = "KARST_ROOT_NAMESPACE", default_value = karst_core::ROOT_NAMESPACE)]
     root_namespace: String,
 
+    /// File with the mesh's configuration as Istio has it, of which extensionProviders are read; read again when
+    /// it changes
+    #[arg(long, env = "KARST_MESH_CONFIG")]
+    mesh_config: Option<PathBuf>,
+
     /// DNS name or IP address that agents know this server by; may be given several times
     #[arg(
         long,
@@ -184,6 +189,7 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     pub root_cert_out: Option<PathBuf>,
     pub mesh: karst_core::MeshConfig,
+    pub mesh_config: Option<PathBuf>,
     pub serving_names: Vec<String>,
     pub token_audience: String,
     pub node_agents: NodeAgents,
@@ -257,6 +263,7 @@ impl Args {
                         root_namespace: self.root_namespace,
                         network: String::new(),
                     },
+                    mesh_config: self.mesh_config,
                     serving_names: self.serving_name,
                     token_audience: self.token_audience,
                     node_agents: NodeAgents(accounts),

@@ -30,6 +30,7 @@ use self::{
 use crate::{
     config::MeshConfig,
     error::{Faults, ObjectError},
+    extension::ExtensionProviders,
     labels::DataplaneMode,
     object::{
         Body, Kind, Metadata, Object, ObjectKey,
@@ -158,6 +159,7 @@ pub struct Index {
     /// Node, then name of the resource.
     node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
     policies: Policies,
+    providers: ExtensionProviders,
     l7: L7,
 }
 
@@ -178,6 +180,7 @@ impl Index {
             aliases: HashMap::new(),
             node_pods: BTreeMap::new(),
             policies: Policies::default(),
+            providers: ExtensionProviders::default(),
             l7: L7::default(),
         }
     }

@@ -50,7 +50,7 @@ impl Policy {
             PolicyAction::ActionAllow => Action::Allow,
             PolicyAction::ActionDeny => Action::Deny,
             PolicyAction::ActionAudit => Action::Audit,
-            PolicyAction::ActionUnspecified => {
+            PolicyAction::ActionCustom | PolicyAction::ActionUnspecified => {
                 let problem = "is missing, or not known to this version";
                 return Err(ConfigError::new("action", problem));
             }

@@ -6,7 +6,9 @@
 use karst_api::waypoint as wire;
 
 use super::{
-    Held, Index, Kind, NsName, ObjectKey, ObjectStatus, in_namespace, resource_name,
+    Held, Index, Kind, NsName, ObjectKey, ObjectStatus, in_namespace,
+    providers::provider_of,
+    resource_name,
     status::{self, ACCEPTED, FULLY_ENFORCED},
 };
 use crate::{
@@ -19,11 +21,11 @@ use crate::{
     status::Condition,
 };
 
-fn targeted(held: &Held<AuthorizationPolicy>) -> Option<&Targeted> {
+pub(super) fn targeted(held: &Held<AuthorizationPolicy>) -> Option<&Targeted> {
     held.in_force.targeted.as_ref()
 }
 
-fn object_key(key: &NsName) -> ObjectKey {
+pub(super) fn object_key(key: &NsName) -> ObjectKey {
     ObjectKey {
         kind: Kind::AuthorizationPolicy,
         namespace: key.namespace.clone(),
@@ -51,6 +53,9 @@ impl Index {
         held: Option<&Held<AuthorizationPolicy>>,
     ) {
         self.l7.dirty.statuses.insert(object_key(key));
+        if held.is_some_and(|held| provider_of(held).is_some()) {
+            self.custom_statuses_changed();
+        }
         let targets = held.and_then(targeted).map(|it| it.targets.clone());
         for target in targets.unwrap_or_default() {
             match target {
@@ -90,6 +95,8 @@ impl Index {
         });
         let keys: Vec<ObjectKey> = naming.map(|(key, _)| object_key(key)).collect();
         self.l7.dirty.statuses.extend(keys);
+        self.provider_service_changed(service);
+        self.custom_statuses_changed();
     }
 
     /// The statuses of policies for a Gateway or its class may change, and, if its class has, its policies.
@@ -111,10 +118,11 @@ impl Index {
             self.proxy_policies_changed(gateway.clone());
         }
         self.l7.dirty.statuses.extend(keys);
+        self.custom_statuses_changed();
     }
 
     /// Whether a Gateway is a waypoint of a class of that name. Only waypoints have policies by class.
-    fn is_of_class(&self, gateway: &GatewayName, class: &str) -> bool {
+    pub(super) fn is_of_class(&self, gateway: &GatewayName, class: &str) -> bool {
         let stored = self.l7.gateways.get(gateway);
         stored.is_some_and(|stored| stored.body.class == class)
             && self.class_of_gateway(gateway) == Some(ProxyClass::Waypoint)
@@ -170,6 +178,10 @@ impl Index {
             action: targeted.action.into(),
             dry_run: held.in_force.dry_run,
             rules: targeted.rules.clone(),
+            provider: targeted
+                .provider
+                .as_ref()
+                .map(|name| self.extension_provider(name)),
         })
     }
 
@@ -198,6 +210,8 @@ impl Index {
             status::invalid(&held.faults, effect)
         } else if let Some(problem) = &held.in_force.unsupported {
             no("UnsupportedValue", format!("The policy {problem}"))
+        } else if let Some(condition) = self.provider_problem(&name, targeted(held)?) {
+            condition
         } else if !unsupported.is_empty() {
             no("UnsupportedValue", listed(&unsupported, "; "))
         } else if !missing.is_empty() {
