@@ -12,6 +12,7 @@ mod authorize;
 mod connection;
 mod download;
 mod exchange;
+pub mod external;
 pub mod forward;
 pub mod framing;
 mod frontend;
@@ -105,6 +106,8 @@ pub struct HttpServer {
     rechecks: Rc<Rechecks>,
     /// Mirrored requests under way.
     mirrors: Cell<usize>,
+    /// Bytes of requests' bodies that are held back for checks.
+    held: Rc<Cell<usize>>,
 }
 
 impl HttpServer {
@@ -125,6 +128,7 @@ impl HttpServer {
             sessions: RefCell::default(),
             destinations: RefCell::default(),
             mirrors: Cell::new(0),
+            held: Rc::default(),
         })
     }
 

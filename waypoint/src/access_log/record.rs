@@ -10,6 +10,7 @@ use karst_tunnel::TlsInfo;
 
 use crate::authz::Denial;
 use crate::client::Client;
+use crate::metrics::checks::CheckResult;
 use crate::reason::Reason;
 
 /// As what the proxy saw it.
@@ -79,6 +80,15 @@ pub struct EndpointRecord {
     pub identity: Option<SpiffeId>,
 }
 
+/// What came of asking an external authorizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Name of the provider.
+    pub provider: Arc<str>,
+    /// As in the metrics.
+    pub result: CheckResult,
+}
+
 /// A request that has its answer, or never gets one.
 #[derive(Clone, Debug)]
 pub struct RequestRecord {
@@ -116,6 +126,8 @@ pub struct RequestRecord {
     pub denial: Option<Denial>,
     /// The AUDIT policy that it matched first.
     pub audited: Option<Arc<str>>,
+    /// What an external authorizer has said.
+    pub check: Option<Check>,
     /// Bytes of the request's body.
     pub bytes_received: u64,
     /// Bytes of the response's body.
@@ -152,6 +164,7 @@ impl RequestRecord {
             error: None,
             denial: None,
             audited: None,
+            check: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration: Duration::ZERO,

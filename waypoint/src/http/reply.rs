@@ -4,6 +4,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::authz::Denial;
+use crate::authz::external::{Refused, change};
 use crate::body::Body;
 use crate::reason::Reason;
 
@@ -28,6 +29,8 @@ pub(super) struct Failure {
     pub(super) error: Option<String>,
     /// The policy that refuses it.
     pub(super) denial: Option<Denial>,
+    /// What a provider wants the client to be told.
+    pub(super) refused: Option<Box<Refused>>,
     /// Nothing more is to be read from an HTTP/1 connection.
     close: bool,
 }
@@ -43,6 +46,7 @@ impl Failure {
             reason,
             error: None,
             denial: None,
+            refused: None,
             close: false,
         }
     }
@@ -79,14 +83,20 @@ impl Failure {
     /// The answer for a client that speaks plain HTTP.
     pub(super) fn response(&self) -> Response<Body> {
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let body = match &self.denial {
-            Some(denial) => Body::full(denied_text(denial)),
-            None => Body::full(self.reason.as_str()),
+        let body = match (&self.refused, &self.denial) {
+            (Some(refused), _) => Body::full(refused.body.clone()),
+            (None, Some(denial)) => Body::full(denied_text(denial)),
+            (None, None) => Body::full(self.reason.as_str()),
         };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        match &self.refused {
+            Some(refused) => change::apply(&refused.headers, headers),
+            None => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            }
+        }
         headers.insert(KARST_REASON.clone(), reason);
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -98,12 +108,16 @@ impl Failure {
     pub(super) fn grpc_response(&self) -> Response<Body> {
         let mut response = Response::new(Body::Empty);
         let headers = response.headers_mut();
+        if let Some(refused) = &self.refused {
+            change::apply(&refused.headers, headers);
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS.clone(), grpc_status(self.status).into());
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let message = match &self.denial {
-            Some(denial) => denied_message(denial),
-            None => reason.clone(),
+        let message = match (&self.refused, &self.denial) {
+            (Some(refused), _) if !refused.body.is_empty() => provider_message(&refused.body),
+            (_, Some(denial)) => denied_message(denial),
+            (_, None) => reason.clone(),
         };
         headers.insert(GRPC_MESSAGE.clone(), message);
         headers.insert(KARST_REASON.clone(), reason);
@@ -120,6 +134,20 @@ fn denied_text(denial: &Denial) -> String {
 fn denied_message(denial: &Denial) -> HeaderValue {
     HeaderValue::try_from(denied_text(denial))
         .unwrap_or_else(|_| HeaderValue::from_static("RBAC: access denied"))
+}
+
+/// The body of a provider's answer as a message of gRPC (percent-encoded), as far as one is worth reading.
+fn provider_message(body: &[u8]) -> HeaderValue {
+    const LONGEST: usize = 1024;
+    let mut text = String::new();
+    for byte in body.iter().take(LONGEST) {
+        if (b' '..=b'~').contains(byte) && *byte != b'%' {
+            text.push(char::from(*byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("denied"))
 }
 
 /// The gRPC code that says what a status of HTTP says. Where gRPC's own table for proxies that know nothing of
@@ -196,6 +224,7 @@ mod tests {
             policy: "shop/readers".into(),
             rule: Some(2),
             unusable: false,
+            external: None,
         };
         let failure = Failure::denied(denial.clone());
         assert_eq!(failure.reason.as_str(), "policy_denied");

@@ -17,6 +17,7 @@ mod support;
 mod wires;
 
 mod authz;
+mod custom;
 mod drain;
 mod gateway;
 mod mesh;
