@@ -556,13 +556,14 @@ fn what_http_is_asked() {
 
 #[test]
 fn providers_that_cannot_be_used_name_the_field() {
-    let error = |change: fn(&mut wire::ExtensionProvider)| {
+    type Change = fn(&mut wire::ExtensionProvider);
+    let error = |change: Change| {
         let mut wire = http(wire::HttpCheck::default());
         change(&mut wire);
         let error = Provider::new(&wire, &Clusters::default()).unwrap_err();
         error.to_string()
     };
-    let cases: [(&str, fn(&mut wire::ExtensionProvider)); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("kind", |it| it.kind = None),
         ("backend", |it| it.backend.clear()),
         ("timeout_ms", |it| it.timeout_ms = 600_001),
