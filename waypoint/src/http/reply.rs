@@ -92,7 +92,12 @@ impl Failure {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         match &self.refused {
-            Some(refused) => change::apply(&refused.headers, headers),
+            Some(refused) => {
+                change::apply(&refused.headers, headers);
+                if !refused.body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+                    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+                }
+            }
             None => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }

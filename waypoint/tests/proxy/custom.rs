@@ -20,7 +20,8 @@ use karst_api::waypoint::extension_provider::Kind as ProviderKind;
 use karst_api::waypoint::header_name::Kind as NameKind;
 use karst_api::waypoint::{
     Attribute, AttributeMatch, AttributeValue, AuthorizationPolicy, AuthorizationRule, CheckedBody,
-    ExtensionProvider, GrpcCheck, HeaderName, HttpCheck, PolicyAction, Protocol, listener,
+    ExtensionProvider, GrpcCheck, HeaderName, HttpCheck, HttpMatch, PolicyAction, Protocol,
+    ValueMatch, listener, value_match,
 };
 use karst_waypoint::metrics::checks::CheckResult;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -345,6 +346,7 @@ fn grpc_refuses_in_its_own_words() {
             "www-authenticate: Basic",
             "x-why: so",
             "karst-reason: custom_denied",
+            "content-type: text/plain",
         ] {
             assert!(answer.contains(&format!("{header}\r\n")), "{answer}");
         }
@@ -672,6 +674,54 @@ fn the_provider_comes_before_the_other_policies() {
             );
             assert!(answer.contains(words), "{path}: {answer}");
             assert_eq!(auth.asked(), asked, "{path}");
+        }
+    });
+}
+
+#[test]
+fn a_route_is_chosen_by_what_the_client_sent_unless_it_may_change() {
+    run(async {
+        let auth = Authorizer::start(|_| {
+            Ok(allowed(OkHttpResponse {
+                headers: options(&[("x-team", "red")]),
+                ..OkHttpResponse::default()
+            }))
+        });
+        let plain = http(|_| text(200, &[], "for all")).await;
+        let red = http(|request| {
+            assert_eq!(request.headers()["x-team"], "red");
+            text(200, &[], "for red")
+        });
+        let red = red.await;
+        let mut world = World::new().await;
+        world.backend(&wires::backend("echo", &[plain]));
+        world.backend(&wires::backend("red", &[red]));
+        world.backend(&wires::backend("auth", &[auth.address]));
+        let mut route = wires::http_route("HTTPRoute/test/r", "echo");
+        let mut first = route.http_rules[0].clone();
+        first.backends = vec![wires::weighted("red")];
+        first.matches = vec![HttpMatch {
+            headers: vec![ValueMatch {
+                name: "x-team".to_owned(),
+                kind: Some(value_match::Kind::Exact("red".to_owned())),
+            }],
+            ..HttpMatch::default()
+        }];
+        route.http_rules.insert(0, first);
+        world.route(&route);
+        let sets = wires::routes(&["HTTPRoute/test/r"]);
+        let mut listener = wires::service(Protocol::Http1, "echo", sets);
+        if let Some(listener::Frontend::Service(service)) = &mut listener.frontend {
+            service.policies = vec!["test/custom".to_owned()];
+        }
+        for (clear_route_cache, expected) in [(false, "for all"), (true, "for red")] {
+            world.policy(&custom(ExtensionProvider {
+                clear_route_cache,
+                ..by_grpc()
+            }));
+            world.listener(&listener);
+            let answer = get(&world, "/guarded").await;
+            assert!(answer.ends_with(expected), "{clear_route_cache}: {answer}");
         }
     });
 }
