@@ -74,6 +74,10 @@ pub struct Args {
     /// Where pods may connect to whose namespace has no label karst.dev/egress
     #[arg(long, env = "KARST_EGRESS_DEFAULT", value_enum, default_value_t = EgressDefault::AllowAny)]
     egress_default: EgressDefault,
+    /// File with the mesh's configuration as Istio has it, of which extensionProviders are read; read again when
+    /// it changes
+    #[arg(long, env = "KARST_MESH_CONFIG")]
+    mesh_config: Option<PathBuf>,
 
     /// DNS name or IP address that agents know this server by; may be given several times
     #[arg(
@@ -208,6 +212,7 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     pub root_cert_out: Option<PathBuf>,
     pub mesh: karst_core::MeshConfig,
+    pub mesh_config: Option<PathBuf>,
     pub serving_names: Vec<String>,
     pub token_audience: String,
     pub node_agents: NodeAgents,
@@ -282,6 +287,7 @@ impl Args {
                         egress_default: self.egress_default.into(),
                         network: String::new(),
                     },
+                    mesh_config: self.mesh_config,
                     serving_names: self.serving_name,
                     token_audience: self.token_audience,
                     node_agents: NodeAgents(accounts),

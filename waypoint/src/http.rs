@@ -13,6 +13,7 @@ mod authorize;
 mod connection;
 mod download;
 mod exchange;
+pub mod external;
 pub mod forward;
 pub mod framing;
 mod frontend;
@@ -108,6 +109,8 @@ pub struct HttpServer {
     authenticator: Authenticator,
     /// Mirrored requests under way.
     mirrors: Cell<usize>,
+    /// Bytes of requests' bodies that are held back for checks.
+    held: Rc<Cell<usize>>,
 }
 
 impl HttpServer {
@@ -129,6 +132,7 @@ impl HttpServer {
             authenticator: Authenticator::default(),
             destinations: RefCell::default(),
             mirrors: Cell::new(0),
+            held: Rc::default(),
         })
     }
 

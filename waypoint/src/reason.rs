@@ -87,6 +87,8 @@ impl Reason {
             "policy_denied" | "policy_not_ready" => "-",
             "authentication_not_ready" | "jwks_unavailable" => "-",
             label if label.starts_with("jwt_") => "-",
+            // What its external authorization refuses has one.
+            label if label.starts_with("custom_") => "UAEX",
             label if label.starts_with("overloaded_") => "UO",
             label if label.starts_with("http_") || label.starts_with("request_") => "DPE",
             _ => "UF",

@@ -8,6 +8,7 @@
 pub mod ca;
 pub mod convert;
 pub mod discovery;
+pub mod ext_authz;
 pub mod features;
 pub mod node;
 pub mod security;

@@ -32,6 +32,7 @@ use self::{
 use crate::{
     config::MeshConfig,
     error::{Faults, ObjectError},
+    extension::ExtensionProviders,
     labels::{DataplaneMode, Egress},
     object::{
         Body, Kind, Metadata, Object, ObjectKey,
@@ -161,6 +162,7 @@ pub struct Index {
     node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
     policies: Policies,
     entries: ServiceEntries,
+    providers: ExtensionProviders,
     l7: L7,
 }
 
@@ -182,6 +184,7 @@ impl Index {
             node_pods: BTreeMap::new(),
             policies: Policies::default(),
             entries: ServiceEntries::default(),
+            providers: ExtensionProviders::default(),
             l7: L7::default(),
         }
     }

@@ -12,6 +12,7 @@
 
 mod config;
 mod error;
+mod extension;
 mod index;
 mod labels;
 mod object;
@@ -21,6 +22,7 @@ mod status;
 
 pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;
+pub use extension::{ExtensionProviders, MeshConfigFindings};
 pub use index::{Changes, Index, NodeIdentity, PodRef};
 pub use labels::{DataplaneMode, Egress};
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};

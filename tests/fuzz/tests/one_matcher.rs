@@ -16,6 +16,7 @@ use karst_fuzz::mutation::Random;
 use karst_identity::SpiffeId;
 use karst_node_agent::state::authorization::to_policy;
 use karst_waypoint::authz::{self, Authorization, Destination, Policy, ServerName};
+use karst_waypoint::balance::Clusters;
 use karst_waypoint::client::Client;
 use prost::Message;
 use serde_json::{Value, json};
@@ -242,7 +243,7 @@ impl Mesh {
             let name = format!("shop/waypoint-{number}");
             let rendered = self.0.proxy_resource(&waypoint, kind, &name).unwrap();
             let wire = AuthorizationPolicy::decode(rendered.bytes.as_slice()).unwrap();
-            Arc::new(Policy::new(&wire).unwrap())
+            Arc::new(Policy::new(&wire, &Clusters::default()).unwrap())
         });
         let told = Told {
             agent,

@@ -43,6 +43,10 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
     );
     denial(line, record.denial.as_ref());
     line.known("audit.policy.name", record.audited.as_ref());
+    if let Some(check) = &record.check {
+        line.text("custom.provider", &check.provider);
+        line.text("custom.result", check.result.as_str());
+    }
     line.number("attempts", u64::from(record.attempts));
     line.known("request_id", record.request_id.as_ref().map(text));
 }

@@ -11,6 +11,7 @@ use karst_tunnel::TlsInfo;
 use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::client::Client;
+use crate::metrics::checks::CheckResult;
 use crate::reason::Reason;
 
 /// As what the proxy saw it.
@@ -80,6 +81,15 @@ pub struct EndpointRecord {
     pub identity: Option<SpiffeId>,
 }
 
+/// What came of asking an external authorizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Name of the provider.
+    pub provider: Arc<str>,
+    /// As in the metrics.
+    pub result: CheckResult,
+}
+
 /// A request that has its answer, or never gets one.
 #[derive(Clone, Debug)]
 pub struct RequestRecord {
@@ -119,6 +129,8 @@ pub struct RequestRecord {
     pub denial: Option<Denial>,
     /// The AUDIT policy that it matched first.
     pub audited: Option<Arc<str>>,
+    /// What an external authorizer has said.
+    pub check: Option<Check>,
     /// Bytes of the request's body.
     pub bytes_received: u64,
     /// Bytes of the response's body.
@@ -156,6 +168,7 @@ impl RequestRecord {
             denial: None,
             token: None,
             audited: None,
+            check: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration: Duration::ZERO,

@@ -8,6 +8,8 @@ use karst_api::waypoint::PolicyAction;
 use super::Action;
 use super::attributes::Attributes;
 use super::condition::{Condition, Effect};
+use super::external::Provider;
+use crate::balance::Clusters;
 use crate::config::{ConfigError, at_most};
 
 /// Rules of a policy: the CRD's limit.
@@ -30,6 +32,8 @@ pub struct Policy {
     trial: bool,
     rules: Vec<Rule>,
     asks_headers: bool,
+    /// Of action CUSTOM.
+    provider: Option<Arc<Provider>>,
 }
 
 #[derive(Debug)]
@@ -45,17 +49,33 @@ impl Policy {
     ///
     /// # Errors
     /// Something in it is wrong, or not known to this version.
-    pub fn new(wire: &wire::AuthorizationPolicy) -> Result<Self, ConfigError> {
+    pub fn new(wire: &wire::AuthorizationPolicy, clusters: &Clusters) -> Result<Self, ConfigError> {
         let action = match wire.action() {
             PolicyAction::ActionAllow => Action::Allow,
             PolicyAction::ActionDeny => Action::Deny,
             PolicyAction::ActionAudit => Action::Audit,
+            PolicyAction::ActionCustom => Action::Custom,
             PolicyAction::ActionUnspecified => {
                 let problem = "is missing, or not known to this version";
                 return Err(ConfigError::new("action", problem));
             }
         };
         check_name(&wire.name)?;
+        let provider = match (&wire.provider, action) {
+            (Some(provider), Action::Custom) => {
+                let provider = Provider::new(provider, clusters);
+                let provider = provider.map_err(|error| error.within("provider"))?;
+                Some(Arc::new(provider))
+            }
+            (None, Action::Custom) => return Err(ConfigError::new("provider", "is missing")),
+            (Some(_), _) => {
+                return Err(ConfigError::new(
+                    "provider",
+                    "is of no use with this action",
+                ));
+            }
+            (None, _) => None,
+        };
         at_most("rules", wire.rules.len(), MAX_RULES)?;
         let rule = |(index, wire): (usize, &wire::AuthorizationRule)| {
             Rule::new(wire).map_err(|error| error.within(format_args!("rules[{index}]")))
@@ -68,7 +88,14 @@ impl Policy {
             trial: wire.dry_run,
             asks_headers: rules.iter().any(Rule::asks_headers),
             rules,
+            provider,
         })
+    }
+
+    /// Who is asked, of action CUSTOM.
+    #[must_use]
+    pub fn provider(&self) -> Option<&Arc<Provider>> {
+        self.provider.as_ref()
     }
 
     /// `NAMESPACE/NAME`.

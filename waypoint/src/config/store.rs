@@ -148,7 +148,7 @@ impl Store {
             Kind::AuthorizationPolicy => {
                 let wire: wire::AuthorizationPolicy = resource.unpack(AUTHORIZATION_POLICY_TYPE)?;
                 same_name(resource, &wire.name)?;
-                self.policies.update(&wire)?;
+                self.policies.update(&wire, &self.clusters)?;
                 changed.policies.insert(name);
             }
             Kind::RequestAuthentication => {
@@ -258,9 +258,9 @@ impl Store {
                 .values()
                 .filter_map(|listener| listener.parsed.backend())
                 .collect();
-            let routes = &self.routes;
+            let (routes, policies) = (&self.routes, &self.policies);
             self.backends.sweep(&self.clusters, |name| {
-                listeners.contains(name) || routes.refer_to(name)
+                listeners.contains(name) || routes.refer_to(name) || policies.refer_to(name)
             });
         }
     }

@@ -18,6 +18,7 @@ mod wires;
 
 mod authn;
 mod authz;
+mod custom;
 mod drain;
 mod gateway;
 mod mesh;

@@ -764,6 +764,118 @@ pub struct AuthorizationPolicy {
     /// Any one of them is enough; none matches nothing.
     #[prost(message, repeated, tag = "4")]
     pub rules: ::prost::alloc::vec::Vec<AuthorizationRule>,
+    /// Of action CUSTOM, who is asked.
+    #[prost(message, optional, tag = "5")]
+    pub provider: ::core::option::Option<ExtensionProvider>,
+}
+/// An external authorizer, as the mesh's configuration (`extensionProviders`) describes it.
+///
+/// It travels in each policy that names it, so that a policy and what it asks change in one step.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExtensionProvider {
+    /// Name in the mesh's configuration. All CUSTOM policies that are attached to one frontend must name the
+    /// same; otherwise what they match is refused.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Name of the Backend resource that is asked; empty if `invalid` is set.
+    #[prost(string, tag = "2")]
+    pub backend: ::prost::alloc::string::String,
+    /// Why nobody can be asked: what the policy matches is refused, also with `fail_open`. A stable reason such as
+    /// `ProviderNotFound`; empty when all is well.
+    #[prost(string, tag = "3")]
+    pub invalid: ::prost::alloc::string::String,
+    /// Time for one check, milliseconds, at most 600 000; 0: the proxy's default.
+    #[prost(uint64, tag = "4")]
+    pub timeout_ms: u64,
+    /// Let requests pass when the provider gives no answer.
+    #[prost(bool, tag = "5")]
+    pub fail_open: bool,
+    /// Status for a client whose request could not be checked, 400 to 599; 0: 403.
+    #[prost(uint32, tag = "6")]
+    pub status_on_error: u32,
+    /// Choose the route by the request as the provider has changed it.
+    #[prost(bool, tag = "7")]
+    pub clear_route_cache: bool,
+    /// How much of a request's body the provider is sent; absent: nothing.
+    #[prost(message, optional, tag = "8")]
+    pub body: ::core::option::Option<CheckedBody>,
+    /// Exactly one of them, unless `invalid` is set.
+    #[prost(oneof = "extension_provider::Kind", tags = "9, 10")]
+    pub kind: ::core::option::Option<extension_provider::Kind>,
+}
+/// Nested message and enum types in `ExtensionProvider`.
+pub mod extension_provider {
+    /// Exactly one of them, unless `invalid` is set.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        /// `envoy.service.auth.v3.Authorization/Check`.
+        #[prost(message, tag = "9")]
+        Grpc(super::GrpcCheck),
+        /// A request over HTTP whose status is the answer.
+        #[prost(message, tag = "10")]
+        Http(super::HttpCheck),
+    }
+}
+/// What a provider is sent of a request's body.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckedBody {
+    /// Bytes at most, 1 to 1 MiB.
+    #[prost(uint32, tag = "1")]
+    pub max_bytes: u32,
+    /// A longer body is sent in part, instead of being answered with 413.
+    #[prost(bool, tag = "2")]
+    pub allow_partial: bool,
+    /// As bytes, instead of as text; for gRPC.
+    #[prost(bool, tag = "3")]
+    pub as_bytes: bool,
+}
+/// Checks by gRPC.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrpcCheck {}
+/// Checks by HTTP. Names of headers are in lower case.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpCheck {
+    /// Goes before the path of the request.
+    #[prost(string, tag = "1")]
+    pub path_prefix: ::prost::alloc::string::String,
+    /// Headers of the request that are sent besides those that always are.
+    #[prost(message, repeated, tag = "2")]
+    pub request_headers: ::prost::alloc::vec::Vec<HeaderName>,
+    /// Headers that are added to each check.
+    #[prost(message, repeated, tag = "3")]
+    pub additional_headers: ::prost::alloc::vec::Vec<Header>,
+    /// Headers of an answer that allows which replace those of the request.
+    #[prost(message, repeated, tag = "4")]
+    pub upstream_on_allow: ::prost::alloc::vec::Vec<HeaderName>,
+    /// Headers of an answer that allows which are added to the response.
+    #[prost(message, repeated, tag = "5")]
+    pub downstream_on_allow: ::prost::alloc::vec::Vec<HeaderName>,
+    /// Headers of an answer that refuses which the client gets; none: all of them.
+    #[prost(message, repeated, tag = "6")]
+    pub downstream_on_deny: ::prost::alloc::vec::Vec<HeaderName>,
+}
+/// A name of a header, or of several.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderName {
+    /// Exactly one of them.
+    #[prost(oneof = "header_name::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<header_name::Kind>,
+}
+/// Nested message and enum types in `HeaderName`.
+pub mod header_name {
+    /// Exactly one of them.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Equal.
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        /// It begins so.
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        /// It ends so.
+        #[prost(string, tag = "3")]
+        Suffix(::prost::alloc::string::String),
+    }
 }
 /// A rule of an AuthorizationPolicy. All of from, to and when must hold; each that is empty does.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1248,8 +1360,8 @@ impl LocalityPreference {
         }
     }
 }
-/// What an AuthorizationPolicy does. A request is refused if a DENY policy matches, or if there are ALLOW
-/// policies and none of them matches.
+/// What an AuthorizationPolicy does. A request is refused if the provider of a CUSTOM policy that matches does not
+/// allow it, then if a DENY policy matches, then if there are ALLOW policies and none of them matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum PolicyAction {
@@ -1261,6 +1373,8 @@ pub enum PolicyAction {
     ActionDeny = 2,
     /// Logs, and decides nothing.
     ActionAudit = 3,
+    /// Has its provider decide.
+    ActionCustom = 4,
 }
 impl PolicyAction {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1273,6 +1387,7 @@ impl PolicyAction {
             Self::ActionAllow => "ACTION_ALLOW",
             Self::ActionDeny => "ACTION_DENY",
             Self::ActionAudit => "ACTION_AUDIT",
+            Self::ActionCustom => "ACTION_CUSTOM",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1282,6 +1397,7 @@ impl PolicyAction {
             "ACTION_ALLOW" => Some(Self::ActionAllow),
             "ACTION_DENY" => Some(Self::ActionDeny),
             "ACTION_AUDIT" => Some(Self::ActionAudit),
+            "ACTION_CUSTOM" => Some(Self::ActionCustom),
             _ => None,
         }
     }

@@ -151,6 +151,14 @@ impl L7 {
         self.services.get(service)?.binding.as_ref()
     }
 
+    /// Services that ask for a waypoint.
+    pub(super) fn services_bound_to(
+        &self,
+        gateway: &GatewayName,
+    ) -> impl Iterator<Item = &NsName> + use<'_> {
+        self.bound_services.get(gateway).into_iter().flatten()
+    }
+
     /// Everything that comes through a proxy may have other policies: its own ports, services and pods.
     pub(super) fn proxy_policies_changed(&mut self, gateway: GatewayName) {
         let services = self.bound_services.get(&gateway).into_iter().flatten();

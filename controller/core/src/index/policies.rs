@@ -7,6 +7,7 @@
 
 mod authentication;
 mod peer;
+mod providers;
 mod status;
 mod targets;
 
@@ -33,6 +34,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Policies {
     authorization: BTreeMap<NsName, Held<AuthorizationPolicy>>,
+    /// Those of them that ask a provider.
+    custom: BTreeSet<NsName>,
     peer: BTreeMap<NsName, Held<PeerAuthentication>>,
     authentication: BTreeMap<NsName, Held<RequestAuthentication>>,
     rendered: BTreeMap<String, Arc<Rendered>>,
@@ -180,6 +183,10 @@ impl Index {
         if former == now {
             return;
         }
+        match now.as_ref().and_then(providers::provider_of) {
+            Some(_) => self.policies.custom.insert(key.clone()),
+            None => self.policies.custom.remove(&key),
+        };
         let selector = |held: &Option<Held<AuthorizationPolicy>>| {
             let held = held.as_ref().map(|held| &held.in_force);
             let listed = held.filter(|policy| policy.action.is_some());

@@ -3,6 +3,7 @@
 mod authorization_policies;
 mod backends;
 mod endpoints;
+mod external_authorization;
 mod incremental;
 mod lookups;
 mod mesh_routes;

@@ -118,7 +118,20 @@ fn every_object_is_labelled_and_named_once() {
         let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
         assert!(seen.insert(name.clone()), "{name} twice");
     }
-    assert_eq!(objects.len(), 25, "{seen:?}");
+    assert_eq!(objects.len(), 26, "{seen:?}");
+}
+
+#[test]
+fn the_controller_gets_the_providers_as_they_are_written() {
+    let providers = json!([{"name": "a", "envoyExtAuthzHttp": {
+        "service": "auth.sec.svc.cluster.local", "port": 80, "timeout": "0.5s",
+        "includeAdditionalHeadersInCheck": {"x-a": "b: c"}}}]);
+    let objects = render(json!({"meshConfig": {"extensionProviders": providers}}));
+    let mut objects = objects.iter();
+    let map = objects.find(|object| object["metadata"]["name"] == "karst-mesh-config");
+    let text = map.expect("there")["data"]["mesh"].as_str().expect("text");
+    let mesh = yaml::read(text).expect("YAML");
+    assert_eq!(mesh["extensionProviders"], providers);
 }
 
 #[test]

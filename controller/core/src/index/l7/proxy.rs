@@ -99,8 +99,9 @@ impl Index {
                     served.backends.extend(compiled.backends.iter().cloned());
                 }
             }
-            self.put_policies(&gateway, class, &served.services, changes);
             self.put_authentications(&gateway, class, &served.services, changes);
+            let asked = self.put_policies(&gateway, class, &served.services, changes);
+            served.backends.extend(asked);
             self.put_listeners(&gateway, served.listeners, changes);
             self.put_routes(&gateway, &served.routes, changes);
             self.put_backends(&gateway, served.backends, changes);
@@ -276,19 +277,21 @@ impl Index {
         self.put_one(gateway, ProxyKind::Backend, name, Some(rendered), changes);
     }
 
-    /// Policies of a proxy: those that its listeners name.
+    /// Policies of a proxy: those that its listeners name. Returns the backends that they ask.
     fn put_policies(
         &mut self,
         gateway: &GatewayName,
         class: ProxyClass,
         services: &BTreeSet<NsName>,
         changes: &mut Changes,
-    ) {
+    ) -> BTreeSet<BackendKey> {
         let mut names: BTreeSet<String> =
             self.policies_at(gateway, class, None).into_iter().collect();
         for service in services {
             names.extend(self.policies_at(gateway, class, Some(service)));
         }
+        let asked = names.iter().filter_map(|name| self.asked_by(name));
+        let asked = asked.collect();
         let rendered = names.into_iter().filter_map(|name| {
             let policy = self.request_policy(&name)?;
             let rendered = Rendered::new(name.clone(), Vec::new(), &policy);
@@ -296,6 +299,7 @@ impl Index {
         });
         let wanted = rendered.collect();
         self.put_all(gateway, ProxyKind::AuthorizationPolicy, wanted, changes);
+        asked
     }
 
     /// Likewise for whose tokens count.

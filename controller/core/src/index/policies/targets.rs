@@ -21,7 +21,7 @@ use crate::{
     status::Condition,
 };
 
-fn targeted(held: &Held<AuthorizationPolicy>) -> Option<&Targeted> {
+pub(super) fn targeted(held: &Held<AuthorizationPolicy>) -> Option<&Targeted> {
     held.in_force.targeted.as_ref()
 }
 
@@ -31,6 +31,11 @@ pub(super) trait HasTargets {
 
     /// Empty for one without.
     fn targets(&self) -> &[Target];
+
+    /// Whether it has a provider decide, which concerns others of its frontends.
+    fn asks_provider(&self) -> bool {
+        false
+    }
 }
 
 impl HasTargets for AuthorizationPolicy {
@@ -41,9 +46,14 @@ impl HasTargets for AuthorizationPolicy {
             .as_ref()
             .map_or(&[], |targeted| targeted.targets.as_slice())
     }
+
+    fn asks_provider(&self) -> bool {
+        let targeted = self.targeted.as_ref();
+        targeted.is_some_and(|targeted| targeted.provider.is_some())
+    }
 }
 
-fn object_key(kind: Kind, key: &NsName) -> ObjectKey {
+pub(super) fn object_key(kind: Kind, key: &NsName) -> ObjectKey {
     ObjectKey {
         kind,
         namespace: key.namespace.clone(),
@@ -67,6 +77,9 @@ impl Index {
     /// A policy of that name came, changed or went: what its targets are served may change.
     pub(super) fn targets_changed<T: HasTargets>(&mut self, key: &NsName, held: Option<&Held<T>>) {
         self.l7.dirty.statuses.insert(object_key(T::KIND, key));
+        if held.is_some_and(|held| held.in_force.asks_provider()) {
+            self.custom_statuses_changed();
+        }
         let targets = held.map(|held| held.in_force.targets().to_vec());
         for target in targets.unwrap_or_default() {
             match target {
@@ -100,6 +113,8 @@ impl Index {
         let mut keys = naming_service(&self.policies.authorization, service);
         keys.extend(naming_service(&self.policies.authentication, service));
         self.l7.dirty.statuses.extend(keys);
+        self.provider_service_changed(service);
+        self.custom_statuses_changed();
     }
 
     /// The statuses of policies for a Gateway or its class may change, and, if its class has, its policies.
@@ -110,10 +125,11 @@ impl Index {
             self.proxy_policies_changed(gateway.clone());
         }
         self.l7.dirty.statuses.extend(keys);
+        self.custom_statuses_changed();
     }
 
     /// Whether a Gateway is a waypoint of a class of that name. Only waypoints have policies by class.
-    fn is_of_class(&self, gateway: &GatewayName, class: &str) -> bool {
+    pub(super) fn is_of_class(&self, gateway: &GatewayName, class: &str) -> bool {
         let stored = self.l7.gateways.get(gateway);
         stored.is_some_and(|stored| stored.body.class == class)
             && self.class_of_gateway(gateway) == Some(ProxyClass::Waypoint)
@@ -177,6 +193,10 @@ impl Index {
             action: targeted.action.into(),
             dry_run: held.in_force.dry_run,
             rules: targeted.rules.clone(),
+            provider: targeted
+                .provider
+                .as_ref()
+                .map(|name| self.extension_provider(name)),
         })
     }
 
@@ -229,6 +249,8 @@ impl Index {
             status::invalid(&held.faults, effect)
         } else if let Some(problem) = unsupported_whole {
             no("UnsupportedValue", format!("The policy {problem}"))
+        } else if let Some(condition) = self.provider_problem(&name, targeted(held)?) {
+            condition
         } else if !unsupported.is_empty() {
             no("UnsupportedValue", listed(&unsupported, "; "))
         } else if !missing.is_empty() {
