@@ -15,6 +15,7 @@ mod address;
 mod attributes;
 mod compile;
 mod condition;
+pub mod explain;
 mod octets;
 pub mod recheck;
 mod remote;

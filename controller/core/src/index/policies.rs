@@ -5,6 +5,7 @@
 //! selector holds for the pods that list it, so a change renders again those that it selects now or did
 //! before. A policy with mistakes in it does not replace one without; see [`Held`].
 
+pub(in crate::index) mod explain;
 mod peer;
 mod status;
 mod targets;
