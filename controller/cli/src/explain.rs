@@ -27,7 +27,7 @@ use self::agent::Seen;
 use self::hop::Hop;
 use self::parties::{Client, Destination, socket};
 use self::proxy::{At, Next, Request};
-use self::world::World;
+pub use self::world::World;
 use crate::args::Explain;
 use crate::cluster;
 use crate::failure::{Failure, Kind};

@@ -16,6 +16,7 @@ use crate::args::Objects;
 use crate::failure::Failure;
 
 pub use self::kube::{custom_definitions, settings};
+pub use self::manifests::text;
 
 /// One object as it was read.
 #[derive(Clone, Debug)]
