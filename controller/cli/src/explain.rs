@@ -210,7 +210,7 @@ impl Walk<'_> {
                 Ok(())
             }
             Destination::Workload(workload, ip) => {
-                self.to_workload(workload, SocketAddr::new(*ip, port))
+                self.reach(workload, SocketAddr::new(*ip, port))
             }
             Destination::Service(service, ip) => {
                 let name = GatewayName::new(&*service.spec.namespace, &*service.spec.name);
@@ -258,7 +258,7 @@ impl Walk<'_> {
                         continue;
                     };
                     let address = SocketAddr::new(*address, target);
-                    self.to_workload(&workload, address)?;
+                    self.reach(&workload, address)?;
                 }
                 Ok(())
             }
@@ -299,7 +299,7 @@ impl Walk<'_> {
         }
     }
 
-    fn to_workload(
+    fn reach(
         &mut self,
         workload: &Arc<Workload>,
         address: SocketAddr,

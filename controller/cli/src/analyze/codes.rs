@@ -1,4 +1,4 @@
-//! Every code there is. A code keeps its meaning for ever; the README has the same table, which a test holds to this.
+//! Every code there is. A code keeps its meaning for ever; the README of this crate has the same table, which a test holds to this.
 
 use serde::Serialize;
 
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_readme_has_the_same_table() {
-        let readme = include_str!("../../../../README.md");
+        let readme = include_str!("../../README.md");
         let rows: Vec<&str> = readme
             .lines()
             .filter(|line| line.starts_with("| `KARST"))
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(
             rows,
             wanted,
-            "write this into README.md:\n{}",
+            "write this into controller/cli/README.md:\n{}",
             wanted.join("\n")
         );
     }

@@ -90,12 +90,20 @@ fn told(
         for (at, problem) in problems {
             let code = match code.code {
                 _ if problem.contains("ReferenceGrant") => &codes::REFERENCE_NOT_PERMITTED,
-                _ if problem.contains("only Services can be backends") => &codes::REFERENCE_UNUSABLE,
+                _ if problem.contains("only Services can be backends") => {
+                    &codes::REFERENCE_UNUSABLE
+                }
                 other if other == codes::REFERENCE_NOT_PERMITTED.code => &codes::BACKEND_NOT_FOUND,
                 _ => code,
             };
             let advice = "correct the reference, or create what it is for";
-            findings.push(Finding::on(key, code, format!("spec.{at}"), problem, advice));
+            findings.push(Finding::on(
+                key,
+                code,
+                format!("spec.{at}"),
+                problem,
+                advice,
+            ));
         }
     }
 }
@@ -104,7 +112,11 @@ fn told(
 fn problems(message: &str) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     for part in message.split("; ") {
-        match (part.split_once(' ').filter(|(at, _)| at.starts_with("rules[")), all.last_mut()) {
+        match (
+            part.split_once(' ')
+                .filter(|(at, _)| at.starts_with("rules[")),
+            all.last_mut(),
+        ) {
             (Some((at, problem)), _) => all.push((at.to_owned(), problem.to_owned())),
             (None, Some((_, problem))) => {
                 problem.push_str("; ");

@@ -16,8 +16,14 @@ use crate::explain::World;
 use crate::source::{Document, Input, offline};
 
 fn shop() -> Input {
-    let files = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/shop.yaml"))];
-    let args = Objects { files, ..Objects::default() };
+    let files = vec![PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/shop.yaml"
+    ))];
+    let args = Objects {
+        files,
+        ..Objects::default()
+    };
     offline(&args).expect("reads").expect("some")
 }
 
@@ -36,12 +42,20 @@ fn found_of(input: &Input, reach: Reach, metrics: &Metrics) -> Vec<Finding> {
 fn found(objects: &[&str]) -> Vec<Finding> {
     let mut input = shop();
     let name = |value: &Value| {
-        let of = |field: &str| value.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let of = |field: &str| {
+            value
+                .pointer(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         (of("/kind"), of("/metadata/namespace"), of("/metadata/name"))
     };
     for object in objects {
         let object = document(object);
-        input.documents.retain(|one| name(&one.value) != name(&object.value));
+        input
+            .documents
+            .retain(|one| name(&one.value) != name(&object.value));
         input.documents.push(object);
     }
     let mut findings = found_of(&input, Reach::Manifests, &Metrics::default());
@@ -50,19 +64,27 @@ fn found(objects: &[&str]) -> Vec<Finding> {
 }
 
 fn policy(namespace: &str, name: &str, spec: &str) -> String {
-    format!("{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: {namespace}, name: {name}}}, spec: {spec}}}")
+    format!(
+        "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: {namespace}, name: {name}}}, spec: {spec}}}"
+    )
 }
 
 fn route(kind: &str, name: &str, spec: &str) -> String {
-    format!("{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{namespace: shop, name: {name}}}, spec: {spec}}}")
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{namespace: shop, name: {name}}}, spec: {spec}}}"
+    )
 }
 
 fn service(name: &str, labels: &str) -> String {
-    format!("{{apiVersion: v1, kind: Service, metadata: {{namespace: shop, name: {name}, labels: {labels}}}, spec: {{clusterIP: 10.96.0.20, clusterIPs: [10.96.0.20], selector: {{app: web}}, ports: [{{name: http, port: 80}}]}}}}")
+    format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{namespace: shop, name: {name}, labels: {labels}}}, spec: {{clusterIP: 10.96.0.20, clusterIPs: [10.96.0.20], selector: {{app: web}}, ports: [{{name: http, port: 80}}]}}}}"
+    )
 }
 
 fn peer(name: &str, spec: &str) -> String {
-    format!("{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{namespace: shop, name: {name}}}, spec: {spec}}}")
+    format!(
+        "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{namespace: shop, name: {name}}}, spec: {spec}}}"
+    )
 }
 
 /// A code, objects with the mistake, where it is said to be, and the same objects without.
@@ -74,14 +96,23 @@ struct Case {
 }
 
 fn case(code: &'static codes::Code, field: &'static str, bad: &[String], good: &[String]) -> Case {
-    Case { code, bad: bad.to_vec(), field, good: good.to_vec() }
+    Case {
+        code,
+        bad: bad.to_vec(),
+        field,
+        good: good.to_vec(),
+    }
 }
 
 const WEB: &str = "parentRefs: [{kind: Service, group: '', name: web}]";
 
 fn cases() -> Vec<Case> {
     let web = |rules: &str| format!("{{{WEB}, rules: {rules}}}");
-    let at = |path: &str| format!("[{{matches: [{{path: {{value: {path}}}}}], backendRefs: [{{name: web, port: 80}}]}}]");
+    let at = |path: &str| {
+        format!(
+            "[{{matches: [{{path: {{value: {path}}}}}], backendRefs: [{{name: web, port: 80}}]}}]"
+        )
+    };
     let to = |backend: &str| web(&format!("[{{backendRefs: [{{{backend}}}]}}]"));
     let one = |text: String| [text];
     vec![
@@ -109,19 +140,19 @@ fn cases() -> Vec<Case> {
         // One of the mesh covers one of a namespace, but not the other way round.
         case(&codes::RULE_SHADOWED, "spec.rules[0]",
             &[policy("karst-system", "x", "{action: DENY, rules: [{from: [{source: {namespaces: ['*']}}]}]}"),
-                policy("shop", "y", "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}")],
+                policy("shop", "w", "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}")],
             &[policy("karst-system", "x", "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}"),
-                policy("shop", "y", "{action: DENY, rules: [{from: [{source: {namespaces: ['*']}}]}]}")]),
+                policy("shop", "w", "{action: DENY, rules: [{from: [{source: {namespaces: ['*']}}]}]}")]),
         // A policy for some pods covers none for all.
         case(&codes::RULE_SHADOWED, "spec.rules[0]",
-            &[policy("shop", "x", "{rules: [{}]}"), policy("shop", "y", "{selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {ports: ['1']}}]}]}")],
-            &[policy("shop", "x", "{selector: {matchLabels: {app: cart}}, rules: [{}]}"), policy("shop", "y", "{selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {ports: ['1']}}]}]}")]),
+            &[policy("shop", "x", "{rules: [{}]}"), policy("shop", "w", "{selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {ports: ['1']}}]}]}")],
+            &[policy("shop", "x", "{selector: {matchLabels: {app: cart}}, rules: [{}]}"), policy("shop", "w", "{selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {ports: ['1']}}]}]}")]),
         case(&codes::RULE_DUPLICATE, "spec.rules[1]",
             &one(policy("shop", "x", "{rules: [{from: [{source: {namespaces: [shop]}}]}, {from: [{source: {namespaces: [shop]}}]}]}")),
             &one(policy("shop", "x", "{rules: [{from: [{source: {namespaces: [shop]}}]}, {from: [{source: {namespaces: [plain]}}]}]}"))),
         case(&codes::ALLOW_MOOT, "spec.rules[0]",
-            &[policy("shop", "x", "{action: DENY, rules: [{}]}"), policy("shop", "y", "{rules: [{from: [{source: {namespaces: [shop]}}]}]}")],
-            &[policy("plain", "x", "{action: DENY, rules: [{}]}"), policy("shop", "y", "{rules: [{from: [{source: {namespaces: [shop]}}]}]}")]),
+            &[policy("shop", "x", "{action: DENY, rules: [{}]}"), policy("shop", "w", "{rules: [{from: [{source: {namespaces: [shop]}}]}]}")],
+            &[policy("plain", "x", "{action: DENY, rules: [{}]}"), policy("shop", "w", "{rules: [{from: [{source: {namespaces: [shop]}}]}]}")]),
         case(&codes::ALLOW_NOTHING, "spec.rules", &one(policy("plain", "x", "{}")), &one(policy("plain", "x", "{rules: [{}]}"))),
         case(&codes::SELECTOR_MATCHES_NOTHING, "spec.selector.matchLabels",
             &one(policy("shop", "x", "{selector: {matchLabels: {app: wep}}, rules: [{}]}")),
@@ -183,7 +214,7 @@ fn cases() -> Vec<Case> {
         case(&codes::NOT_ACCEPTED, "spec",
             &one("{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: karst-waypoint}, spec: {controllerName: karst.dev/waypoint-controller, parametersRef: {group: a, kind: B, name: c}}}".to_owned()),
             &one("{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: karst-waypoint}, spec: {controllerName: karst.dev/waypoint-controller}}".to_owned())),
-        case(&codes::FIELD_LEFT_OUT, "spec.rules[0].filters[0]",
+        case(&codes::FIELD_LEFT_OUT, "spec.rules[0].filters[0].type",
             &one(route("HTTPRoute", "a", &web("[{filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]}]"))),
             &one(route("HTTPRoute", "a", &web("[{backendRefs: [{name: web, port: 80}]}]")))),
     ]
@@ -193,17 +224,43 @@ fn cases() -> Vec<Case> {
 fn each_code_has_a_mistake_and_a_twin_without() {
     assert!(found(&[]).is_empty(), "the shop is well: {:?}", found(&[]));
     let mut wrong = Vec::new();
-    for Case { code, bad, field, good } in cases() {
-        let texts = |all: &[String]| -> Vec<Finding> { found(&all.iter().map(String::as_str).collect::<Vec<_>>()) };
+    for Case {
+        code,
+        bad,
+        field,
+        good,
+    } in cases()
+    {
+        let texts = |all: &[String]| -> Vec<Finding> {
+            found(&all.iter().map(String::as_str).collect::<Vec<_>>())
+        };
         let (with, without) = (texts(&bad), texts(&good));
         let said = |all: &[Finding]| -> Vec<String> {
-            all.iter().map(|one| format!("{} {} {:?} {}", one.code.code, one.object, one.field, one.message)).collect()
+            all.iter()
+                .map(|one| {
+                    format!(
+                        "{} {} {:?} {}",
+                        one.code.code, one.object, one.field, one.message
+                    )
+                })
+                .collect()
         };
-        if !with.iter().any(|one| one.code == code && one.field == field) {
-            wrong.push(format!("{} {field:?} is not found: {:#?}", code.code, said(&with)));
+        if !with
+            .iter()
+            .any(|one| one.code == code && one.field == field)
+        {
+            wrong.push(format!(
+                "{} {field:?} is not found: {:#?}",
+                code.code,
+                said(&with)
+            ));
         }
         if without.iter().any(|one| one.code == code) {
-            wrong.push(format!("{} is found in the twin: {:#?}", code.code, said(&without)));
+            wrong.push(format!(
+                "{} is found in the twin: {:#?}",
+                code.code,
+                said(&without)
+            ));
         }
         for one in with.iter().chain(&without) {
             assert!(!one.message.is_empty() && !one.object.is_empty());
@@ -216,7 +273,13 @@ fn each_code_has_a_mistake_and_a_twin_without() {
 fn no_code_is_untested() {
     let mut tested: BTreeSet<&str> = cases().iter().map(|case| case.code.code).collect();
     // These have tests of their own below.
-    let own = [&codes::NO_SCHEMA, &codes::NOT_COMPARED, &codes::STRICT_PLAINTEXT, &codes::PERMISSIVE_PLAINTEXT, &codes::METRICS_UNREAD];
+    let own = [
+        &codes::NO_SCHEMA,
+        &codes::NOT_COMPARED,
+        &codes::STRICT_PLAINTEXT,
+        &codes::PERMISSIVE_PLAINTEXT,
+        &codes::METRICS_UNREAD,
+    ];
     tested.extend(own.iter().map(|one| one.code));
     let all: BTreeSet<&str> = codes::ALL.iter().map(|one| one.code).collect();
     assert_eq!(tested, all);
@@ -226,10 +289,16 @@ fn no_code_is_untested() {
 fn kinds_without_a_definition_are_told_until_there_is_one() {
     let of = |input: &Input| -> Vec<String> {
         let all = found_of(input, Reach::Manifests, &Metrics::default());
-        all.into_iter().filter(|one| one.code == &codes::NO_SCHEMA).map(|one| one.object).collect()
+        all.into_iter()
+            .filter(|one| one.code == &codes::NO_SCHEMA)
+            .map(|one| one.object)
+            .collect()
     };
     let mut input = shop();
-    assert_eq!(of(&input), ["Gateway shop/waypoint", "GatewayClass karst-waypoint"]);
+    assert_eq!(
+        of(&input),
+        ["Gateway shop/waypoint", "GatewayClass karst-waypoint"]
+    );
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"listeners": {}}}}});
     input.documents.push(Document {
         value: json!({
@@ -241,18 +310,35 @@ fn kinds_without_a_definition_are_told_until_there_is_one() {
     });
     assert_eq!(of(&input), ["GatewayClass karst-waypoint"]);
     let all = found_of(&input, Reach::Manifests, &Metrics::default());
-    let unknown: Vec<&str> = all.iter().filter(|one| one.code == &codes::UNKNOWN_FIELD).map(|one| one.field.as_str()).collect();
+    let unknown: Vec<&str> = all
+        .iter()
+        .filter(|one| one.code == &codes::UNKNOWN_FIELD)
+        .map(|one| one.field.as_str())
+        .collect();
     assert_eq!(unknown, ["spec.gatewayClassName"]);
 }
 
 #[test]
 fn too_many_rules_are_not_compared_and_that_is_told() {
     let rules = |many: usize| {
-        let rules: Vec<String> = (0..many).map(|port| format!("{{to: [{{operation: {{ports: ['{}']}}}}]}}", port + 1)).collect();
-        (0..5).map(|part| {
-            let of = rules.iter().skip(part * rules.len() / 5).take(rules.len() / 5).cloned().collect::<Vec<_>>();
-            policy("plain", &format!("p{part}"), &format!("{{rules: [{}]}}", of.join(",")))
-        }).collect::<Vec<_>>()
+        let rules: Vec<String> = (0..many)
+            .map(|port| format!("{{to: [{{operation: {{ports: ['{}']}}}}]}}", port + 1))
+            .collect();
+        (0..5)
+            .map(|part| {
+                let of = rules
+                    .iter()
+                    .skip(part * rules.len() / 5)
+                    .take(rules.len() / 5)
+                    .cloned()
+                    .collect::<Vec<_>>();
+                policy(
+                    "plain",
+                    &format!("p{part}"),
+                    &format!("{{rules: [{}]}}", of.join(",")),
+                )
+            })
+            .collect::<Vec<_>>()
     };
     let told = |many: usize| {
         let texts = rules(many);
@@ -285,11 +371,27 @@ fn clients_in_plain_text_are_told_by_the_mode() {
     let mut input = shop();
     let strict = all(&input, SCRAPE);
     let codes: Vec<&str> = strict.iter().map(|one| one.code.code).collect();
-    assert_eq!(codes, [codes::STRICT_PLAINTEXT.code, codes::METRICS_UNREAD.code]);
-    assert!(strict[0].message.contains("and 5 connections") && strict[0].message.contains("plain/ba\"tch"), "{}", strict[0].message);
-    input.documents.retain(|one| one.value["kind"] != "PeerAuthentication");
-    let permissive: Vec<&str> = all(&input, SCRAPE).iter().map(|one| one.code.code).collect();
-    assert_eq!(permissive, [codes::METRICS_UNREAD.code, codes::PERMISSIVE_PLAINTEXT.code]);
+    assert_eq!(
+        codes,
+        [codes::STRICT_PLAINTEXT.code, codes::METRICS_UNREAD.code]
+    );
+    assert!(
+        strict[0].message.contains("and 5 connections")
+            && strict[0].message.contains("plain/ba\"tch"),
+        "{}",
+        strict[0].message
+    );
+    input
+        .documents
+        .retain(|one| one.value["kind"] != "PeerAuthentication");
+    let permissive: Vec<&str> = all(&input, SCRAPE)
+        .iter()
+        .map(|one| one.code.code)
+        .collect();
+    assert_eq!(
+        permissive,
+        [codes::METRICS_UNREAD.code, codes::PERMISSIVE_PLAINTEXT.code]
+    );
     let none = all(&input, &SCRAPE.replace("\"unknown\"}", "\"mutual_tls\"}"));
     assert_eq!(none.len(), 1, "only what could not be read");
 }
@@ -298,8 +400,16 @@ fn clients_in_plain_text_are_told_by_the_mode() {
 fn manifests_of_policies_alone_say_nothing_about_what_is_elsewhere() {
     let input = Input {
         documents: vec![
-            document(&policy("shop", "x", "{selector: {matchLabels: {app: x}}, rules: [{from: [{source: {namespaces: [a], serviceAccounts: [b/c]}}]}]}")),
-            document(&policy("shop", "y", "{targetRefs: [{kind: Service, group: '', name: x}], rules: [{}]}")),
+            document(&policy(
+                "shop",
+                "x",
+                "{selector: {matchLabels: {app: x}}, rules: [{from: [{source: {namespaces: [a], serviceAccounts: [b/c]}}]}]}",
+            )),
+            document(&policy(
+                "shop",
+                "w",
+                "{targetRefs: [{kind: Service, group: '', name: x}], rules: [{}]}",
+            )),
         ],
         config: karst_core::MeshConfig::default(),
     };
@@ -327,7 +437,9 @@ impl Random {
     }
 
     fn some(&mut self, of: &[&str]) -> Vec<String> {
-        (0..=self.below(2)).map(|_| of[self.below(of.len())].to_owned()).collect()
+        (0..=self.below(2))
+            .map(|_| of[self.below(of.len())].to_owned())
+            .collect()
     }
 
     fn rule(&mut self) -> Value {
@@ -337,9 +449,22 @@ impl Random {
             match self.below(5) {
                 0 => source["namespaces"] = json!(self.some(&["shop", "plain", "sh*", "*n", "*"])),
                 1 => source["notNamespaces"] = json!(self.some(&["shop", "plain", "sh*"])),
-                2 => source["principals"] = json!(self.some(&["cluster.local/ns/shop/sa/cart", "*/sa/web", "cluster.local/*", "*"])),
-                3 => source["serviceAccounts"] = json!(self.some(&["shop/cart", "web", "plain/default"])),
-                _ => source["ipBlocks"] = json!(self.some(&["10.0.0.0/8", "10.1.0.0/24", "10.1.0.1"])),
+                2 => {
+                    source["principals"] = json!(self.some(&[
+                        "cluster.local/ns/shop/sa/cart",
+                        "*/sa/web",
+                        "cluster.local/*",
+                        "*"
+                    ]))
+                }
+                3 => {
+                    source["serviceAccounts"] =
+                        json!(self.some(&["shop/cart", "web", "plain/default"]))
+                }
+                _ => {
+                    source["ipBlocks"] =
+                        json!(self.some(&["10.0.0.0/8", "10.1.0.0/24", "10.1.0.1"]))
+                }
             }
             if self.below(4) == 0 {
                 source["notIpBlocks"] = json!(self.some(&["10.1.0.1", "10.1.0.0/24"]));
@@ -347,11 +472,16 @@ impl Random {
             rule["from"] = json!([{"source": source}]);
         }
         if self.below(3) == 0 {
-            let field = if self.below(3) == 0 { "notPorts" } else { "ports" };
+            let field = if self.below(3) == 0 {
+                "notPorts"
+            } else {
+                "ports"
+            };
             rule["to"] = json!([{"operation": {field: self.some(&["80", "81"])}}]);
         }
         if self.below(5) == 0 {
-            rule["when"] = json!([{"key": "source.namespace", "values": self.some(&["shop", "s*"])}]);
+            rule["when"] =
+                json!([{"key": "source.namespace", "values": self.some(&["shop", "s*"])}]);
         }
         rule
     }
@@ -384,9 +514,19 @@ fn verdicts(input: &Input) -> Vec<bool> {
     let workload = world.workload_of_pod("shop", "web").expect("workload");
     let effective = world.state.policies.effective(&workload);
     let mut verdicts = Vec::new();
-    for (namespace, account) in [("shop", "cart"), ("shop", "web"), ("plain", "default"), ("other", "web"), ("", "")] {
+    for (namespace, account) in [
+        ("shop", "cart"),
+        ("shop", "web"),
+        ("plain", "default"),
+        ("other", "web"),
+        ("", ""),
+    ] {
         let principal = format!("cluster.local/ns/{namespace}/sa/{account}");
-        let identity = Identity { principal: &principal, namespace, service_account: account };
+        let identity = Identity {
+            principal: &principal,
+            namespace,
+            service_account: account,
+        };
         for address in ["10.1.0.1", "10.1.0.7", "10.2.0.1", "11.0.0.1"] {
             for port in [80, 81, 82] {
                 verdicts.push(
@@ -394,7 +534,10 @@ fn verdicts(input: &Input) -> Vec<bool> {
                         .decide(&Attributes {
                             source: (!namespace.is_empty()).then_some(identity),
                             source_ip: address.parse::<std::net::IpAddr>().expect("address").into(),
-                            destination_ip: "10.1.0.2".parse::<std::net::IpAddr>().expect("address").into(),
+                            destination_ip: "10.1.0.2"
+                                .parse::<std::net::IpAddr>()
+                                .expect("address")
+                                .into(),
                             destination_port: port,
                         })
                         .is_ok(),
@@ -409,11 +552,18 @@ fn verdicts(input: &Input) -> Vec<bool> {
 #[test]
 fn rules_that_never_decide_can_be_removed() {
     let mut base = shop();
-    base.documents.retain(|one| !one.value["apiVersion"].as_str().is_some_and(|version| version.starts_with("security")));
+    base.documents.retain(|one| {
+        !one.value["apiVersion"]
+            .as_str()
+            .is_some_and(|version| version.starts_with("security"))
+    });
     let (mut removed, mut refused) = (0, 0);
     for seed in 0..400 {
         let mut random = Random(seed);
-        let mut input = Input { documents: base.documents.clone(), config: base.config.clone() };
+        let mut input = Input {
+            documents: base.documents.clone(),
+            config: base.config.clone(),
+        };
         input.documents.extend(random.policies());
         let before = verdicts(&input);
         refused += before.iter().filter(|allowed| !**allowed).count();
@@ -421,17 +571,36 @@ fn rules_that_never_decide_can_be_removed() {
         let context = super::context::Context::new(&input, &read, Reach::Manifests);
         let mut findings = Vec::new();
         super::rules::all(&context, &mut findings);
-        let mut without = Input { documents: input.documents.clone(), config: input.config.clone() };
+        let mut without = Input {
+            documents: input.documents.clone(),
+            config: input.config.clone(),
+        };
         for document in &mut without.documents {
-            let Some(name) = document.value.pointer("/metadata/name").and_then(Value::as_str) else { continue };
-            let namespace = document.value["metadata"]["namespace"].as_str().unwrap_or_default();
+            let Some(name) = document
+                .value
+                .pointer("/metadata/name")
+                .and_then(Value::as_str)
+            else {
+                continue;
+            };
+            let namespace = document.value["metadata"]["namespace"]
+                .as_str()
+                .unwrap_or_default();
             let object = format!("AuthorizationPolicy {namespace}/{name}");
             if document.value["kind"] != "AuthorizationPolicy" {
                 continue;
             }
-            let gone: Vec<&str> = findings.iter().filter(|one| one.object == object).map(|one| one.field.as_str()).collect();
+            let gone: Vec<&str> = findings
+                .iter()
+                .filter(|one| one.object == object)
+                .map(|one| one.field.as_str())
+                .collect();
             removed += gone.len();
-            if let Some(rules) = document.value.pointer_mut("/spec/rules").and_then(Value::as_array_mut) {
+            if let Some(rules) = document
+                .value
+                .pointer_mut("/spec/rules")
+                .and_then(Value::as_array_mut)
+            {
                 let mut index = 0;
                 rules.retain(|_| {
                     index += 1;
@@ -439,14 +608,29 @@ fn rules_that_never_decide_can_be_removed() {
                 });
             }
         }
-        assert_eq!(verdicts(&without), before, "seed {seed}: {findings:#?}\n{:#?}", input.documents.iter().skip(base.documents.len()).collect::<Vec<_>>());
+        assert_eq!(
+            verdicts(&without),
+            before,
+            "seed {seed}: {findings:#?}\n{:#?}",
+            input
+                .documents
+                .iter()
+                .skip(base.documents.len())
+                .collect::<Vec<_>>()
+        );
     }
-    assert!(removed > 100 && refused > 1_000, "{removed} rules removed, {refused} connections refused");
+    assert!(
+        removed > 100 && refused > 1_000,
+        "{removed} rules removed, {refused} connections refused"
+    );
 }
 
 #[test]
 fn findings_are_in_order_and_said_once() {
-    let mut all = found(&[&policy("plain", "x", "{}"), &service("x", "{karst.dev/use-waypoint: nowhere}")]);
+    let mut all = found(&[
+        &policy("plain", "x", "{}"),
+        &service("x", "{karst.dev/use-waypoint: nowhere}"),
+    ]);
     let more = all.clone();
     all.extend(more);
     finding::tidy(&mut all);

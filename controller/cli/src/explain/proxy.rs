@@ -20,7 +20,7 @@ use karst_waypoint::balance::Cluster;
 use karst_waypoint::client::Client;
 use karst_waypoint::http::path;
 use karst_waypoint::route::{RequestHead, host_of};
-use karst_waypoint::table::{BackendTarget, Routes};
+use karst_waypoint::table::{BackendTarget, Backends, Routes};
 
 use super::agent::Seen;
 use super::conditions;
@@ -396,28 +396,22 @@ impl At<'_> {
                     "{} rule {} routes it",
                     matched.rule.route, matched.rule.name
                 ));
-                let mut names = BTreeSet::new();
-                for backend in &matched.rule.backends.list {
-                    match &backend.target {
-                        BackendTarget::Cluster(cluster) => {
-                            names.insert(cluster.name().to_string());
-                        }
-                        BackendTarget::Invalid(why) => {
-                            hop.notes
-                                .push(format!("a backend of the rule cannot be used: {why}"));
-                        }
-                    }
-                }
-                Ok(Some(names))
+                Ok(Some(named(&matched.rule.backends, hop)))
             }
             (Routes::Http(_), None) => Err((
                 "waypoint_not_http",
                 "routes for HTTP are attached, which connections of other kinds do not pass"
                     .to_owned(),
             )),
-            (Routes::L4(_), _) => {
-                hop.notes.push("a TLSRoute or TCPRoute is attached; where it sends connections is not followed here".to_owned());
-                Ok(Some(BTreeSet::new()))
+            (Routes::L4(router), _) => {
+                // The host that was asked about stands for the server name.
+                let host = host_of(&request.unwrap_or(self.assumed).authority).into_owned();
+                let rule = router
+                    .route(Some(&host))
+                    .map_err(|none| (none.reason(), format!("it may come, but {none}")))?;
+                hop.notes
+                    .push(format!("{} rule {} routes it", rule.route, rule.name));
+                Ok(Some(named(&rule.backends, hop)))
             }
             (Routes::None, _) => match served.cluster {
                 Some(cluster) => Ok(Some(BTreeSet::from([cluster.name().to_string()]))),
@@ -515,6 +509,23 @@ impl At<'_> {
         }
         view
     }
+}
+
+/// Names of backends that can be used.
+fn named(backends: &Backends, hop: &mut Hop) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for backend in &backends.list {
+        match &backend.target {
+            BackendTarget::Cluster(cluster) => {
+                names.insert(cluster.name().to_string());
+            }
+            BackendTarget::Invalid(why) => {
+                hop.notes
+                    .push(format!("a backend of the rule cannot be used: {why}"));
+            }
+        }
+    }
+    names
 }
 
 fn said(unmet: &Unmet, attributes: &Attributes<'_>) -> Vec<String> {
