@@ -209,9 +209,7 @@ impl Walk<'_> {
                 self.way.push(format!("{ip} is nothing that the mesh knows: it goes there in plain text, past every policy"));
                 Ok(())
             }
-            Destination::Workload(workload, ip) => {
-                self.reach(workload, SocketAddr::new(*ip, port))
-            }
+            Destination::Workload(workload, ip) => self.reach(workload, SocketAddr::new(*ip, port)),
             Destination::Service(service, ip) => {
                 let name = GatewayName::new(&*service.spec.namespace, &*service.spec.name);
                 if self.world.index.proxy_class(&name) == Some(ProxyClass::Gateway) {
@@ -299,11 +297,7 @@ impl Walk<'_> {
         }
     }
 
-    fn reach(
-        &mut self,
-        workload: &Arc<Workload>,
-        address: SocketAddr,
-    ) -> Result<(), Failure> {
+    fn reach(&mut self, workload: &Arc<Workload>, address: SocketAddr) -> Result<(), Failure> {
         let mut seen = self.seen();
         if seen.identity.is_some() {
             if workload.via != Via::Direct {
@@ -414,6 +408,18 @@ impl Walk<'_> {
             assumed: self.assumed,
         };
         let (hop, next) = at.decide(seen, asked);
+        let secrets = self.world.index.object_count(karst_core::Kind::Secret);
+        if hop.reason == Some("gateway_no_listener") && secrets == 0 {
+            // It may be one that ends TLS, of which nothing is known without its certificate.
+            return Err(Failure::failed(
+                "listener_unknown",
+                format!(
+                    "{}; listeners that end TLS cannot be looked at without their Secrets, which are not read of a \
+                     cluster: give manifests with -f",
+                    hop.because
+                ),
+            ));
+        }
         self.add(hop);
         for one in next {
             match one {

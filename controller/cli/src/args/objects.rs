@@ -41,7 +41,7 @@ DST := NAMESPACE/POD | svc/NAME.NAMESPACE | HOSTNAME | IP        (an IPv6 addres
 
 The objects go through the controller's own code, and what it makes of them through the code that
 decides in node agents, waypoints and gateways. What an agent has not heard of yet, and which pods
-answer, is not known here. Tokens are not evaluated: a condition on one counts as without a token.
+answer, is not known here, nor a gateway's listener that ends TLS without its Secret. Tokens are not evaluated: a condition on one counts as without a token.
 
   karst explain shop/cart-0 svc/web.shop:80 --method GET --path /api
   karst explain outside shop/web-0:8080 -f manifests/

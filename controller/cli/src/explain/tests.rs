@@ -278,6 +278,70 @@ fn nothing_passes_by_a_waypoint_that_cannot_take_it() {
     );
 }
 
+fn gateway(input: &mut Input, protocol: &str) {
+    for text in [
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: karst}, spec: {controllerName: karst.dev/gateway-controller}}".to_owned(),
+        format!("{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: front, namespace: shop}}, spec: {{gatewayClassName: karst, listeners: [{{name: web, port: 80, {protocol}}}]}}}}"),
+        "{apiVersion: v1, kind: Service, metadata: {name: front, namespace: shop}, spec: {clusterIP: 10.96.0.30, clusterIPs: [10.96.0.30], ports: [{name: web, port: 80}]}}".to_owned(),
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: front, namespace: shop}, spec: {parentRefs: [{name: front}], rules: [{matches: [{path: {value: /db}}], backendRefs: [{name: db, port: 5432}]}]}}".to_owned(),
+    ] {
+        let value = serde_saphyr::from_str(&text).expect("yaml");
+        input.documents.push(Document { value, place: None });
+    }
+}
+
+#[test]
+fn a_gateway_decides_first_and_the_pod_behind_it_too() {
+    let mut input = without_policies();
+    gateway(&mut input, "protocol: HTTP");
+    let args = |path: &'static str| ["outside", "svc/front.shop:80", "--path", path];
+    let told = ask(&input, &args("/db/x"));
+    assert!(told.allowed, "{told:#?}");
+    let places: Vec<&str> = told.hops.iter().map(|hop| hop.by).collect();
+    assert_eq!(places, ["gateway", "node_agent"]);
+    let behind = told.hops[1]
+        .identity
+        .as_ref()
+        .map(|id| id.principal().to_owned());
+    assert_eq!(behind.as_deref(), Some("cluster.local/ns/shop/sa/front"));
+    let told = ask(&input, &args("/x"));
+    assert_eq!(
+        (told.allowed, told.hops[0].reason),
+        (false, Some("no_route"))
+    );
+    input.documents.push(policy(
+        "nobody",
+        "DENY",
+        json!([{"from": [{"source": {"serviceAccounts": ["front"]}}]}]),
+    ));
+    let told = ask(&input, &args("/db/x"));
+    assert_eq!(
+        (told.allowed, told.hops[1].policy.as_deref()),
+        (false, Some("shop/nobody"))
+    );
+}
+
+#[test]
+fn of_a_listener_without_its_certificate_nothing_is_said() {
+    let mut input = without_policies();
+    gateway(
+        &mut input,
+        "protocol: HTTPS, tls: {certificateRefs: [{name: nowhere}]}",
+    );
+    let args =
+        Cli::try_parse_from(["karst", "explain", "outside", "svc/front.shop:80"]).expect("parses");
+    let Command::Explain(args) = args.command else {
+        panic!("not explain")
+    };
+    match explain(&args, &input) {
+        Err(failure) => assert_eq!(failure.reason, "listener_unknown"),
+        Ok(told) => assert!(
+            told.hops[0].by == "gateway" && told.hops[0].at == "shop/front",
+            "{told:#?}"
+        ),
+    }
+}
+
 #[test]
 fn pods_alike_are_told_of_once() {
     let mut input = shop();
