@@ -18,6 +18,7 @@ mod address;
 mod attributes;
 mod compile;
 mod condition;
+pub mod explain;
 pub mod external;
 mod octets;
 pub mod recheck;

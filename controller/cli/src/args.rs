@@ -1,12 +1,14 @@
 //! The command line.
 
 mod cluster;
+mod objects;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use cluster::{Check, DryRun, Install, Kubernetes, Uninstall, ValueArgs};
+pub use objects::{Analyze, Explain, Objects, Threshold};
 
 /// Installs, checks and sees into a Karst mesh.
 #[derive(Debug, Parser)]
@@ -33,6 +35,10 @@ pub enum Command {
     Uninstall(Uninstall),
     /// Check that a cluster can run Karst, or that Karst runs well in it.
     Check(Check),
+    /// Say whether a client may connect, and which policy decides it and why.
+    Explain(Explain),
+    /// Look for mistakes in what the mesh is configured with.
+    Analyze(Analyze),
     /// Show what is on a node.
     Inspect(Inspect),
     /// Print the version.

@@ -11,6 +11,14 @@ pub enum Kind {
     NotFound,
     /// What was checked is not well.
     Unhealthy,
+    /// What was asked about is not allowed.
+    Denied,
+    /// `karst analyze` found something.
+    Findings,
+    /// `karst analyze`: the command line makes no sense.
+    AnalyzeUsage,
+    /// A file that was named cannot be read.
+    Input,
 }
 
 impl Kind {
@@ -21,6 +29,11 @@ impl Kind {
             Self::Usage => 2,
             Self::NotFound => 3,
             Self::Unhealthy => 4,
+            Self::Denied => 5,
+            // As sysexits.h and istioctl have them.
+            Self::AnalyzeUsage => 64,
+            Self::Input => 65,
+            Self::Findings => 79,
         }
     }
 }

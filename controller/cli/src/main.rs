@@ -9,16 +9,22 @@
 //! administrator: they apply the chart that is embedded here, take it away again, and say what is
 //! wrong. On a node they change nothing themselves; that is the agent's part.
 //!
-//! Start with [`inspect::run`], [`install::run`] or [`check::run`].
+//! `karst explain` and `analyze` feed Kubernetes objects, of a cluster or of manifests ([`source`]), to the
+//! controller's own index, and what comes out to the very code that decides in agents and proxies.
+//!
+//! Start with [`inspect::run`], [`install::run`], [`check::run`], [`explain::run`] or [`analyze::run`].
 
 mod admin;
+mod analyze;
 mod args;
 mod check;
 mod cluster;
+mod explain;
 mod failure;
 mod inspect;
 mod install;
 mod kernel;
+mod source;
 mod style;
 mod table;
 #[cfg(test)]
@@ -36,7 +42,10 @@ use failure::{Failure, Kind};
 use install::Intent;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let (outcome, json) = match cli.command {
         Command::Version => (Ok(format!("karst {}\n", env!("CARGO_PKG_VERSION"))), false),
         Command::Inspect(inspect) => {
@@ -46,6 +55,14 @@ fn main() -> ExitCode {
         Command::Install(args) => (install::run(&args, Intent::Install), false),
         Command::Upgrade(args) => (install::run(&args, Intent::Upgrade), false),
         Command::Uninstall(args) => (uninstall::run(&args), false),
+        Command::Explain(args) => {
+            let json = args.output.is_json();
+            (explain::run(&args), json)
+        }
+        Command::Analyze(args) => {
+            let json = args.output.is_json();
+            (analyze::run(&args), json)
+        }
         Command::Check(args) => {
             let json = args.output.is_json();
             (check::run(&args), json)
@@ -61,8 +78,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says what the command line should be. `analyze` has an exit code of its own for that.
+fn misused(error: &clap::Error) -> ExitCode {
+    // Standard error may be closed; there is nobody to tell then.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let command = std::env::args().nth(1).unwrap_or_default();
+    // Commands may be cut to a unique prefix, and no other begins with `a`.
+    let kind = if !command.is_empty() && "analyze".starts_with(&command) {
+        Kind::AnalyzeUsage
+    } else {
+        Kind::Usage
+    };
+    ExitCode::from(kind.exit_code())
+}
+
 fn report(failure: &Failure, json: bool) -> ExitCode {
-    if failure.kind == Kind::Unhealthy {
+    if matches!(
+        failure.kind,
+        Kind::Unhealthy | Kind::Denied | Kind::Findings
+    ) {
         // The report is the answer, and not an error of the command.
         let _ = anstream::stdout().write_all(failure.message.as_bytes());
     } else if json {

@@ -5,6 +5,7 @@
 //! resource looks like is in `index/render.rs`; the rule that keeps traffic encrypted while a pod
 //! changes sides is in `index/tunnel.rs`. Security policies are in `index/policies.rs`. Waypoints and gateways are in `index/l7.rs`.
 
+mod explain;
 mod l7;
 mod policies;
 mod relations;
@@ -14,6 +15,11 @@ mod tunnel;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::{
+    explain::{MeshPod, WaypointBinding},
+    policies::explain::PeerMode,
+};
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

@@ -23,7 +23,7 @@ mod status;
 pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;
 pub use extension::{ExtensionProviders, MeshConfigFindings};
-pub use index::{Changes, Index, NodeIdentity, PodRef};
+pub use index::{Changes, Index, MeshPod, NodeIdentity, PeerMode, PodRef, WaypointBinding};
 pub use labels::{DataplaneMode, Egress};
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};
 pub use proxy::{

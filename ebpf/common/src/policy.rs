@@ -34,6 +34,8 @@
 //!
 //! Start with `view.rs`; `rows.rs` has the tables, `lower.rs` and `index.rs` make them.
 
+#[cfg(feature = "alloc")]
+pub mod explain;
 mod hash;
 #[cfg(feature = "alloc")]
 mod index;

@@ -108,9 +108,12 @@ fn compiled(wire: &[wire::AuthorizationPolicy]) -> Authorization {
 /// Who refuses; empty if nobody does.
 fn refuses(policies: &[wire::AuthorizationPolicy], sample: &Sample) -> String {
     let decision = sample.ask(|attributes| compiled(policies).decide(attributes));
-    decision
+    let refuses = decision
         .err()
-        .map_or(String::new(), |denial| denial.to_string())
+        .map_or(String::new(), |denial| denial.to_string());
+    let explained = sample.ask(|attributes| explain::tests::refuses(policies, attributes));
+    assert_eq!(explained, refuses, "what people are told");
+    refuses
 }
 
 /// Whether a condition matches where a match opens, and where it closes.

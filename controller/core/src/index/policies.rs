@@ -6,6 +6,7 @@
 //! before. A policy with mistakes in it does not replace one without; see [`Held`].
 
 mod authentication;
+pub(in crate::index) mod explain;
 mod peer;
 mod providers;
 mod status;

@@ -13,13 +13,17 @@ use karst_bpf_common::policy::model::{
 };
 use karst_bpf_common::policy::{Attributes, Identity, PolicySet, Verdict};
 
-use crate::reference;
+use crate::{explained, reference};
 
 /// Sets in one run.
 const SETS: u64 = 20_000;
 
 /// Connections for each set.
 const CONNECTIONS: u64 = 50;
+
+/// Sets whose verdicts are explained, and connections for each.
+const EXPLAINED_SETS: u64 = 1_000;
+const EXPLAINED_CONNECTIONS: u64 = 10;
 
 const NAMES: [&str; 8] = ["", "a", "b", "ab", "abc", "bc", "team-1", "team-10"];
 const PRINCIPALS: [&str; 8] = [
@@ -237,6 +241,33 @@ fn compiled_is_reference() {
     for outcome in outcomes {
         assert!(outcome * 20 > all, "too rare to be tested: {outcomes:?}");
     }
+}
+
+/// What people are told is what happens. Explaining compiles everything many times over, so there is less of it.
+#[test]
+fn explained_is_compiled() {
+    let seed = number("KARST_POLICY_SEED", 1);
+    let mut denials = 0_u64;
+    for set in 0..EXPLAINED_SETS {
+        let mut random = Random(seed.wrapping_mul(1 << 32).wrapping_add(set));
+        let policies = random.policies();
+        let compiled = PolicySet::compile(&policies).unwrap();
+        for _ in 0..EXPLAINED_CONNECTIONS {
+            let connection = random.connection();
+            let expected = compiled.decide(&connection);
+            assert_eq!(
+                explained::verdict(&policies, &connection),
+                expected,
+                "seed {seed}, set {set}\n{connection:?}\n{policies:#?}"
+            );
+            denials += u64::from(matches!(expected, Verdict::Deny { .. }));
+        }
+    }
+    let all = EXPLAINED_SETS * EXPLAINED_CONNECTIONS;
+    assert!(
+        (all / 10..all * 9 / 10).contains(&denials),
+        "{denials} of {all}"
+    );
 }
 
 /// Sets as they are in a large mesh: every rule is looked up, by attributes that differ.

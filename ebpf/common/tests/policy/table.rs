@@ -11,7 +11,7 @@ use karst_bpf_common::policy::model::{
 };
 use karst_bpf_common::policy::{Attributes, Hit, Identity, PolicySet, Verdict};
 
-use crate::reference;
+use crate::{explained, reference};
 
 const TABLE: &str = include_str!("table.txt");
 
@@ -44,6 +44,7 @@ fn every_case_holds() {
                     ("compiled", compiled.decide(attributes)),
                     ("looked up", repeated.decide(attributes)),
                     ("reference", reference::decide(&policies, attributes)),
+                    ("explained", explained::verdict(&policies, attributes)),
                 ] {
                     if got != expected {
                         wrong.push(format!("{name}: {expectation}: {by} says {got:?}"));

@@ -25,7 +25,9 @@ const STRICT: &str = "istio_converted_static_strict";
 const CONVERTED: &str = "converted_peer_authentication_";
 
 /// Of two policies of one level, the smaller counts.
-fn age<'a>((key, held): &(&'a NsName, &'a Held<PeerAuthentication>)) -> (i64, &'a NsName) {
+pub(super) fn age<'a>(
+    (key, held): &(&'a NsName, &'a Held<PeerAuthentication>),
+) -> (i64, &'a NsName) {
     (held.meta.created, key)
 }
 
@@ -104,14 +106,14 @@ impl Index {
     }
 
     /// The policy of a namespace without a selector that counts.
-    fn oldest(&self, namespace: &str) -> Option<(&NsName, &Held<PeerAuthentication>)> {
+    pub(super) fn oldest(&self, namespace: &str) -> Option<(&NsName, &Held<PeerAuthentication>)> {
         let all = in_namespace(&self.policies.peer, namespace);
         let whole = all.filter(|(_, held)| held.in_force.selector.is_empty());
         whole.min_by_key(age)
     }
 
     /// What holds for pods of a namespace of which no policy says anything.
-    fn mode_of_namespace(&self, namespace: &str) -> Mode {
+    pub(super) fn mode_of_namespace(&self, namespace: &str) -> Mode {
         let own = self.oldest(namespace);
         let of = |found: Option<(&NsName, &Held<PeerAuthentication>)>| {
             found.and_then(|(_, held)| held.in_force.mode)
