@@ -103,7 +103,7 @@ impl Authentication {
     }
 
     /// Removes what only we may write, also in the spelling that some applications take for the same.
-    fn clean(&self, headers: &mut HeaderMap) {
+    pub fn clean(&self, headers: &mut HeaderMap) {
         for name in &self.outputs {
             headers.remove(name);
         }

@@ -82,11 +82,16 @@ impl Policy {
         };
         let rules = wire.rules.iter().enumerate().map(rule);
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
+        if action == Action::Custom && rules.iter().any(|rule| rule.any(Condition::asks_token)) {
+            let problem =
+                "ask for what a token says, which is not known before a provider is asked";
+            return Err(ConfigError::new("rules", problem));
+        }
         Ok(Self {
             name: wire.name.as_str().into(),
             action,
             trial: wire.dry_run,
-            asks_headers: rules.iter().any(Rule::asks_headers),
+            asks_headers: rules.iter().any(|rule| rule.any(Condition::asks_headers)),
             rules,
             provider,
         })
@@ -134,9 +139,9 @@ impl Rule {
         })
     }
 
-    fn asks_headers(&self) -> bool {
+    fn any(&self, is_so: fn(&Condition) -> bool) -> bool {
         let sets = self.from.iter().chain(&self.to).flatten();
-        sets.chain(&self.when).any(Condition::asks_headers)
+        sets.chain(&self.when).any(is_so)
     }
 
     fn matches(&self, attributes: &Attributes<'_>, effect: Effect) -> bool {

@@ -127,6 +127,14 @@ impl Condition {
         )
     }
 
+    /// Whether it can only be answered once a token was looked for.
+    pub(super) fn asks_token(&self) -> bool {
+        matches!(
+            self,
+            Self::Claim(..) | Self::Text(TextAttribute::RequestPrincipal, _)
+        )
+    }
+
     pub(super) fn holds(&self, attributes: &Attributes<'_>, effect: Effect) -> bool {
         match self {
             Self::Text(attribute, either) => {

@@ -108,18 +108,24 @@ async fn serve(
     if let Some(plain) = frontend.plain() {
         exchange.destination = connection.server.destination(plain.cluster);
     }
-    let passed = authenticate::authenticate(exchange, &mut parts, &frontend).await?;
     // What comes later goes by the body as it was before anything of it was read.
     let (has_body, size) = (!incoming.is_end_stream(), incoming.size_hint());
     let mut checked = match authorize::to_ask(exchange, &parts, &frontend, seen)? {
         None => None,
         Some(ask) => {
+            // What is written of a token is never the client's word, for a provider neither.
+            frontend.authentication().clean(&mut parts.headers);
             // In a box, as the one above: most requests have no need of it.
             let check = external::check(exchange, &mut parts, &mut incoming, ask);
             Some(Box::pin(check).await?)
         }
     };
+    // A provider may have added the token that counts.
+    let passed = authenticate::authenticate(exchange, &mut parts, &frontend).await?;
     let asked = checked.as_mut().and_then(|checked| checked.asked.take());
+    if let Some(routed) = checked.as_mut().and_then(|checked| checked.routed.as_mut()) {
+        passed.write(&mut routed.headers);
+    }
     let mut standing = authorize::admit(exchange, &parts, &frontend, seen, asked)?;
     let routed = checked.as_ref().and_then(|checked| checked.routed.as_ref());
     let uri = routed.map_or(&parts.uri, |routed| &routed.uri).clone();

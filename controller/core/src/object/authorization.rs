@@ -74,6 +74,8 @@ enum Action {
 enum For {
     Pods,
     Targets,
+    /// Waypoints and gateways before they ask a provider, and look at tokens.
+    Provider,
 }
 
 impl AuthorizationPolicy {
@@ -146,7 +148,11 @@ impl AuthorizationPolicy {
             Action::Deny | Action::Custom => rules::Unknown::LeftOut,
         };
         if targets == For::Targets {
-            let requests = rules::read(rules, For::Targets, leniency, namespace, reader);
+            let by = match known {
+                Action::Custom => For::Provider,
+                Action::Allow | Action::Deny | Action::Audit => For::Targets,
+            };
+            let requests = rules::read(rules, by, leniency, namespace, reader);
             let targeted = Targeted {
                 targets: targets::read(refs, refs_field, reader),
                 action: match known {
@@ -173,7 +179,7 @@ impl AuthorizationPolicy {
                 dry_run,
                 targeted: Some(targeted),
                 unsupported: None,
-                narrowed: narrowed(For::Targets, &reader.unsupported, leniency),
+                narrowed: narrowed(by, &reader.unsupported, leniency),
                 faults: std::mem::take(&mut reader.problems),
             };
         }
@@ -259,6 +265,7 @@ fn narrowed(by: For, fields: &[String], leniency: rules::Unknown) -> Option<Stri
     let who = match by {
         For::Pods => "Node agents decide on connections, and cannot know",
         For::Targets => "Waypoints and gateways do not know",
+        For::Provider => "Before a provider is asked, waypoints and gateways do not know",
     };
     Some(match leniency {
         rules::Unknown::NeverMatches => format!(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use karst_api::waypoint as wire;
 
 use super::{
-    Held, Index, NsName, resource_name,
+    Held, Index, Kind, NsName, resource_name,
     status::ACCEPTED,
     targets::{object_key, targeted},
 };

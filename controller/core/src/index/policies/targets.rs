@@ -36,6 +36,11 @@ pub(super) trait HasTargets {
     fn asks_provider(&self) -> bool {
         false
     }
+
+    /// What else keeps it from being what its author wants.
+    fn problem(&self, _: &Index, _: &NsName) -> Option<Condition> {
+        None
+    }
 }
 
 impl HasTargets for AuthorizationPolicy {
@@ -50,6 +55,10 @@ impl HasTargets for AuthorizationPolicy {
     fn asks_provider(&self) -> bool {
         let targeted = self.targeted.as_ref();
         targeted.is_some_and(|targeted| targeted.provider.is_some())
+    }
+
+    fn problem(&self, index: &Index, key: &NsName) -> Option<Condition> {
+        index.provider_problem(key, self.targeted.as_ref()?)
     }
 }
 
@@ -249,7 +258,7 @@ impl Index {
             status::invalid(&held.faults, effect)
         } else if let Some(problem) = unsupported_whole {
             no("UnsupportedValue", format!("The policy {problem}"))
-        } else if let Some(condition) = self.provider_problem(&name, targeted(held)?) {
+        } else if let Some(condition) = held.in_force.problem(self, name) {
             condition
         } else if !unsupported.is_empty() {
             no("UnsupportedValue", listed(&unsupported, "; "))

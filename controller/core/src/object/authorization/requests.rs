@@ -77,6 +77,17 @@ pub(super) fn keyed(key: &str) -> Option<(Attribute, String)> {
     Some((plain, String::new()))
 }
 
+/// Whether an attribute is one of an end user's token.
+pub(super) fn is_of_token(attribute: Attribute) -> bool {
+    matches!(
+        attribute,
+        Attribute::RequestPrincipal
+            | Attribute::RequestAudiences
+            | Attribute::RequestPresenter
+            | Attribute::RequestClaim
+    )
+}
+
 /// Attributes that Istio has and no proxy of ours knows.
 pub(super) fn is_other(key: &str) -> bool {
     key == "source.trustDomain" || key.starts_with("experimental.")

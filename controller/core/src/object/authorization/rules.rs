@@ -316,7 +316,11 @@ impl RuleReader<'_, '_> {
 
     /// Whether those who enforce the policy can decide on an attribute.
     fn is_known(&self, attribute: Attribute) -> bool {
-        self.by == For::Targets || connections::has(attribute)
+        match self.by {
+            For::Pods => connections::has(attribute),
+            For::Targets => true,
+            For::Provider => !requests::is_of_token(attribute),
+        }
     }
 
     /// Notes what they cannot decide on.
@@ -324,13 +328,16 @@ impl RuleReader<'_, '_> {
         let problem = match self.by {
             For::Pods => "is nothing that a node agent knows of a connection",
             For::Targets => "is nothing that a waypoint or gateway knows",
+            For::Provider => {
+                "is nothing that a waypoint or gateway knows before it asks a provider"
+            }
         };
         let hint = match self.by {
             For::Pods => {
                 "a rule that allows never matches with it, one that refuses is enforced without it; HTTP is for \
                  waypoints"
             }
-            For::Targets => {
+            For::Targets | For::Provider => {
                 "a rule that allows never matches with it, one that refuses is enforced without it"
             }
         };
@@ -339,7 +346,7 @@ impl RuleReader<'_, '_> {
 
     /// Whether a list is longer than proxies take. Node agents count what all of a policy comes to.
     fn is_too_long(&mut self, items: &[Value], most: usize, field: &str, of: &str) -> bool {
-        let is_too_long = self.by == For::Targets && items.len() > most;
+        let is_too_long = self.by != For::Pods && items.len() > most;
         if is_too_long {
             let problem = format!("has {} {of}, and {most} are the most", items.len());
             let hint = "use several rules or policies";
