@@ -40,6 +40,7 @@ enum FetchError {
     Unresolved,
     NotAllowed,
     Connect,
+    NoAuthorities,
     Tls,
     Http,
     Redirect,
@@ -56,6 +57,7 @@ impl FetchError {
             Self::Unresolved => "unresolved",
             Self::NotAllowed => "address_not_allowed",
             Self::Connect => "connect_failed",
+            Self::NoAuthorities => "no_authorities",
             Self::Tls => "tls_failed",
             Self::Http => "http_error",
             Self::Redirect => "redirect",
@@ -75,6 +77,9 @@ impl fmt::Display for FetchError {
             Self::Unresolved => f.write_str("the host has no address"),
             Self::NotAllowed => f.write_str("the host has link-local addresses only"),
             Self::Connect => f.write_str("no connection"),
+            Self::NoAuthorities => {
+                f.write_str("this machine has no bundle of authorities; name one by SSL_CERT_FILE")
+            }
             Self::Tls => f.write_str("the TLS handshake failed"),
             Self::Http => f.write_str("the answer is no HTTP"),
             Self::Redirect => f.write_str("the answer is a redirect, which is not followed"),
@@ -179,7 +184,7 @@ impl Fetcher {
         let stream = connect(name, port).await?;
         let body = if is_tls {
             let name = ServerName::try_from(name.to_owned()).map_err(|_| FetchError::Tls)?;
-            let tls = self.tls.as_ref().ok_or(FetchError::Tls)?;
+            let tls = self.tls.as_ref().ok_or(FetchError::NoAuthorities)?;
             let connector = TlsConnector::from(Arc::clone(tls));
             let stream = connector.connect(name, stream).await;
             get(stream.map_err(|_| FetchError::Tls)?, uri).await?

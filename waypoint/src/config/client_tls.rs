@@ -165,9 +165,13 @@ fn roots(wire: &wire::BackendTls, secrets: &Secrets) -> Result<Arc<RootCertStore
 /// For connections of our own to servers that the operating system's authorities vouch for.
 ///
 /// # Errors
-/// The provider of cryptography does not do what TLS needs.
+/// The machine has no bundle of authorities, so that no server could prove who it is.
 pub(crate) fn system_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     let roots = root_store(system_authorities());
+    if roots.is_empty() {
+        let problem = "this machine has no bundle of authorities";
+        return Err(TlsError::General(problem.to_owned()));
+    }
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider()))
         .with_safe_default_protocol_versions()?;
     let config = builder.with_root_certificates(roots).with_no_client_auth();

@@ -695,6 +695,11 @@ fn keys_that_cannot_be_got_refuse_tokens() {
                 "address_not_allowed",
             ),
         ];
+        // These proxies have no authorities, so that no server can prove itself to them.
+        let https = served(set.clone()).await.0.replace("http:", "https:");
+        let cases = cases
+            .into_iter()
+            .chain([("HTTPS", https, "no_authorities")]);
         for (what, uri, result) in cases {
             let mut rule = fetched(uri);
             rule.timeout_ms = 300;
