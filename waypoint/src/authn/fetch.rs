@@ -78,7 +78,7 @@ impl fmt::Display for FetchError {
             Self::NotAllowed => f.write_str("the host has link-local addresses only"),
             Self::Connect => f.write_str("no connection"),
             Self::NoAuthorities => {
-                f.write_str("this machine has no bundle of authorities; name one by SSL_CERT_FILE")
+                f.write_str("the file that SSL_CERT_FILE names has no authority that can be used")
             }
             Self::Tls => f.write_str("the TLS handshake failed"),
             Self::Http => f.write_str("the answer is no HTTP"),

@@ -153,7 +153,7 @@ fn roots(wire: &wire::BackendTls, secrets: &Secrets) -> Result<Arc<RootCertStore
     let roots = root_store(found.flatten().chain(system));
     if roots.is_empty() {
         let problem = if wire.system_authorities {
-            "has none: this machine has no bundle of authorities"
+            "has none: the file that SSL_CERT_FILE names has none that can be used"
         } else {
             "has none that is there and can be used"
         };
@@ -165,11 +165,11 @@ fn roots(wire: &wire::BackendTls, secrets: &Secrets) -> Result<Arc<RootCertStore
 /// For connections of our own to servers that the operating system's authorities vouch for.
 ///
 /// # Errors
-/// The machine has no bundle of authorities, so that no server could prove who it is.
+/// There are no authorities, so that no server could prove who it is.
 pub(crate) fn system_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     let roots = root_store(system_authorities());
     if roots.is_empty() {
-        let problem = "this machine has no bundle of authorities";
+        let problem = "the file that SSL_CERT_FILE names has no authority that can be used";
         return Err(TlsError::General(problem.to_owned()));
     }
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider()))
@@ -178,20 +178,23 @@ pub(crate) fn system_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// Read once: an image does not change while it runs.
+/// Those of `SSL_CERT_FILE`, else of the operating system, else Mozilla's as they were when this was built. Read
+/// once: an image does not change while it runs.
 fn system_authorities() -> &'static [CertificateDer<'static>] {
     static AUTHORITIES: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
     AUTHORITIES.get_or_init(|| {
-        // The variable is OpenSSL's, and everybody's since.
-        let named = std::env::var_os("SSL_CERT_FILE");
-        let files = named.iter().map(Path::new);
-        let mut files = files.chain(SYSTEM_BUNDLES.iter().map(Path::new));
-        let found = files.find_map(|file| {
+        let read = |file: &Path| {
             let list = CertificateDer::pem_file_iter(file).ok()?;
             let list: Vec<_> = list.filter_map(Result::ok).collect();
             (!list.is_empty()).then_some(list)
-        });
-        found.unwrap_or_default()
+        };
+        // The variable is OpenSSL's, and everybody's since. Who names a bundle means no other.
+        if let Some(file) = std::env::var_os("SSL_CERT_FILE") {
+            return read(Path::new(&file)).unwrap_or_default();
+        }
+        let found = SYSTEM_BUNDLES.iter().map(Path::new).find_map(read);
+        // Karst's images have no files but the program.
+        found.unwrap_or_else(|| webpki_root_certs::TLS_SERVER_ROOT_CERTS.to_vec())
     })
 }
 
