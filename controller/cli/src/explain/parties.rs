@@ -16,7 +16,7 @@ use crate::failure::Failure;
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// A port that clients connect from; no policy asks for it.
-pub const CLIENT_PORT: u16 = 40_000;
+pub const ANY_SOURCE: u16 = 40_000;
 
 /// Who connects.
 #[derive(Clone, Debug, Serialize)]
@@ -222,5 +222,5 @@ fn bare(text: &str) -> &str {
 
 /// A client's socket.
 pub fn socket(address: IpAddr) -> SocketAddr {
-    SocketAddr::new(address, CLIENT_PORT)
+    SocketAddr::new(address, ANY_SOURCE)
 }
