@@ -60,17 +60,22 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     };
     let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
     let mut cut = connection.cut();
-    let relayed = async {
-        match upstream {
-            Upstream::Tunnel(tunnel) => relay::tcp_hbone(stream, *tunnel, &counters).await,
-            Upstream::Plain(upstream) => relay::tcp_tcp(stream, upstream, &counters).await,
-        }
+    // Written out twice: a future around both would hold everything twice, as long as the connection lasts.
+    let end = match upstream {
+        Upstream::Tunnel(tunnel) => tokio::select! {
+            biased;
+            end = relay::tcp_hbone(stream, *tunnel, &counters) => Some(end),
+            Ok(()) = &mut cut => None,
+        },
+        Upstream::Plain(upstream) => tokio::select! {
+            biased;
+            end = relay::tcp_tcp(stream, upstream, &counters) => Some(end),
+            Ok(()) = &mut cut => None,
+        },
     };
-    tokio::select! {
-        biased;
-        end = relayed => connection.finish(end),
-        // The relay is dropped, which resets both ends.
-        Ok(()) = &mut cut => {}
+    // One that was cut is ended by its drop; that of the relay has reset both ends.
+    if let Some(end) = end {
+        connection.finish(end);
     }
 }
 
