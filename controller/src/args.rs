@@ -67,9 +67,17 @@ pub struct Args {
     #[arg(long, env = "KARST_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
 
-    /// Namespace whose AuthorizationPolicies and PeerAuthentications are for the whole mesh
+    /// Namespace whose security policies of Istio's API are for the whole mesh
     #[arg(long, env = "KARST_ROOT_NAMESPACE", default_value = karst_core::ROOT_NAMESPACE)]
     root_namespace: String,
+
+    /// Where pods may connect to whose namespace has no label karst.dev/egress
+    #[arg(long, env = "KARST_EGRESS_DEFAULT", value_enum, default_value_t = EgressDefault::AllowAny)]
+    egress_default: EgressDefault,
+    /// File with the mesh's configuration as Istio has it, of which extensionProviders are read; read again when
+    /// it changes
+    #[arg(long, env = "KARST_MESH_CONFIG")]
+    mesh_config: Option<PathBuf>,
 
     /// DNS name or IP address that agents know this server by; may be given several times
     #[arg(
@@ -162,6 +170,26 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where pods may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EgressDefault {
+    /// Anywhere.
+    #[value(name = "ALLOW_ANY")]
+    AllowAny,
+    /// To workloads, Services and ServiceEntries.
+    #[value(name = "REGISTRY_ONLY")]
+    RegistryOnly,
+}
+
+impl From<EgressDefault> for karst_core::Egress {
+    fn from(mode: EgressDefault) -> Self {
+        match mode {
+            EgressDefault::AllowAny => Self::AllowAny,
+            EgressDefault::RegistryOnly => Self::RegistryOnly,
+        }
+    }
+}
+
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum PullPolicy {
@@ -184,6 +212,7 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     pub root_cert_out: Option<PathBuf>,
     pub mesh: karst_core::MeshConfig,
+    pub mesh_config: Option<PathBuf>,
     pub serving_names: Vec<String>,
     pub token_audience: String,
     pub node_agents: NodeAgents,
@@ -255,8 +284,10 @@ impl Args {
                         trust_domain: self.trust_domain,
                         cluster_domain: self.cluster_domain,
                         root_namespace: self.root_namespace,
+                        egress_default: self.egress_default.into(),
                         network: String::new(),
                     },
+                    mesh_config: self.mesh_config,
                     serving_names: self.serving_name,
                     token_audience: self.token_audience,
                     node_agents: NodeAgents(accounts),

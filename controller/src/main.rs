@@ -10,6 +10,7 @@ mod auth;
 mod ca;
 mod cluster;
 mod feed;
+mod mesh_config;
 mod metrics;
 mod serve;
 mod source;
@@ -120,6 +121,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let plain_address = plain.local_addr().context("reading the metrics address")?;
     let (ready, is_ready) = watch::channel(false);
     tokio::spawn(http::serve(plain, Arc::new(metrics.registry()), is_ready));
+    if let Some(path) = &config.mesh_config {
+        // Before policies are served that ask what it describes.
+        let file = mesh_config::MeshConfigFile::open(path, store.clone());
+        tokio::spawn(file.follow());
+    }
     let parts = tokio::select! {
         parts = Parts::start(&config, &store, &metrics) => parts?,
         _ = terminate.recv() => return Ok(()),

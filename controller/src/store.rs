@@ -7,7 +7,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use karst_core::{Changes, GatewayName, Index, Object, ObjectError, ObjectKey, ProxyKind};
+use karst_core::{
+    Changes, ExtensionProviders, GatewayName, Index, Object, ObjectError, ObjectKey, ProxyKind,
+};
 use tokio::sync::{Notify, watch};
 
 use self::problems::Problems;
@@ -159,6 +161,17 @@ impl Store {
         self.announce(&changes);
         self.revision.send_modify(|revision| *revision += 1);
         refused
+    }
+
+    /// Takes the external authorizers of the mesh's configuration.
+    pub fn set_extension_providers(&self, providers: ExtensionProviders) {
+        let changes = self
+            .index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_extension_providers(providers);
+        self.announce(&changes);
+        self.revision.send_modify(|revision| *revision += 1);
     }
 
     /// Says when a batch has been applied.

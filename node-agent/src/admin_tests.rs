@@ -82,6 +82,7 @@ impl Fixture {
             addresses: vec!["10.0.0.1".parse().expect("address")],
             mode,
             waypoints: Arc::default(),
+            egress: crate::egress::Egress::default(),
         };
         self.events
             .send(Event::NodePods(vec![(Arc::from(uid), Some(pod))]))

@@ -24,6 +24,7 @@ use karst_identity::SpiffeId;
 use serde::Serialize;
 
 use crate::context::{Certificates, Kernel};
+use crate::egress::Egress;
 use crate::pod::{Pod, PodSpec};
 use crate::sockets::Listeners;
 use crate::waypoints::Waypoints;
@@ -65,6 +66,8 @@ pub struct NodePod {
     pub mode: Mode,
     /// What connections to it must satisfy.
     pub waypoints: Arc<Waypoints>,
+    /// Where it may connect to.
+    pub egress: Egress,
 }
 
 /// What the operator wants.
@@ -85,8 +88,8 @@ pub trait Workers {
     fn release(&mut self, uid: &Arc<str>);
     /// Ends everything.
     fn kill(&mut self, uid: &Arc<str>);
-    /// Holds connections to the pod to these requirements, new and live ones.
-    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>);
+    /// Holds connections of the pod to these requirements, new and live ones.
+    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>, egress: Egress);
     /// Opens the listeners of a pod, one set for each worker.
     ///
     /// # Errors
@@ -134,6 +137,8 @@ pub struct PodView {
     pub enrolled: bool,
     /// What connections to it must satisfy.
     pub waypoints: Arc<Waypoints>,
+    /// Where it may connect to; `None` while the controller has not said, or for a pod outside the mesh.
+    pub egress: Option<Egress>,
     /// What stands in the way.
     pub problem: Option<Problem>,
     /// Live connections, counted when it is read.
@@ -290,10 +295,12 @@ impl<W: Workers> Enrolment<W> {
                 pods.remove(&uid);
                 continue;
             };
-            let same = |old: &NodePod| old.waypoints == pod.waypoints && old.mode == pod.mode;
+            let same = |old: &NodePod| {
+                old.waypoints == pod.waypoints && old.egress == pod.egress && old.mode == pod.mode
+            };
             let differs = !pods.get(&uid).is_some_and(same);
             if differs && pod.mode == Mode::Ambient && self.running.contains_key(&uid) {
-                self.workers.require(&uid, &pod.waypoints);
+                self.workers.require(&uid, &pod.waypoints, pod.egress);
             }
             pods.insert(uid, pod);
         }
@@ -526,6 +533,7 @@ impl<W: Workers> Enrolment<W> {
             identity,
             addresses: sandbox.addresses.clone(),
             waypoints: Arc::clone(&wanted.waypoints),
+            egress: wanted.egress,
         };
         let former = self.inherited.remove(uid).unwrap_or_default();
         let fits = |one: &Listeners| {
@@ -624,6 +632,7 @@ impl<W: Workers> Enrolment<W> {
                 waypoints: known
                     .map(|pod| Arc::clone(&pod.waypoints))
                     .unwrap_or_default(),
+                egress: known.map(|pod| pod.egress),
                 enrolled: running.is_some() && self.in_kernel.contains(uid),
                 problem: self.failing.get(uid).map(|f| f.problem.clone()),
                 connections: running.cloned(),

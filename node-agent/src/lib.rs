@@ -22,6 +22,7 @@ pub mod cni;
 pub mod config;
 pub mod context;
 pub mod discover;
+pub mod egress;
 pub mod enrol;
 pub mod metrics;
 pub mod node;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use karst_datapath::netns::Netns;
 use karst_identity::SpiffeId;
 
+use crate::egress::Egress;
 use crate::waypoints::Waypoints;
 
 /// Most live connections of one pod, both directions together. A pod beyond it
@@ -45,6 +46,8 @@ pub struct Pod {
     /// What connections to it must satisfy when it begins to be served; see
     /// [`LocalPod::require`](crate::worker::LocalPod::require).
     pub waypoints: Arc<Waypoints>,
+    /// Where it may connect to when it begins to be served, likewise.
+    pub egress: Egress,
     connections: AtomicUsize,
 }
 
@@ -65,6 +68,8 @@ pub struct PodSpec {
     pub addresses: Vec<IpAddr>,
     /// What connections to it must satisfy.
     pub waypoints: Arc<Waypoints>,
+    /// Where it may connect to.
+    pub egress: Egress,
 }
 
 impl Pod {
@@ -79,6 +84,7 @@ impl Pod {
             addresses: spec.addresses,
             netns,
             waypoints: spec.waypoints,
+            egress: spec.egress,
             connections: AtomicUsize::new(0),
         }
     }
@@ -147,6 +153,7 @@ mod tests {
                 "fd00::1".parse().expect("ip"),
             ],
             waypoints: Arc::default(),
+            egress: crate::egress::Egress::default(),
         };
         Arc::new(Pod::new(
             spec,

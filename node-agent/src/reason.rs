@@ -28,6 +28,8 @@ pub enum Reason {
     WaypointLoop,
     /// The connection did not come through the waypoint that it must come through.
     WaypointRequired,
+    /// The pod may only connect to what the mesh knows, and the destination is nothing of it.
+    EgressDenied,
     /// The destination is on another network, which cannot be reached yet.
     NetworkUnsupported,
     /// An authorization policy refuses the connection, or none allows it.
@@ -73,6 +75,7 @@ impl Reason {
             Self::WaypointNotHbone => "waypoint_not_hbone",
             Self::WaypointLoop => "waypoint_loop",
             Self::WaypointRequired => "waypoint_required",
+            Self::EgressDenied => "egress_denied",
             Self::NetworkUnsupported => "network_unsupported",
             Self::PolicyDenied => "policy_denied",
             Self::PolicyUnknown => "policy_unknown",
@@ -93,9 +96,8 @@ impl Reason {
     /// The `response_flags` value of Istio's metrics for it.
     pub fn response_flag(self) -> ResponseFlag {
         match self.as_str() {
-            "policy_denied" | "policy_unknown" | "policy_unusable" | "waypoint_required" => {
-                ResponseFlag::Deny
-            }
+            "policy_denied" | "policy_unknown" | "policy_unusable" | "waypoint_required"
+            | "egress_denied" => ResponseFlag::Deny,
             "no_certificate" | "trust_domain_mismatch" | "identity_mismatch" => {
                 ResponseFlag::Identity
             }

@@ -10,6 +10,7 @@
 pub mod authorization;
 pub mod convert;
 pub mod endpoint;
+pub mod outside;
 pub mod policy;
 pub mod service;
 pub mod sharded;
@@ -21,8 +22,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use outside::OutsideTable;
 use policy::{Policies, PolicyTable};
 use service::Service;
 use sharded::ShardedMap;
@@ -48,6 +51,9 @@ pub struct MeshState {
     workloads: ShardedMap<Arc<str>, Arc<Workload>>,
     services: ShardedMap<Arc<str>, Arc<Service>>,
     addresses: ShardedMap<IpAddr, Address>,
+    /// Addresses of nodes, as far as workloads use them too.
+    node_addresses: ShardedMap<IpAddr, ()>,
+    outside: ArcSwap<OutsideTable>,
     /// Authorization policies.
     pub policies: Policies,
     ready: watch::Sender<bool>,
@@ -61,6 +67,8 @@ impl Default for MeshState {
             workloads: ShardedMap::default(),
             services: ShardedMap::default(),
             addresses: ShardedMap::default(),
+            node_addresses: ShardedMap::default(),
+            outside: ArcSwap::default(),
             policies: Policies::default(),
             ready: watch::Sender::new(false),
             published: watch::Sender::new(0),
@@ -72,6 +80,23 @@ impl MeshState {
     /// What `ip` belongs to; `None` for an address outside the mesh.
     pub fn lookup(&self, ip: IpAddr) -> Option<Address> {
         self.addresses.get(&ip.to_canonical())
+    }
+
+    /// The service for hosts outside that `ip` and `port` are of, for pods of `namespace`. What
+    /// [`Self::lookup`] finds counts before it.
+    pub fn outside(&self, ip: IpAddr, port: u16, namespace: &str) -> Option<Arc<Service>> {
+        let table = self.outside.load();
+        table.find(ip, port, namespace).cloned()
+    }
+
+    /// All services for hosts outside.
+    pub fn outside_table(&self) -> Arc<OutsideTable> {
+        self.outside.load_full()
+    }
+
+    /// Whether workloads of the mesh use `ip` that share it with their node.
+    pub fn is_node_address(&self, ip: IpAddr) -> bool {
+        self.node_addresses.get(&ip.to_canonical()).is_some()
     }
 
     /// The workload that owns `ip`.

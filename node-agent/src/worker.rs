@@ -25,10 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 use crate::context::Context;
+use crate::egress::Egress;
 use crate::metrics::traffic::{Parties, Series, SeriesCache};
 use crate::pod::Pod;
 use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
+use crate::proxy::target::Source;
 use crate::proxy::{inbound, outbound, plaintext};
 use crate::sockets::{self, Listeners, Listening};
 use crate::state::READY_WAIT;
@@ -57,10 +59,12 @@ pub enum Command {
     Release(Arc<str>),
     /// A pod is gone: end everything of it now.
     Kill(Arc<str>),
-    /// Hold connections to a pod to these requirements: new ones, and those that are live.
-    Require(Arc<str>, Arc<Waypoints>),
+    /// Hold connections to and of a pod to these requirements: new ones, and those that are live.
+    Require(Arc<str>, Arc<Waypoints>, Egress),
     /// Cut live connections that the policies in force do not allow any more.
     Recheck,
+    /// Cut live connections to hosts outside that are not known any more, where they must be.
+    RecheckEgress,
     /// Leave new connections of every pod in the listeners' queues, and answer with
     /// copies of the listeners.
     Pause(oneshot::Sender<Vec<PodListeners>>),
@@ -203,6 +207,7 @@ pub struct LocalPod {
     kill: CancellationToken,
     baggage: RefCell<Option<(u64, HeaderValue)>>,
     waypoints: RefCell<Arc<Waypoints>>,
+    egress: Cell<Egress>,
     policies: RefCell<Cache>,
 }
 
@@ -213,6 +218,7 @@ impl LocalPod {
                 pod: Arc::clone(&pod),
             }),
             waypoints: RefCell::new(Arc::clone(&pod.waypoints)),
+            egress: Cell::new(pod.egress),
             pod,
             worker: Rc::clone(worker),
             pool: Pool::new(PoolConfig::default()),
@@ -243,13 +249,36 @@ impl LocalPod {
         Arc::clone(&self.waypoints.borrow())
     }
 
-    /// Holds connections to the pod to `waypoints`: new ones, and those that are live.
-    pub fn require(&self, waypoints: &Arc<Waypoints>) {
+    /// The pod as the source of a connection.
+    pub fn source(&self) -> Source<'_> {
+        Source {
+            state: &self.worker.context.state,
+            pod: &self.pod,
+            egress: self.egress.get(),
+        }
+    }
+
+    /// Holds connections to the pod to `waypoints`, and those that it makes to `egress`: new
+    /// ones, and those that are live.
+    pub fn require(&self, waypoints: &Arc<Waypoints>, egress: Egress) {
         self.waypoints.replace(Arc::clone(waypoints));
+        self.each_live(|live| live.require(waypoints));
+        if self.egress.replace(egress) != egress {
+            self.hold_to_egress();
+        }
+    }
+
+    /// Cuts live connections to where the pod may not connect any more.
+    pub(crate) fn hold_to_egress(&self) {
+        let source = self.source();
+        self.each_live(|live| live.hold_to_egress(source));
+    }
+
+    fn each_live(&self, each: impl Fn(&Live)) {
         let live = self.worker.live.borrow();
         live.values()
             .filter(|live| live.pod_uid() == &*self.pod.uid)
-            .for_each(|live| live.require(waypoints));
+            .for_each(|live| each(live));
     }
 
     /// The policies of this pod's own `workload`.
@@ -281,10 +310,7 @@ impl LocalPod {
         if policies.is_incomplete() && missing == Missing::MayCome {
             return false;
         }
-        let live = self.worker.live.borrow();
-        live.values()
-            .filter(|live| live.pod_uid() == &*self.pod.uid)
-            .for_each(|live| live.recheck(&policies));
+        self.each_live(|live| live.recheck(&policies));
         true
     }
 
@@ -471,12 +497,17 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
                     .filter(|p| p.pod.uid == uid)
                     .for_each(|p| p.kill());
             }
-            Command::Require(uid, waypoints) => {
+            Command::Require(uid, waypoints, egress) => {
                 let of_pod = |p: &&Rc<LocalPod>| p.pod.uid == uid;
                 let all = pods.values().chain(&released);
-                all.filter(of_pod).for_each(|p| p.require(&waypoints));
+                all.filter(of_pod)
+                    .for_each(|p| p.require(&waypoints, egress));
             }
             Command::Recheck => pods.values().chain(&released).for_each(|p| p.recheck()),
+            Command::RecheckEgress => {
+                let all = pods.values().chain(&released);
+                all.for_each(|p| p.hold_to_egress());
+            }
             Command::Pause(reply) => {
                 let _ = reply.send(pause(&pods));
             }

@@ -11,6 +11,7 @@ use karst_client::{Resource, ResourceHandler};
 use karst_identity::SpiffeId;
 use tokio::sync::mpsc;
 
+use crate::egress::Egress;
 use crate::enrol::task::{Event, WorkerSet};
 use crate::enrol::{Mode, NodePod};
 use crate::state::policy::{Policy, PolicyTable};
@@ -66,6 +67,9 @@ impl Handler {
         }
         if effect.policies_changed {
             self.workers.broadcast(|| Command::Recheck);
+        }
+        if effect.outside_changed {
+            self.workers.broadcast(|| Command::RecheckEgress);
         }
         errors
     }
@@ -152,6 +156,7 @@ impl Handler {
             addresses: pod.ip_addresses()?,
             mode,
             waypoints: Arc::new(convert::waypoints(&pod.waypoints)?),
+            egress: Egress::from_wire(pod.egress_mode),
         })
     }
 }

@@ -8,7 +8,9 @@ use karst_process::access_log;
 use crate::reason::Reason;
 
 pub use karst_process::access_log::AccessLog;
-pub use record::{ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord, Spoken};
+pub use record::{
+    Check, ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord, Spoken,
+};
 
 impl access_log::Record for RequestRecord {
     fn message(&self) -> &'static str {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use karst_api::{
-    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, REQUEST_AUTHENTICATION_TYPE,
+    ROUTE_TYPE, TLS_SECRET_TYPE,
 };
 use karst_client::{
     AdsConfig, ControllerConfig, DeltaAds, InitialSubscription, Resource, ResourceHandler,
@@ -31,6 +32,8 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::args::Config;
+use crate::authn::fetch;
+use crate::authn::source::KeySources;
 use crate::balance::{Clusters, OwnPlace};
 use crate::config::Store;
 use crate::metrics::process::ProcessMetrics;
@@ -170,11 +173,15 @@ impl App {
     async fn control(&self) -> Result<(), AppError> {
         let mut signals = Signals::new().map_err(io_error("signal handler"))?;
         let (ads, task) = DeltaAds::new(ads_config(&self.config));
-        let store = Store::new(
+        let mut store = Store::new(
             Arc::clone(&self.shared.clusters),
             Arc::clone(&self.shared.tables),
         );
         let listing = store.listing();
+        let key_sources = store.key_sources();
+        if let Some(new) = store.take_new_key_sources() {
+            spawn_local(fetch::run(Arc::clone(&key_sources), new));
+        }
         let (changed, changes) = watch::channel(0);
         let readiness = Readiness::new(ads.status(), Arc::clone(&self.shared));
         let ports = self.proxy.ports(self.config.listen_addresses.clone());
@@ -189,7 +196,7 @@ impl App {
             certificates: self.manager.clone(),
             readiness: readiness.clone(),
         });
-        self.serve_http(&admin, &ads)?;
+        self.serve_http(&admin, &ads, key_sources)?;
         spawn_local(ports.run(changes));
         spawn_local(task.run(Handler { store, changed }));
         let workers = self.proxy.commands();
@@ -220,7 +227,12 @@ impl App {
         Ok(())
     }
 
-    fn serve_http(&self, admin: &Arc<Admin>, ads: &DeltaAds) -> Result<(), AppError> {
+    fn serve_http(
+        &self,
+        admin: &Arc<Admin>,
+        ads: &DeltaAds,
+        key_sources: Arc<KeySources>,
+    ) -> Result<(), AppError> {
         let pages = Arc::clone(admin);
         let addresses = [self.config.admin_listen];
         serve(&addresses, "admin port", move |request| {
@@ -246,6 +258,7 @@ impl App {
             ads: ads.status(),
             certificates: self.manager.clone(),
             listing: admin.listing.clone(),
+            key_sources,
         }));
         let registry = Arc::new(registry);
         serve(
@@ -404,6 +417,7 @@ fn ads_config(config: &Config) -> AdsConfig {
             BACKEND_TYPE,
             TLS_SECRET_TYPE,
             AUTHORIZATION_POLICY_TYPE,
+            REQUEST_AUTHENTICATION_TYPE,
         ]
         .map(everything)
         .to_vec(),

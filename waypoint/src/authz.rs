@@ -8,6 +8,9 @@
 //! An attribute that cannot be known (everything of HTTP on a connection of bytes) never opens anything: a rule
 //! that allows does not match with it, and a rule that refuses matches as if the condition were not there.
 //!
+//! A CUSTOM policy that matches has its provider asked first ([`external`]), by who can: [`Authorization::to_ask`] and
+//! then [`Authorization::decide_locally`]. For everybody else it refuses.
+//!
 //! What is decided about is described by [`Attributes`]; who comes back to a decision when policies change is
 //! in [`recheck`].
 
@@ -16,6 +19,7 @@ mod attributes;
 mod compile;
 mod condition;
 pub mod explain;
+pub mod external;
 mod octets;
 pub mod recheck;
 mod remote;
@@ -29,6 +33,7 @@ use std::sync::{Arc, LazyLock};
 pub use attributes::{Attributes, Destination, RequestAttributes, ServerName};
 pub use compile::Policy;
 use condition::Effect;
+use external::Ask;
 
 /// Policies attached to one frontend. The controller attaches those of a namespace, a gateway and a class, which
 /// are far fewer.
@@ -52,16 +57,20 @@ pub enum Action {
     Deny,
     /// Has it logged.
     Audit,
+    /// Has its provider decide.
+    Custom,
 }
 
 /// The policies of one frontend.
 #[derive(Default)]
 pub struct Authorization {
+    custom: Vec<Arc<Policy>>,
     deny: Vec<Arc<Policy>>,
     allow: Vec<Arc<Policy>>,
     audit: Vec<Arc<Policy>>,
     trial_deny: Vec<Arc<Policy>>,
     trial_allow: Vec<Arc<Policy>>,
+    trial_custom: Vec<Arc<Policy>>,
     /// A policy that is attached and cannot be used: nothing passes.
     unusable: Option<Arc<str>>,
     asks_headers: bool,
@@ -76,13 +85,17 @@ pub struct Denial {
     pub rule: Option<u32>,
     /// The policy is not there, or no version that could be used.
     pub unusable: bool,
+    /// Of a CUSTOM policy: why.
+    pub external: Option<external::Why>,
 }
 
 impl Denial {
     /// Stable label for log and metric.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        if self.unusable {
+        if let Some(why) = self.external {
+            why.reason()
+        } else if self.unusable {
             "policy_not_ready"
         } else {
             "policy_denied"
@@ -122,6 +135,8 @@ pub enum Outcome {
     TrialDenied,
     /// On trial: it would have allowed.
     TrialAllowed,
+    /// On trial: its provider would have been asked.
+    TrialAsked,
 }
 
 impl Outcome {
@@ -133,6 +148,7 @@ impl Outcome {
             Self::Audited => "audited",
             Self::TrialDenied => "dry_run_denied",
             Self::TrialAllowed => "dry_run_allowed",
+            Self::TrialAsked => "dry_run_asked",
         }
     }
 }
@@ -149,6 +165,8 @@ impl Authorization {
                 (Action::Deny, true) => &mut all.trial_deny,
                 (Action::Allow, true) => &mut all.trial_allow,
                 (Action::Audit, _) => &mut all.audit,
+                (Action::Custom, false) => &mut all.custom,
+                (Action::Custom, true) => &mut all.trial_custom,
             };
             list.push(policy);
         }
@@ -169,26 +187,113 @@ impl Authorization {
     /// Whether policies that decide nothing are to be asked.
     #[must_use]
     pub fn has_observers(&self) -> bool {
-        !(self.audit.is_empty() && self.trial_deny.is_empty() && self.trial_allow.is_empty())
+        !(self.audit.is_empty()
+            && self.trial_deny.is_empty()
+            && self.trial_allow.is_empty()
+            && self.trial_custom.is_empty())
     }
 
-    /// Whether a request or connection may go on.
+    /// Whether a provider may have to be asked.
+    #[must_use]
+    pub fn has_custom(&self) -> bool {
+        !self.custom.is_empty()
+    }
+
+    /// Whom to ask about a request before anything else decides; `None`: nobody.
+    ///
+    /// # Errors
+    /// It may not go on, as nobody can be asked.
+    pub fn to_ask(&self, attributes: &Attributes<'_>) -> Result<Option<Ask>, Denial> {
+        self.usable()?;
+        let mut ask: Option<Ask> = None;
+        for policy in &self.custom {
+            let Some(rule) = policy.first_match(attributes, Effect::Closes) else {
+                continue;
+            };
+            let refuse = |why| Err(external_denial(policy, rule, why));
+            let Some(provider) = policy.provider().filter(|it| it.cluster.is_ok()) else {
+                return refuse(external::Why::ProviderInvalid);
+            };
+            match &mut ask {
+                Some(ask) => ask.policies.push(Arc::clone(policy.name())),
+                None => {
+                    ask = Some(Ask {
+                        provider: Arc::clone(provider),
+                        policy: Arc::clone(policy.name()),
+                        rule,
+                        policies: vec![Arc::clone(policy.name())],
+                    });
+                }
+            }
+        }
+        if let Some(ask) = &ask
+            && self.names_other_than(&ask.provider.name)
+        {
+            return Err(Denial {
+                policy: Arc::clone(&ask.policy),
+                rule: Some(ask.rule),
+                unusable: false,
+                external: Some(external::Why::ProviderConflict),
+            });
+        }
+        Ok(ask)
+    }
+
+    /// Whether policies of one frontend name several providers: then none of them counts, whichever match.
+    fn names_other_than(&self, provider: &str) -> bool {
+        let mut names = self.custom.iter().filter_map(|policy| policy.provider());
+        names.any(|other| *other.name != *provider)
+    }
+
+    /// A CUSTOM policy that matches and is none of those whose provider was asked.
+    #[must_use]
+    pub fn not_asked(&self, attributes: &Attributes<'_>, asked: &[Arc<str>]) -> Option<Denial> {
+        let mut policies = self.custom.iter();
+        policies.find_map(|policy| {
+            if asked.contains(policy.name()) {
+                return None;
+            }
+            let rule = policy.first_match(attributes, Effect::Closes)?;
+            Some(external_denial(policy, rule, external::Why::NotAsked))
+        })
+    }
+
+    fn usable(&self) -> Result<(), Denial> {
+        match &self.unusable {
+            None => Ok(()),
+            Some(policy) => Err(Denial {
+                policy: Arc::clone(policy),
+                rule: None,
+                unusable: true,
+                external: None,
+            }),
+        }
+    }
+
+    /// Whether something may go on about which no provider can be asked.
     ///
     /// # Errors
     /// It may not; who says so.
     pub fn decide(&self, attributes: &Attributes<'_>) -> Result<(), Denial> {
-        if let Some(policy) = &self.unusable {
-            return Err(Denial {
-                policy: Arc::clone(policy),
-                rule: None,
-                unusable: true,
-            });
+        self.usable()?;
+        match self.not_asked(attributes, &[]) {
+            Some(denial) => Err(denial),
+            None => self.decide_locally(attributes),
         }
+    }
+
+    /// Whether a request may go on, as far as it is not for a provider to say.
+    ///
+    /// # Errors
+    /// It may not; who says so.
+    pub fn decide_locally(&self, attributes: &Attributes<'_>) -> Result<(), Denial> {
+        self.usable()?;
         if let Some((policy, rule)) = first_match(&self.deny, attributes, Effect::Closes) {
             return Err(Denial {
                 policy: Arc::clone(policy.name()),
                 rule: Some(rule),
                 unusable: false,
+                external: None,
             });
         }
         if self.allow.is_empty() || first_match(&self.allow, attributes, Effect::Opens).is_some() {
@@ -198,6 +303,7 @@ impl Authorization {
             policy: Arc::clone(&IMPLICIT),
             rule: None,
             unusable: false,
+            external: None,
         })
     }
 
@@ -210,6 +316,15 @@ impl Authorization {
                     policy: policy.name(),
                     rule: Some(rule),
                     outcome: Outcome::Audited,
+                });
+            }
+        }
+        for policy in &self.trial_custom {
+            if let Some(rule) = policy.first_match(attributes, Effect::Closes) {
+                tell(Observed {
+                    policy: policy.name(),
+                    rule: Some(rule),
+                    outcome: Outcome::TrialAsked,
                 });
             }
         }
@@ -238,6 +353,15 @@ impl Authorization {
                 outcome: Outcome::TrialDenied,
             });
         }
+    }
+}
+
+fn external_denial(policy: &Policy, rule: u32, why: external::Why) -> Denial {
+    Denial {
+        policy: Arc::clone(policy.name()),
+        rule: Some(rule),
+        unusable: false,
+        external: Some(why),
     }
 }
 

@@ -8,6 +8,7 @@
 //! Start reading at [`Store`]; `listener` has the frontends, `server_tls` and `client_tls` what TLS needs.
 
 mod attached;
+mod authentications;
 mod backends;
 mod client_tls;
 mod error;
@@ -20,6 +21,7 @@ mod secret;
 mod server_tls;
 mod store;
 
+pub(crate) use client_tls::system_client_config;
 pub use error::ConfigError;
 pub(crate) use error::at_most;
 pub use listing::{Item, Kind, Listing, State};

@@ -227,6 +227,7 @@ mod tests {
             tls: None,
             routes: Routes::None,
             authorization: Authorization::default(),
+            authentication: Default::default(),
         })
     }
 

@@ -2,16 +2,18 @@
 //!
 //! [`serve`] takes one connection of any kind of stream. Its bytes are looked at on their way to hyper ([`guard`],
 //! [`framing`]), each request is brought into one normal form ([`normal`], [`path`]), is routed and changed
-//! ([`service`]) if it may come at all ([`authorize`]), sent as often as its policy allows ([`forward`]), and recorded when its response has ended
+//! ([`service`]) if it may come at all ([`authenticate`], [`authorize`]), sent as often as its policy allows ([`forward`]), and recorded when its response has ended
 //! ([`exchange`]). Bodies are streams throughout; [`limits`] says what is ever held of them.
 //!
 //! What a client sends twice or in a form that others might read otherwise is refused with 400. Answers of our
 //! own carry the header `karst-reason`; to gRPC clients they are given as gRPC does.
 
+mod authenticate;
 mod authorize;
 mod connection;
 mod download;
 mod exchange;
+pub mod external;
 pub mod forward;
 pub mod framing;
 mod frontend;
@@ -41,6 +43,7 @@ pub use limits::HttpLimits;
 pub use reply::KARST_REASON;
 
 use crate::access_log::{Destination, Reporter};
+use crate::authn::Authenticator;
 use crate::authz::recheck::Rechecks;
 use crate::balance::Cluster;
 use crate::filter::RequestScheme;
@@ -103,8 +106,11 @@ pub struct HttpServer {
     sessions: RefCell<Sessions>,
     destinations: RefCell<HashMap<u64, Option<Arc<Destination>>>>,
     rechecks: Rc<Rechecks>,
+    authenticator: Authenticator,
     /// Mirrored requests under way.
     mirrors: Cell<usize>,
+    /// Bytes of requests' bodies that are held back for checks.
+    held: Rc<Cell<usize>>,
 }
 
 impl HttpServer {
@@ -123,8 +129,10 @@ impl HttpServer {
             recorder,
             limits,
             sessions: RefCell::default(),
+            authenticator: Authenticator::default(),
             destinations: RefCell::default(),
             mirrors: Cell::new(0),
+            held: Rc::default(),
         })
     }
 

@@ -16,6 +16,7 @@ pub mod access_log;
 pub mod admin;
 pub mod app;
 pub mod args;
+pub mod authn;
 pub mod authz;
 pub mod balance;
 pub mod body;

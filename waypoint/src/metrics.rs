@@ -1,6 +1,7 @@
 //! All metrics of the proxy that its data plane counts. What is read at each scrape from where the truth is
 //! (pools, endpoints, certificates, the stream to the controller) is in [`process`].
 
+pub mod checks;
 pub mod encode;
 mod histogram;
 pub mod policies;
@@ -11,6 +12,7 @@ pub mod traffic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use checks::Checks;
 use policies::PolicyCounts;
 use refusals::Refusals;
 use traffic::Traffic;
@@ -77,6 +79,8 @@ pub struct Metrics {
     pub refusals: Refusals,
     /// What policies have done, by policy.
     pub policies: PolicyCounts,
+    /// What external authorizers were asked and said.
+    pub checks: Arc<Checks>,
     /// Accepts that failed for lack of file descriptors or memory.
     pub accept_failures: Count,
     /// Tunnel connections open now.

@@ -85,6 +85,10 @@ impl Reason {
             "waypoint_not_http" | "gateway_bad_client_hello" | "gateway_tls_failed" => "DPE",
             // What Envoy's own authorization refuses has no flag there.
             "policy_denied" | "policy_not_ready" => "-",
+            "authentication_not_ready" | "jwks_unavailable" => "-",
+            label if label.starts_with("jwt_") => "-",
+            // What its external authorization refuses has one.
+            label if label.starts_with("custom_") => "UAEX",
             label if label.starts_with("overloaded_") => "UO",
             label if label.starts_with("http_") || label.starts_with("request_") => "DPE",
             _ => "UF",

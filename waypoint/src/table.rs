@@ -15,6 +15,7 @@ use hashbrown::{Equivalent, HashMap};
 use karst_api::waypoint::{Endpoint, ListenerProtocol, Protocol};
 use tokio::sync::watch;
 
+use crate::authn::Authentication;
 use crate::authz::Authorization;
 use crate::balance::Cluster;
 use crate::filter::Filter;
@@ -123,6 +124,8 @@ pub struct ServiceFrontend {
     pub producer_routes: Routes,
     /// Who may use it.
     pub authorization: Authorization,
+    /// Whose tokens count.
+    pub authentication: Authentication,
 }
 
 impl ServiceFrontend {
@@ -157,6 +160,8 @@ pub struct WorkloadFrontend {
     pub cluster: Arc<Cluster>,
     /// Who may reach it.
     pub authorization: Authorization,
+    /// Whose tokens count.
+    pub authentication: Authentication,
 }
 
 /// A port of a gateway.
@@ -181,6 +186,8 @@ pub struct GatewayListener {
     pub routes: Routes,
     /// Who may use it.
     pub authorization: Authorization,
+    /// Whose tokens count.
+    pub authentication: Authentication,
 }
 
 /// A host name of a listener or route, in lower case.

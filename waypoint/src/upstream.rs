@@ -37,7 +37,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use http::{Request, Response, Version};
 use karst_api::waypoint::Protocol;
-use karst_identity::{CertificateEpoch, WorkloadCertificate};
+use karst_identity::{CertificateEpoch, SpiffeId, WorkloadCertificate};
 use karst_tunnel::headers::Baggage;
 use karst_tunnel::pool::{Pool, PoolConfig, PoolConnection};
 use karst_tunnel::settings::HBONE_PORT;
@@ -187,6 +187,12 @@ impl Upstream {
     #[must_use]
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// Our own identity; `None` while there is no certificate.
+    #[must_use]
+    pub fn own_identity(&self) -> Option<SpiffeId> {
+        (self.identity)().map(|certificate| certificate.id().clone())
     }
 
     /// Connections of HTTP/1.1 that are unused.

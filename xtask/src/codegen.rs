@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context, bail, ensure};
 
 /// Proto package, as prost names its file, and the file it is checked in as.
-const MODULES: [(&str, &str); 6] = [
+const MODULES: [(&str, &str); 7] = [
+    ("envoy.service.auth.v3", "ext_authz"),
     ("envoy.service.discovery.v3", "discovery"),
     ("istio.workload", "workload"),
     ("istio.security", "security"),
@@ -23,7 +24,8 @@ const MODULES: [(&str, &str); 6] = [
     ("karst.waypoint.v1", "waypoint"),
 ];
 
-const PROTO_FILES: [&str; 6] = [
+const PROTO_FILES: [&str; 7] = [
+    "ext_authz.proto",
     "discovery.proto",
     "workload.proto",
     "authorization.proto",

@@ -8,6 +8,7 @@
 pub mod ca;
 pub mod convert;
 pub mod discovery;
+pub mod ext_authz;
 pub mod features;
 pub mod node;
 pub mod security;
@@ -41,8 +42,15 @@ pub const TLS_SECRET_TYPE: &str = "type.googleapis.com/karst.waypoint.v1.TlsSecr
 pub const AUTHORIZATION_POLICY_TYPE: &str =
     "type.googleapis.com/karst.waypoint.v1.AuthorizationPolicy";
 
+/// Resource type of [`waypoint::RequestAuthentication`].
+pub const REQUEST_AUTHENTICATION_TYPE: &str =
+    "type.googleapis.com/karst.waypoint.v1.RequestAuthentication";
+
 /// Type of [`node::RejectedResource`], a detail of a rejected discovery response.
 pub const REJECTED_RESOURCE_TYPE: &str = "type.googleapis.com/karst.node.v1.RejectedResource";
+
+/// Type of [`node::OutsideService`], an extension of a [`workload::Service`].
+pub const OUTSIDE_SERVICE_TYPE: &str = "type.googleapis.com/karst.node.v1.OutsideService";
 
 /// Subscribes to every resource of a type.
 pub const WILDCARD: &str = "*";

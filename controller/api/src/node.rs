@@ -4,7 +4,14 @@
 
 use std::net::IpAddr;
 
-use crate::convert::{FieldError, ip_addresses};
+use prost::Message;
+use prost_types::Any;
+
+use crate::{
+    OUTSIDE_SERVICE_TYPE,
+    convert::{FieldError, ip_addresses},
+    workload::{Extension, Service},
+};
 
 include!("gen/node.rs");
 
@@ -15,5 +22,49 @@ impl NodePod {
     /// When one is neither 4 nor 16 bytes long.
     pub fn ip_addresses(&self) -> Result<Vec<IpAddr>, FieldError> {
         ip_addresses("addresses", &self.addresses)
+    }
+}
+
+/// Most addresses and blocks of one service for hosts outside: Istio's own limit for a ServiceEntry.
+pub const MAX_ADDRESSES_OF_SERVICE: usize = 256;
+
+/// Most addresses and blocks of all services for hosts outside together. An agent's table of them
+/// takes some 100 bytes for each, and is made again with every change.
+pub const MAX_OUTSIDE_ADDRESSES: usize = 65_536;
+
+/// Most services for hosts outside that have one and the same address or block: an agent looks at
+/// one after the other for a connection.
+pub const MAX_SERVICES_OF_ADDRESS: usize = 256;
+
+/// Name of the extension that an [`OutsideService`] is.
+const OUTSIDE_SERVICE: &str = "karst.dev/service-entry";
+
+impl OutsideService {
+    /// What is said of a service for hosts outside; `None` if it is not said to be one.
+    ///
+    /// # Errors
+    /// When the extension cannot be decoded.
+    pub fn of(service: &Service) -> Result<Option<Self>, FieldError> {
+        let mut configs = service.extensions.iter();
+        let found = configs.find_map(|one| {
+            let config = one.config.as_ref()?;
+            (config.type_url == OUTSIDE_SERVICE_TYPE).then_some(&config.value)
+        });
+        let decoded = found.map(|value| Self::decode(value.as_slice()));
+        decoded
+            .transpose()
+            .map_err(|error| FieldError::new("extensions.config", error.to_string()))
+    }
+
+    /// The extension of a service that says this of it.
+    #[must_use]
+    pub fn to_extension(&self) -> Extension {
+        Extension {
+            name: OUTSIDE_SERVICE.to_owned(),
+            config: Some(Any {
+                type_url: OUTSIDE_SERVICE_TYPE.to_owned(),
+                value: self.encode_to_vec(),
+            }),
+        }
     }
 }

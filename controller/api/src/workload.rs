@@ -78,12 +78,18 @@ impl Service {
     }
 
     /// Names besides the primary one under which the service can be subscribed to: `network/ip`.
+    /// A range of addresses has none.
     ///
     /// # Errors
     /// When an address is neither 4 nor 16 bytes long.
     pub fn aliases(&self) -> Result<Vec<String>, FieldError> {
+        let single = |address: &&NetworkAddress| {
+            let whole = 8 * u32::try_from(address.address.len()).unwrap_or_default();
+            address.length.is_none_or(|length| length == whole)
+        };
         self.addresses
             .iter()
+            .filter(single)
             .map(|address| Ok(ip_alias(&address.network, address.ip()?)))
             .collect()
     }

@@ -131,7 +131,7 @@ fn pods(root: &Path, node: &str, args: &Inspect) -> Result<Vec<Value>, Failure> 
     for pod in &mut pods {
         let agent = known.iter().find(|k| k.get("uid") == pod.get("uid"));
         if let (Some(object), Some(agent)) = (pod.as_object_mut(), agent) {
-            for field in ["namespace", "name", "identity", "connections"] {
+            for field in ["namespace", "name", "identity", "egress", "connections"] {
                 let value = agent.get(field).cloned().unwrap_or_default();
                 object.insert(field.to_owned(), value);
             }
@@ -236,6 +236,7 @@ fn columns(object: Object) -> &'static [Column] {
             ("NETNS", "/netns_ino"),
             ("LISTENING", "/listening"),
             ("IDENTITY", "/identity"),
+            ("EGRESS", "/egress"),
             ("UID", "/uid"),
         ],
         Object::Prog => &[

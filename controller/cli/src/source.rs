@@ -9,7 +9,7 @@ mod manifests;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use karst_core::{Index, Kind, MeshConfig, Object, ObjectError, ObjectKey};
+use karst_core::{Egress, Index, Kind, MeshConfig, Object, ObjectError, ObjectKey};
 use serde_json::Value;
 
 use crate::args::Objects;
@@ -89,7 +89,13 @@ fn config(args: &Objects, settings: &BTreeMap<String, String>) -> MeshConfig {
             .or_else(|| settings.get(key).cloned())
             .unwrap_or(default)
     };
+    // What the controller would not have started with leaves its default.
+    let egress_default = match settings.get("egress-default").map(String::as_str) {
+        Some("REGISTRY_ONLY") => Egress::RegistryOnly,
+        _ => default.egress_default,
+    };
     MeshConfig {
+        egress_default,
         trust_domain: choose(&args.trust_domain, "trust-domain", default.trust_domain),
         cluster_domain: choose(
             &args.cluster_domain,

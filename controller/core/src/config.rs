@@ -1,5 +1,7 @@
 //! What is the same for the whole mesh.
 
+use crate::labels::Egress;
+
 /// [`MeshConfig::root_namespace`] unless the operator says otherwise.
 pub const ROOT_NAMESPACE: &str = "karst-system";
 
@@ -14,6 +16,8 @@ pub struct MeshConfig {
     pub cluster_domain: String,
     /// Namespace whose security policies are for the whole mesh.
     pub root_namespace: String,
+    /// Where pods may connect to whose namespace does not say.
+    pub egress_default: Egress,
     /// Network on which all addresses are unique; empty for the only one.
     pub network: String,
 }
@@ -25,6 +29,7 @@ impl Default for MeshConfig {
             trust_domain: karst_api::DEFAULT_TRUST_DOMAIN.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: ROOT_NAMESPACE.to_owned(),
+            egress_default: Egress::AllowAny,
             network: String::new(),
         }
     }

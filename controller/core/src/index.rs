@@ -10,6 +10,7 @@ mod l7;
 mod policies;
 mod relations;
 mod render;
+mod service_entries;
 mod tunnel;
 
 #[cfg(test)]
@@ -31,12 +32,14 @@ use self::{
     l7::L7,
     policies::Policies,
     relations::{Concerned, Relations},
+    service_entries::ServiceEntries,
     tunnel::Tunnel,
 };
 use crate::{
     config::MeshConfig,
     error::{Faults, ObjectError},
-    labels::DataplaneMode,
+    extension::ExtensionProviders,
+    labels::{DataplaneMode, Egress},
     object::{
         Body, Kind, Metadata, Object, ObjectKey,
         endpoint_slice::EndpointSlice,
@@ -164,6 +167,8 @@ pub struct Index {
     /// Node, then name of the resource.
     node_pods: BTreeMap<String, BTreeMap<String, Arc<Rendered>>>,
     policies: Policies,
+    entries: ServiceEntries,
+    providers: ExtensionProviders,
     l7: L7,
 }
 
@@ -184,6 +189,8 @@ impl Index {
             aliases: HashMap::new(),
             node_pods: BTreeMap::new(),
             policies: Policies::default(),
+            entries: ServiceEntries::default(),
+            providers: ExtensionProviders::default(),
             l7: L7::default(),
         }
     }
@@ -237,6 +244,12 @@ impl Index {
             Body::PeerAuthentication(policy) => {
                 self.set_peer_authentication(key, Some((object.meta, *policy)), &mut changes);
             }
+            Body::RequestAuthentication(policy) => {
+                self.set_request_authentication(key, Some((object.meta, *policy)), &mut changes);
+            }
+            Body::ServiceEntry(entry) => {
+                self.set_service_entry(key, Some((object.meta, *entry)));
+            }
             Body::Pod(pod) => {
                 self.check_uid(&object.key, &key, &pod)?;
                 self.set_pod(key, *pod, &mut changes);
@@ -269,6 +282,10 @@ impl Index {
             Kind::EndpointSlice => self.set_slice(name, None, &mut changes),
             Kind::AuthorizationPolicy => self.set_authorization_policy(name, None, &mut changes),
             Kind::PeerAuthentication => self.set_peer_authentication(name, None, &mut changes),
+            Kind::RequestAuthentication => {
+                self.set_request_authentication(name, None, &mut changes);
+            }
+            Kind::ServiceEntry => self.set_service_entry(name, None),
             Kind::Pod => self.remove_pod(&name, &mut changes),
             _ => self.set_l7(key, Metadata::default(), None),
         }
@@ -420,6 +437,7 @@ impl Index {
             Kind::Service => self.services.len(),
             Kind::Pod => self.pods.len(),
             Kind::EndpointSlice => self.slices.len(),
+            Kind::ServiceEntry => self.entry_count(),
             kind => match self.policy_count(kind) {
                 Some(count) => count,
                 None => self.l7.object_count(kind),
@@ -443,19 +461,28 @@ impl Index {
             .unwrap_or(DataplaneMode::None)
     }
 
+    /// Where pods of a namespace may connect to.
+    fn egress(&self, namespace: &str) -> Egress {
+        let own = self.namespaces.get(namespace);
+        own.and_then(|namespace| namespace.egress)
+            .unwrap_or(self.config.egress_default)
+    }
+
     fn set_namespace(&mut self, name: String, namespace: Namespace, changes: &mut Changes) {
-        let mode = namespace.mode;
+        let (mode, egress) = (namespace.mode, namespace.egress);
         let former = self.namespaces.insert(name.clone(), namespace);
         if former.is_none() {
             self.namespace_selected_anew(&name);
         }
         let former = former.unwrap_or_default();
         self.namespace_changed(&name, &former);
-        if former.mode == mode {
+        if former.mode == mode && former.egress == egress {
             return;
         }
         for key in self.pods_of_namespace(&name) {
-            self.update_mode(&key);
+            if former.mode != mode {
+                self.update_mode(&key);
+            }
             self.render_pod(&key, changes);
         }
     }

@@ -63,6 +63,9 @@ pub(crate) const USE_WAYPOINT_NAMESPACE: [&str; 2] = [
 /// `disabled`: destinations take connections that do not come through their waypoint as well.
 pub(crate) const WAYPOINT_ENFORCEMENT: &str = "karst.dev/waypoint-enforcement";
 
+/// On a namespace: where its pods may connect to.
+pub(crate) const EGRESS: &str = "karst.dev/egress";
+
 /// On a Gateway: what it is a waypoint for.
 pub(crate) const WAYPOINT_FOR: [&str; 2] = ["karst.dev/waypoint-for", "istio.io/waypoint-for"];
 
@@ -79,6 +82,16 @@ pub enum DataplaneMode {
     Ambient,
     /// It is left alone.
     None,
+}
+
+/// Where pods may connect to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Egress {
+    /// Anywhere.
+    #[default]
+    AllowAny,
+    /// To what the mesh knows: workloads, Services and ServiceEntries.
+    RegistryOnly,
 }
 
 pub(crate) type Labels = BTreeMap<String, String>;
@@ -102,6 +115,27 @@ pub(crate) fn dataplane_mode(
         return Some(DataplaneMode::None);
     }
     Some(mode)
+}
+
+/// Reads where pods of a namespace may connect to. A value that is not known was meant to limit
+/// something: it counts as `REGISTRY_ONLY`, and is reported.
+pub(crate) fn egress(
+    labels: &Labels,
+    faults: &Faults,
+    findings: &mut Vec<ObjectError>,
+) -> Option<Egress> {
+    match labels.get(EGRESS)?.as_str() {
+        "ALLOW_ANY" => Some(Egress::AllowAny),
+        "REGISTRY_ONLY" => Some(Egress::RegistryOnly),
+        other => {
+            findings.push(faults.error(
+                format!("metadata.labels[{EGRESS:?}]"),
+                format!("is {other:?}, which is no egress mode"),
+                "set it to \"ALLOW_ANY\" or \"REGISTRY_ONLY\"; until then it counts as \"REGISTRY_ONLY\"",
+            ));
+            Some(Egress::RegistryOnly)
+        }
+    }
 }
 
 fn labelled_mode(

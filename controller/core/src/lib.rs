@@ -12,6 +12,7 @@
 
 mod config;
 mod error;
+mod extension;
 mod index;
 mod labels;
 mod object;
@@ -21,8 +22,9 @@ mod status;
 
 pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;
+pub use extension::{ExtensionProviders, MeshConfigFindings};
 pub use index::{Changes, Index, MeshPod, NodeIdentity, PeerMode, PodRef, WaypointBinding};
-pub use labels::DataplaneMode;
+pub use labels::{DataplaneMode, Egress};
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};
 pub use proxy::{
     GatewayName, ProxyChange, ProxyClass, ProxyKind, ProxyPort, ProxyWanted, WAYPOINT_PORT,

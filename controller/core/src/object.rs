@@ -15,9 +15,11 @@ pub(crate) mod peer_authentication;
 pub(crate) mod pod;
 pub(crate) mod policy;
 pub(crate) mod reference_grant;
+pub(crate) mod request_authentication;
 pub(crate) mod route;
 pub(crate) mod selector;
 pub(crate) mod service;
+pub(crate) mod service_entry;
 pub(crate) mod tls_material;
 pub(crate) mod traffic_policy;
 
@@ -72,6 +74,10 @@ pub enum Kind {
     AuthorizationPolicy,
     /// security.istio.io PeerAuthentication.
     PeerAuthentication,
+    /// security.istio.io RequestAuthentication.
+    RequestAuthentication,
+    /// networking.istio.io ServiceEntry.
+    ServiceEntry,
     /// v1 Service.
     Service,
     /// v1 Pod.
@@ -89,13 +95,16 @@ const KARST_GROUP: &str = "karst.dev";
 /// API group of Istio's security policies.
 const SECURITY_GROUP: &str = "security.istio.io";
 
+/// API group of Istio's traffic resources.
+const NETWORKING_GROUP: &str = "networking.istio.io";
+
 /// Versions in which kinds of the Gateway API are or were served. Fields that there are in two of them
 /// mean the same in both.
 const GATEWAY_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 impl Kind {
     /// All of them, in the order in which a batch is applied.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -113,6 +122,8 @@ impl Kind {
         Self::TcpRoute,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
+        Self::ServiceEntry,
         Self::Service,
         Self::Pod,
         Self::EndpointSlice,
@@ -149,6 +160,8 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::ServiceEntry => "ServiceEntry",
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
@@ -168,7 +181,10 @@ impl Kind {
             | Self::Pod => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::BackendTrafficPolicy => KARST_GROUP,
-            Self::AuthorizationPolicy | Self::PeerAuthentication => SECURITY_GROUP,
+            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
+                SECURITY_GROUP
+            }
+            Self::ServiceEntry => NETWORKING_GROUP,
             Self::GatewayClass
             | Self::Gateway
             | Self::ListenerSet
@@ -187,7 +203,7 @@ impl Kind {
         match self.group() {
             GATEWAY_GROUP => &GATEWAY_VERSIONS,
             KARST_GROUP => &["v1alpha1"],
-            SECURITY_GROUP => &["v1", "v1beta1"],
+            SECURITY_GROUP | NETWORKING_GROUP => &["v1", "v1beta1"],
             _ => &["v1"],
         }
     }
@@ -272,6 +288,8 @@ pub(crate) enum Body {
     Route(Box<route::Route>),
     AuthorizationPolicy(Box<authorization::AuthorizationPolicy>),
     PeerAuthentication(Box<peer_authentication::PeerAuthentication>),
+    RequestAuthentication(Box<request_authentication::RequestAuthentication>),
+    ServiceEntry(Box<service_entry::ServiceEntry>),
     Service(Box<service::Service>),
     Pod(Box<pod::Pod>),
     EndpointSlice(endpoint_slice::EndpointSlice),
@@ -362,9 +380,10 @@ impl Object {
             Kind::GrpcRoute => Self::of_spec(kind, value, described, route::grpc::body),
             Kind::TlsRoute => Self::of_spec(kind, value, described, route::l4::tls_body),
             Kind::TcpRoute => Self::of_spec(kind, value, described, route::l4::tcp_body),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
-                Self::of_policy(kind, value, described)
-            }
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::RequestAuthentication
+            | Kind::ServiceEntry => Self::of_policy(kind, value, described),
             Kind::Secret => {
                 let object: v1::Secret = typed(value, described)?;
                 Self::build(kind, &object.metadata, described, |faults, findings| {
@@ -419,18 +438,26 @@ impl Object {
         })
     }
 
-    /// Reads a security policy, which becomes an object whatever is wrong with it.
+    /// Reads a kind of Istio's, which becomes an object whatever is wrong with it.
     fn of_policy(kind: Kind, value: Value, described: &Faults) -> Result<Self, ObjectError> {
         let document = PolicyDocument::read(value);
         Self::build(kind, &document.metadata, described, |faults, findings| {
+            let namespace = document.metadata.namespace.as_deref();
+            let namespace = namespace.filter(|text| !text.is_empty());
+            let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
             Ok(match kind {
                 Kind::PeerAuthentication => {
                     peer_authentication::PeerAuthentication::body(&document, faults, findings)
                 }
+                Kind::RequestAuthentication => {
+                    let body = request_authentication::RequestAuthentication::body;
+                    body(&document, faults, findings)
+                }
+                Kind::ServiceEntry => {
+                    let body = service_entry::ServiceEntry::body;
+                    body(&document, namespace, faults, findings)
+                }
                 _ => {
-                    let namespace = document.metadata.namespace.as_deref();
-                    let namespace = namespace.filter(|text| !text.is_empty());
-                    let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
                     let body = authorization::AuthorizationPolicy::body;
                     body(&document, namespace, faults, findings)
                 }

@@ -49,6 +49,8 @@ pub enum ProxyKind {
     Backend,
     /// Who may.
     AuthorizationPolicy,
+    /// Whose tokens count.
+    RequestAuthentication,
     /// Certificates and authorities.
     TlsSecret,
 }

@@ -22,7 +22,7 @@ pub enum StatusContent {
         /// Other fields of the status, set as they are.
         fields: Value,
     },
-    /// Security policies: our entries of `status.conditions`. Those of types that are not ours stay as they
+    /// Security policies and ServiceEntries: our entries of `status.conditions`. Those of types that are not ours stay as they
     /// are.
     Conditions(Vec<Condition>),
     /// Routes: our entries of `status.parents`. Those of other controllers stay as they are; entries of

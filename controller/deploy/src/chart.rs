@@ -57,6 +57,8 @@ pub const KARST_CRDS: Chart = Chart {
         "authorizationpolicies.yaml",
         "backendtrafficpolicies.yaml",
         "peerauthentications.yaml",
+        "requestauthentications.yaml",
+        "serviceentries.yaml",
     ],
 };
 

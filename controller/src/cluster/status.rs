@@ -120,9 +120,10 @@ fn wanted(store: &Store, key: &ObjectKey) -> Option<ObjectStatus> {
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                     StatusContent::Parents(Vec::new())
                 }
-                Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
-                    StatusContent::Conditions(Vec::new())
-                }
+                Kind::AuthorizationPolicy
+                | Kind::PeerAuthentication
+                | Kind::RequestAuthentication
+                | Kind::ServiceEntry => StatusContent::Conditions(Vec::new()),
                 Kind::BackendTlsPolicy | Kind::BackendTrafficPolicy => {
                     StatusContent::Ancestors(Vec::new())
                 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use karst_api::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, LISTENER_TYPE,
-    NODE_POD_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+    NODE_POD_TYPE, REQUEST_AUTHENTICATION_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
 };
 use karst_core::{GatewayName, Index, ProxyKind, Rendered};
 
@@ -27,12 +27,14 @@ pub enum ResourceKind {
     Route,
     /// `karst.waypoint.v1.AuthorizationPolicy`.
     AuthorizationPolicy,
+    /// `karst.waypoint.v1.RequestAuthentication`.
+    RequestAuthentication,
     /// `karst.waypoint.v1.Listener`.
     Listener,
 }
 
 impl ResourceKind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Address,
         Self::Authorization,
         Self::NodePod,
@@ -40,6 +42,7 @@ impl ResourceKind {
         Self::Backend,
         Self::Route,
         Self::AuthorizationPolicy,
+        Self::RequestAuthentication,
         Self::Listener,
     ];
 
@@ -60,6 +63,7 @@ impl ResourceKind {
             Self::Backend => BACKEND_TYPE,
             Self::Route => ROUTE_TYPE,
             Self::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
+            Self::RequestAuthentication => REQUEST_AUTHENTICATION_TYPE,
             Self::Listener => LISTENER_TYPE,
         }
     }
@@ -74,6 +78,7 @@ impl ResourceKind {
             Self::Backend => "backend",
             Self::Route => "route",
             Self::AuthorizationPolicy => "authorization_policy",
+            Self::RequestAuthentication => "request_authentication",
             Self::Listener => "listener",
         }
     }
@@ -86,6 +91,7 @@ impl ResourceKind {
             Self::Backend => Some(ProxyKind::Backend),
             Self::Route => Some(ProxyKind::Route),
             Self::AuthorizationPolicy => Some(ProxyKind::AuthorizationPolicy),
+            Self::RequestAuthentication => Some(ProxyKind::RequestAuthentication),
             Self::Listener => Some(ProxyKind::Listener),
         }
     }
@@ -190,10 +196,19 @@ mod tests {
         let mut kinds: Vec<_> = ResourceKind::ALL.into_iter().collect();
         kinds.sort();
         let proxies: Vec<_> = kinds.into_iter().filter_map(ResourceKind::proxy).collect();
-        use ProxyKind::{AuthorizationPolicy, Backend, Listener, Route, TlsSecret};
+        use ProxyKind::{
+            AuthorizationPolicy, Backend, Listener, RequestAuthentication, Route, TlsSecret,
+        };
         assert_eq!(
             proxies,
-            [TlsSecret, Backend, Route, AuthorizationPolicy, Listener]
+            [
+                TlsSecret,
+                Backend,
+                Route,
+                AuthorizationPolicy,
+                RequestAuthentication,
+                Listener
+            ]
         );
     }
 }

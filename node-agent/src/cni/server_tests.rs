@@ -67,6 +67,7 @@ impl Fixture {
             addresses: Vec::new(),
             mode,
             waypoints: Arc::default(),
+            egress: crate::egress::Egress::default(),
         };
         let event = Event::NodePods(vec![(Arc::from(uid), Some(pod))]);
         self.events.send(event).expect("sent");

@@ -16,6 +16,7 @@ use super::registry::{Registration, Sandbox};
 use super::{
     Enrolment, NodePod, POD_UNKNOWN, PodTable, Problem, SANDBOX_DELETED, Standing, Workers, deleted,
 };
+use crate::egress::Egress;
 use crate::pod::Pod;
 use crate::sockets::Listeners;
 use crate::waypoints::Waypoints;
@@ -410,8 +411,8 @@ impl Workers for WorkerSet {
         self.broadcast(|| Command::Kill(Arc::clone(uid)));
     }
 
-    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>) {
-        self.broadcast(|| Command::Require(Arc::clone(uid), Arc::clone(waypoints)));
+    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>, egress: Egress) {
+        self.broadcast(|| Command::Require(Arc::clone(uid), Arc::clone(waypoints), egress));
     }
 
     fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>> {

@@ -14,6 +14,7 @@ use karst_identity::SpiffeId;
 
 use super::registry::{Registration, Registry, Sandbox};
 use super::{Enrolment, Mode, NodePod, Standing, Workers};
+use crate::egress::Egress;
 use crate::pod::Pod;
 use crate::sockets::Listeners;
 use crate::testing::{FakeCertificates, FakeKernel};
@@ -45,9 +46,14 @@ impl Workers for Calls {
         self.0.borrow_mut().push(format!("kill {uid}"));
     }
 
-    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>) {
+    fn require(&mut self, uid: &Arc<str>, waypoints: &Arc<Waypoints>, egress: Egress) {
         let count = waypoints.0.len();
-        self.0.borrow_mut().push(format!("require {uid} {count}"));
+        let narrow = match egress {
+            Egress::AllowAny => "",
+            Egress::RegistryOnly => " registry only",
+        };
+        let line = format!("require {uid} {count}{narrow}");
+        self.0.borrow_mut().push(line);
     }
 
     fn listen(&self, _: &Netns, _: &[IpAddr]) -> io::Result<Vec<Listeners>> {
@@ -85,6 +91,7 @@ pub(super) fn node_pod(account: &str, mode: Mode) -> NodePod {
         addresses: vec!["10.0.0.1".parse().expect("address")],
         mode,
         waypoints: Arc::default(),
+        egress: Egress::default(),
     }
 }
 
@@ -223,6 +230,26 @@ fn another_identity_for_the_same_pod_starts_afresh() {
     f.certificates.issue(&id("other"));
     f.want("u", "other", Mode::Ambient);
     assert_eq!(f.settle(), ["kill u", "start u other"]);
+}
+
+#[test]
+fn where_a_pod_may_connect_to_changes_while_it_is_served() {
+    let mut f = Fixture::enrolled("u");
+    let update = |f: &mut Fixture, egress| {
+        let pod = NodePod {
+            egress,
+            ..node_pod("sa", Mode::Ambient)
+        };
+        f.enrolment
+            .update_node_pods(vec![(Arc::from("u"), Some(pod))]);
+        f.settle()
+    };
+    let narrow = ["require u 0 registry only"];
+    assert_eq!(update(&mut f, Egress::RegistryOnly), narrow);
+    assert!(update(&mut f, Egress::RegistryOnly).is_empty());
+    let view = f.enrolment.table().pods["u"].clone();
+    assert_eq!(view.egress, Some(Egress::RegistryOnly));
+    assert_eq!(update(&mut f, Egress::AllowAny), ["require u 0"]);
 }
 
 /// A waypoint in front of the pod that all connections must come through.

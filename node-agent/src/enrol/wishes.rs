@@ -87,7 +87,7 @@ impl Wishes {
 
 fn require(workers: &mut WorkerSet, uid: &Arc<str>, pod: &NodePod) {
     if pod.mode == Mode::Ambient {
-        workers.require(uid, &pod.waypoints);
+        workers.require(uid, &pod.waypoints, pod.egress);
     }
 }
 
@@ -99,6 +99,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::Wishes;
+    use crate::egress::Egress;
     use crate::enrol::task::{Event, WorkerSet};
     use crate::enrol::{Mode, NodePod};
     use crate::worker::Command;
@@ -112,6 +113,7 @@ mod tests {
             identity: SpiffeId::new("cluster.local", "ns", account).expect("id"),
             mode,
             waypoints: Arc::default(),
+            egress: Egress::default(),
         })
     }
 
@@ -166,9 +168,9 @@ mod tests {
         ]));
         assert!(told.try_recv().is_err(), "the enrolment's business");
         wishes.leave();
-        assert!(matches!(told.try_recv(), Ok(Command::Require(uid, _)) if &*uid == "a"));
+        assert!(matches!(told.try_recv(), Ok(Command::Require(uid, ..)) if &*uid == "a"));
         assert!(told.try_recv().is_err(), "not for a pod outside the mesh");
         wishes.note(Event::NodePods(vec![change("c", Mode::Ambient)]));
-        assert!(matches!(told.try_recv(), Ok(Command::Require(uid, _)) if &*uid == "c"));
+        assert!(matches!(told.try_recv(), Ok(Command::Require(uid, ..)) if &*uid == "c"));
     }
 }

@@ -39,6 +39,15 @@ impl Collector for NodeMetrics {
         self.kernel(&mut out)?;
         self.control_plane(&mut out)?;
         self.certificates(&mut out)?;
+        let (held, left_out) = self.context.state.outside_table().counts();
+        out.gauges(
+            "karst_outside_addresses",
+            "Addresses and blocks of hosts outside: known, and beyond the limits",
+            [
+                (vec![("state", "held")], gauge(held)),
+                (vec![("state", "left_out")], gauge(left_out)),
+            ],
+        )?;
         let pods = self.pods.borrow().clone();
         let (wanted, enrolled) = pods.counts();
         out.gauges(

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Direction;
+use super::target::Source;
 use crate::access_log::{Party, Record};
 use crate::metrics::policy::Mode;
 use crate::metrics::traffic::{Parties, Reporter, Security, Series};
@@ -89,6 +90,9 @@ pub struct Flow {
     pub security: Security,
     /// What a policy would have refused that only watches.
     pub dry_run: Option<Box<Denial>>,
+    /// What the application asked for, if that is no address of the cluster's own. Boxed: most
+    /// connections stay inside.
+    pub outside: Option<Box<SocketAddr>>,
 }
 
 impl Flow {
@@ -104,6 +108,7 @@ impl Flow {
             service: None,
             security: Security::Unknown,
             dry_run: None,
+            outside: None,
         }
     }
 
@@ -122,6 +127,14 @@ impl Flow {
             destination_ip: Ip::from(destination.ip()),
             destination_port: destination.port(),
         })
+    }
+
+    /// Whether the pod may connect to where this connection goes, as things are now.
+    pub fn may_leave(&self, source: Source<'_>) -> Result<(), Refused> {
+        match &self.outside {
+            Some(original) => source.destination(**original).map(drop),
+            None => Ok(()),
+        }
     }
 
     fn parties(&self) -> Parties<'_> {
@@ -275,6 +288,13 @@ impl Live {
         };
         if let Some(Err(denial)) = attributes.map(|connection| policies.decide(&connection)) {
             self.cut(denial.into());
+        }
+    }
+
+    /// Cuts a connection of the pod to where it may not connect any more.
+    pub fn hold_to_egress(&self, source: Source<'_>) {
+        if let Err(refused) = self.flow.may_leave(source) {
+            self.cut(refused);
         }
     }
 

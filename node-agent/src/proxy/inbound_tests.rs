@@ -69,6 +69,7 @@ impl Fixture {
             identity: id("server"),
             addresses: vec!["127.0.0.1".parse().expect("ip")],
             waypoints,
+            egress: crate::egress::Egress::default(),
         };
         let netns = Netns::open(Path::new("/proc/self/ns/net")).expect("netns");
         let context = context(Arc::default(), Arc::default());
@@ -230,7 +231,7 @@ fn only_the_waypoint_may_connect_where_it_is_required() {
         // Nobody at all, when nobody is named.
         let mut nobody = Waypoints::clone(&waypoints(Others::Refused));
         nobody.0[0].identities.clear();
-        f.local.require(&Arc::new(nobody));
+        f.local.require(&Arc::new(nobody), f.local.pod.egress);
         let refused = f.connect("wp", "10.0.0.1:5").await.err();
         assert_eq!(refused, Some((denied, "waypoint_required")));
     });
@@ -261,7 +262,7 @@ fn a_waypoint_is_believed_about_the_client() {
             drop(accepted);
         }
         // Without a word of the controller's it is like any other.
-        f.local.require(&Arc::default());
+        f.local.require(&Arc::default(), f.local.pod.egress);
         let accepted = f.accepted("wp", "10.0.0.1:5").await;
         assert_eq!(f.clients().await, [("10.0.0.9:4711".to_owned(), wp)]);
         drop(accepted);
@@ -276,10 +277,12 @@ fn live_connections_end_when_they_no_longer_satisfy() {
         let mut application = application.expect("passes");
         let mut direct = f.accepted("client", "10.0.0.1:5").await;
         let mut through = f.accepted("wp", "10.0.0.1:5").await;
-        f.local.require(&waypoints(Others::Pass));
+        f.local
+            .require(&waypoints(Others::Pass), f.local.pod.egress);
         assert_eq!(f.clients().await.len(), 3);
         passes(&mut client, &mut application).await;
-        f.local.require(&waypoints(Others::Refused));
+        f.local
+            .require(&waypoints(Others::Refused), f.local.pod.egress);
         assert!(is_reset(&mut client).await);
         assert!(is_reset(&mut application).await);
         // What the tunnel server is told.

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::Direction;
 use super::connection::{Flow, Refused};
-use super::target::{Destination, Source, Target, Way};
+use super::target::{Destination, Target, Way};
 use crate::metrics::traffic::Security;
 use crate::pod::Permit;
 use crate::reason::Reason;
@@ -59,11 +59,19 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
         Upstream::Plain(_) => None,
     };
     let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
-    let end = match upstream {
-        Upstream::Tunnel(tunnel) => relay::tcp_hbone(stream, *tunnel, &counters).await,
-        Upstream::Plain(upstream) => relay::tcp_tcp(stream, upstream, &counters).await,
+    let mut cut = connection.cut();
+    let relayed = async {
+        match upstream {
+            Upstream::Tunnel(tunnel) => relay::tcp_hbone(stream, *tunnel, &counters).await,
+            Upstream::Plain(upstream) => relay::tcp_tcp(stream, upstream, &counters).await,
+        }
     };
-    connection.finish(end);
+    tokio::select! {
+        biased;
+        end = relayed => connection.finish(end),
+        // The relay is dropped, which resets both ends.
+        Ok(()) = &mut cut => {}
+    }
 }
 
 async fn open(
@@ -84,18 +92,17 @@ async fn open(
         return Err(Reason::StateNotReady.into());
     }
     flow.source.workload = context.state.workload(&local.pod.workload_uid);
-    let found = source(local).destination(original)?;
-    if let Destination::Service(service) = &found {
+    let found = local.source().destination(original)?;
+    if let Destination::Service(service) | Destination::Outside(service) = &found {
         flow.service = Some(Arc::clone(service));
     }
-    connect(local, &found, original, flow).await
-}
-
-fn source(local: &LocalPod) -> Source<'_> {
-    Source {
-        state: &local.worker.context.state,
-        pod: &local.pod,
+    if !found.is_inside() {
+        flow.outside = Some(Box::new(original));
     }
+    let opened = connect(local, &found, original, flow).await?;
+    // What was changed meanwhile cuts live connections, of which this is none yet.
+    flow.may_leave(local.source())?;
+    Ok(opened)
 }
 
 /// Connects, to another endpoint when one fails before a byte was passed.
@@ -108,7 +115,7 @@ async fn connect(
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < MAX_TRIES {
-        let target = match source(local).target(found, original, &tried) {
+        let target = match local.source().target(found, original, &tried) {
             Ok(target) => target,
             // No further endpoint: the failure of the last one says more.
             Err(refused) => return Err(last.unwrap_or(refused)),

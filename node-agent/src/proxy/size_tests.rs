@@ -22,6 +22,7 @@ async fn idle_connections_are_small() {
         identity: SpiffeId::new("cluster.local", "ns", "sa").expect("id"),
         addresses: vec!["10.0.0.1".parse().expect("ip")],
         waypoints: Arc::default(),
+        egress: crate::egress::Egress::default(),
     };
     let netns = Netns::open(Path::new("/proc/self/ns/net")).expect("netns");
     let worker = Worker::new(context(Arc::default(), Arc::default()));

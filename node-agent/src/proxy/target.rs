@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::connection::Refused;
+use crate::egress::Egress;
 use crate::pod::{HBONE_PORT, Pod, is_own_port};
 use crate::reason::Reason;
 use crate::state::endpoint::now_ms;
@@ -19,8 +20,21 @@ pub enum Destination {
     Workload(Arc<Workload>),
     /// Some endpoint of a service port.
     Service(Arc<Service>),
+    /// A host that a service stands for; connected to at the address that was asked for.
+    Outside(Arc<Service>),
     /// Nothing the mesh knows.
     External,
+}
+
+impl Destination {
+    /// Whether it is one of the cluster's own, which every pod may connect to.
+    pub fn is_inside(&self) -> bool {
+        match self {
+            Self::Workload(_) => true,
+            Self::Service(service) => service.spec.outside.is_none(),
+            Self::Outside(_) | Self::External => false,
+        }
+    }
 }
 
 /// One way to reach the destination.
@@ -63,10 +77,13 @@ pub struct Source<'a> {
     pub state: &'a MeshState,
     /// The pod.
     pub pod: &'a Pod,
+    /// Where it may connect to.
+    pub egress: Egress,
 }
 
 impl Source<'_> {
-    /// Finds what `original` stands for.
+    /// Finds what `original` stands for; refuses what the pod may not connect to. What the cluster
+    /// has itself comes first, then what a ServiceEntry has made known.
     pub fn destination(&self, original: SocketAddr) -> Result<Destination, Refused> {
         let ip = original.ip().to_canonical();
         let own = ip.is_loopback() || self.pod.addresses.contains(&ip);
@@ -75,14 +92,23 @@ impl Source<'_> {
         }
         match self.state.lookup(ip) {
             Some(Address::Workload(workload)) => Ok(Destination::Workload(workload)),
-            Some(Address::Service(service)) => match &service.spec.via {
-                Via::Direct if service.spec.mode == LoadBalancingMode::Passthrough => {
-                    Ok(Destination::External)
-                }
-                _ => Ok(Destination::Service(service)),
-            },
-            None => Ok(Destination::External),
+            Some(Address::Service(service)) => Ok(of_service(service)),
+            None => self.not_inside(SocketAddr::new(ip, original.port()), own),
         }
+    }
+
+    fn not_inside(&self, original: SocketAddr, own: bool) -> Result<Destination, Refused> {
+        let ip = original.ip();
+        let namespace = &self.pod.namespace;
+        if let Some(service) = self.state.outside(ip, original.port(), namespace) {
+            return Ok(of_service(service));
+        }
+        if self.egress == Egress::RegistryOnly && !own && !self.state.is_node_address(ip) {
+            let error =
+                format!("{original} is no workload, Service or ServiceEntry for {namespace}");
+            return Err(Refused::because(Reason::EgressDenied, error));
+        }
+        Ok(Destination::External)
     }
 
     /// Chooses what to dial, leaving out workloads in `tried` (uids).
@@ -94,7 +120,7 @@ impl Source<'_> {
     ) -> Result<Target, Refused> {
         let original = SocketAddr::new(original.ip().to_canonical(), original.port());
         match destination {
-            Destination::External => Ok(Target {
+            Destination::External | Destination::Outside(_) => Ok(Target {
                 address: original,
                 workload: None,
                 way: Way::Plain,
@@ -115,7 +141,33 @@ impl Source<'_> {
                     return Err(Reason::NoHealthyUpstream.into());
                 };
                 let address = SocketAddr::new(ip, endpoint.target_port);
+                if service.spec.outside.is_some() {
+                    return self.to_endpoint_outside(&endpoint.workload, address, tried);
+                }
                 self.to_workload(&endpoint.workload, address, tried)
+            }
+        }
+    }
+
+    /// To an endpoint that a ServiceEntry has. One that is of the cluster after all is connected to
+    /// as the mesh would anyway: an entry is no way past it.
+    fn to_endpoint_outside(
+        self,
+        endpoint: &Arc<Workload>,
+        address: SocketAddr,
+        tried: &[Arc<str>],
+    ) -> Result<Target, Refused> {
+        let ip = address.ip().to_canonical();
+        let own = ip.is_loopback() || self.pod.addresses.contains(&ip);
+        if own && is_own_port(address.port()) {
+            return Err(Reason::SelfCall.into());
+        }
+        match self.state.lookup(ip) {
+            None => self.to_workload(endpoint, address, tried),
+            Some(Address::Workload(workload)) => self.to_workload(&workload, address, tried),
+            Some(Address::Service(service)) => {
+                let error = format!("the endpoint {ip} is the address of {}", service.spec.key);
+                Err(Refused::because(Reason::NoHealthyUpstream, error))
             }
         }
     }
@@ -156,6 +208,16 @@ impl Source<'_> {
             workload: Some(workload),
             way: Way::Waypoint(listener),
         })
+    }
+}
+
+/// A service, or what it passes on to without a choice.
+fn of_service(service: Arc<Service>) -> Destination {
+    match &service.spec.via {
+        Via::Direct if service.spec.mode == LoadBalancingMode::Passthrough => {
+            Destination::Outside(service)
+        }
+        _ => Destination::Service(service),
     }
 }
 

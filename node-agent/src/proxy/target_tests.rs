@@ -6,9 +6,11 @@ use karst_datapath::netns::Netns;
 use karst_identity::SpiffeId;
 
 use super::{Destination, Source, Target, Way};
+use crate::egress::Egress;
 use crate::pod::{Pod, PodSpec};
 use crate::reason::Reason;
 use crate::state::MeshState;
+use crate::state::outside::{Audience, Block, Outside};
 use crate::state::service::{HealthPolicy, LoadBalancingMode, ServiceSpec};
 use crate::state::store::{Change, Store};
 use crate::state::waypoint::{Place, Waypoint};
@@ -23,6 +25,7 @@ fn pod() -> Pod {
         identity: SpiffeId::new("cluster.local", "ns", "client").expect("id"),
         addresses: vec!["10.0.0.1".parse().expect("ip")],
         waypoints: Arc::default(),
+        egress: crate::egress::Egress::default(),
     };
     Pod::new(
         spec,
@@ -56,15 +59,25 @@ fn service() -> ServiceSpec {
         routing_preference: Vec::new(),
         mode: LoadBalancingMode::Any,
         health_policy: HealthPolicy::OnlyHealthy,
+        outside: None,
     }
 }
 
 fn find(changes: Vec<Change>, original: &str, tried: &[Arc<str>]) -> Result<Target, Reason> {
+    find_as(Egress::AllowAny, changes, original, tried)
+}
+
+fn find_as(
+    egress: Egress,
+    changes: Vec<Change>,
+    original: &str,
+    tried: &[Arc<str>],
+) -> Result<Target, Reason> {
     let state = Arc::new(MeshState::default());
     Store::new(Arc::clone(&state), Locality::default()).apply(changes);
     let original: SocketAddr = original.parse().expect("address");
     let (state, pod) = (&state, &pod());
-    let source = Source { state, pod };
+    let source = Source { state, pod, egress };
     let found = source.destination(original).map_err(|r| r.reason)?;
     let target = source.target(&found, original, tried);
     target.map_err(|r| r.reason)
@@ -185,7 +198,11 @@ fn destination_tells_services_from_workloads() {
     let state = Arc::new(MeshState::default());
     Store::new(Arc::clone(&state), Locality::default()).apply(server());
     let (state, pod) = (&state, &pod());
-    let source = Source { state, pod };
+    let source = Source {
+        state,
+        pod,
+        egress: Egress::AllowAny,
+    };
     let kind = |text: &str| source.destination(text.parse().expect("address"));
     assert!(matches!(kind("10.96.0.1:80"), Ok(Destination::Service(_))));
     assert!(matches!(kind("10.0.0.2:80"), Ok(Destination::Workload(_))));
@@ -394,4 +411,175 @@ fn a_waypoint_is_reached_directly() {
     }));
     let t = find(changes, "10.96.0.1:80", &[]).expect("target");
     assert_eq!(shape(&t), expected("10.96.0.1:80", "10.0.0.9:15008"));
+}
+
+/// A service for hosts outside at these addresses, with port 443, for all or for one namespace.
+fn outside(blocks: &[(&str, u8)], mode: LoadBalancingMode, only: Option<&str>) -> Change {
+    let blocks = blocks.iter().map(|(ip, length)| {
+        let ip = ip.parse().expect("ip");
+        Block::around(ip, *length).expect("block")
+    });
+    Change::Service(ServiceSpec {
+        key: Arc::from("out/api.example.com"),
+        hostname: Arc::from("api.example.com"),
+        vips: Vec::new(),
+        ports: vec![(443, 0)],
+        mode,
+        outside: Some(Outside {
+            audience: only.map_or(Audience::All, |one| Audience::Namespaces(vec![one.into()])),
+            blocks: blocks.collect(),
+            created: 0,
+            entry: Arc::from("api"),
+        }),
+        ..service()
+    })
+}
+
+/// Where a pod that is limited to what the mesh knows gets to.
+fn limited(changes: Vec<Change>, original: &str) -> Result<Target, Reason> {
+    find_as(Egress::RegistryOnly, changes, original, &[])
+}
+
+const API: &[(&str, u8)] = &[("192.0.2.1", 32), ("2001:db8::", 32)];
+
+#[test]
+fn only_what_the_mesh_knows_is_reached_where_that_is_wanted() {
+    for inside in ["10.0.0.2:9000", "10.96.0.1:80", "[::ffff:10.96.0.1]:80"] {
+        assert!(limited(server(), inside).is_ok(), "{inside}");
+    }
+    for outside in [
+        "192.0.2.1:443",
+        "[::ffff:192.0.2.1]:443",
+        "[2001:db8::1]:443",
+        "169.254.169.254:80",
+        "10.0.0.3:80",
+    ] {
+        assert_eq!(
+            limited(server(), outside).expect_err("refused"),
+            Reason::EgressDenied
+        );
+        assert!(find(server(), outside, &[]).is_ok(), "{outside}");
+    }
+    // Its own address and loopback never leave it.
+    for own in ["127.0.0.1:80", "[::1]:80", "10.0.0.1:80"] {
+        assert!(limited(server(), own).is_ok(), "{own}");
+    }
+    assert_eq!(
+        limited(server(), "10.96.0.1:81").expect_err("no port"),
+        Reason::ServicePortUnknown
+    );
+}
+
+#[test]
+fn an_entry_opens_its_addresses_and_ports() {
+    let with = |only| {
+        let mut all = server();
+        all.push(outside(API, LoadBalancingMode::Passthrough, only));
+        all
+    };
+    for open in [
+        "192.0.2.1:443",
+        "[::ffff:192.0.2.1]:443",
+        "[2001:db8:7::1]:443",
+    ] {
+        let target = limited(with(None), open).expect("open");
+        let asked: SocketAddr = open.parse().expect("address");
+        assert_eq!(target.address.ip(), asked.ip().to_canonical());
+        assert_eq!((target.address.port(), target.way), (443, Way::Plain));
+        assert!(limited(with(Some("ns")), open).is_ok(), "{open}");
+        let other = limited(with(Some("other")), open);
+        assert_eq!(
+            other.expect_err("another namespace's"),
+            Reason::EgressDenied
+        );
+    }
+    for closed in ["192.0.2.1:80", "192.0.2.2:443", "[2001:db9::1]:443"] {
+        assert_eq!(
+            limited(with(None), closed).expect_err("closed"),
+            Reason::EgressDenied
+        );
+        assert!(find(with(None), closed, &[]).is_ok(), "{closed}");
+    }
+    let mut gone = with(None);
+    gone.push(Change::Removed(Arc::from("out/api.example.com")));
+    assert_eq!(
+        limited(gone, "192.0.2.1:443").expect_err("gone"),
+        Reason::EgressDenied
+    );
+}
+
+#[test]
+fn what_the_cluster_has_counts_before_an_entry() {
+    let with_all = || {
+        let mut all = server();
+        all.insert(
+            0,
+            outside(&[("0.0.0.0", 0)], LoadBalancingMode::Passthrough, None),
+        );
+        all
+    };
+    let target = limited(with_all(), "10.0.0.2:443").expect("the workload");
+    assert_eq!(
+        target.hbone_addr().expect("tunnel").to_string(),
+        "10.0.0.2:15008"
+    );
+    let refused = limited(with_all(), "10.96.0.1:443").expect_err("no port of the Service's");
+    assert_eq!(refused, Reason::ServicePortUnknown);
+}
+
+fn endpoint(ip: &str) -> Change {
+    let uid = format!("c/networking.istio.io/ServiceEntry/out/api/{ip}");
+    Change::Workload(Workload {
+        uid: Arc::from(uid),
+        identity: None,
+        protocol: Protocol::Tcp,
+        services: vec![ServiceMembership {
+            service: Arc::from("out/api.example.com"),
+            ports: vec![(443, 8443)],
+        }],
+        ..workload("endpoint", ip)
+    })
+}
+
+#[test]
+fn endpoints_of_an_entry_are_reached_by_its_address_alone() {
+    let with = |ip: &str| vec![endpoint(ip), outside(API, LoadBalancingMode::Any, None)];
+    let target = limited(with("198.51.100.7"), "192.0.2.1:443").expect("open");
+    assert_eq!(target.address.to_string(), "198.51.100.7:8443");
+    assert_eq!(target.way, Way::Plain);
+    for direct in ["198.51.100.7:8443", "198.51.100.7:443", "192.0.2.1:8443"] {
+        let refused = limited(with("198.51.100.7"), direct).expect_err("closed");
+        assert_eq!(refused, Reason::EgressDenied, "{direct}");
+    }
+    // What is in the mesh is reached in the mesh's way, or not at all.
+    let mut inside = server();
+    inside.extend(with("10.0.0.2"));
+    let target = limited(inside, "192.0.2.1:443").expect("open");
+    assert_eq!(
+        target.hbone_addr().expect("tunnel").to_string(),
+        "10.0.0.2:15008"
+    );
+    let mut virtual_address = server();
+    virtual_address.extend(with("10.96.0.1"));
+    let refused = limited(virtual_address, "192.0.2.1:443").expect_err("a Service's");
+    assert_eq!(refused, Reason::NoHealthyUpstream);
+}
+
+#[test]
+fn nodes_are_known_while_workloads_share_their_addresses() {
+    let shared = || {
+        Change::Workload(Workload {
+            host_network: true,
+            protocol: Protocol::Tcp,
+            services: Vec::new(),
+            ..workload("agent", "172.30.0.1")
+        })
+    };
+    let target = limited(vec![shared()], "172.30.0.1:6443").expect("a node");
+    assert_eq!((target.workload.is_none(), target.way), (true, Way::Plain));
+    let gone = vec![shared(), Change::Removed(Arc::from("agent"))];
+    assert_eq!(
+        limited(gone, "172.30.0.1:6443").expect_err("gone"),
+        Reason::EgressDenied
+    );
 }

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use karst_api::convert::{FieldError, port};
-use karst_api::node::WaypointRequirement;
+use karst_api::node::{MAX_ADDRESSES_OF_SERVICE, OutsideService, WaypointRequirement};
 use karst_api::security::{Authorization, Scope as PolicyScopeProto};
+use karst_api::workload::service::Visibility;
 use karst_api::workload::{self as proto, gateway_address};
 use karst_identity::SpiffeId;
 
 use super::authorization::to_policy;
 use super::endpoint::EndpointStats;
+use super::outside::{Audience, Block, Outside};
 use super::policy::{Policy, PolicyScope};
 use super::service::{HealthPolicy, LoadBalancingMode, Scope, ServiceSpec};
 use super::waypoint::{Place, Waypoint};
@@ -171,9 +173,59 @@ pub fn service(p: &proto::Service, network: &str) -> Result<ServiceSpec, FieldEr
             .collect::<Result<_, _>>()?,
         via,
         routing_preference: lb.routing_preference().filter_map(scope).collect(),
+        outside: outside(p, network, mode)?,
         mode,
         health_policy,
     })
+}
+
+/// What a service for hosts outside has besides; `None` for one of the cluster. What passes
+/// connections on as they are, or has whole ranges, is such a service too, whoever sends it.
+fn outside(
+    p: &proto::Service,
+    network: &str,
+    mode: LoadBalancingMode,
+) -> Result<Option<Outside>, FieldError> {
+    let more = OutsideService::of(p)?;
+    let mut blocks = Vec::new();
+    let mut has_range = false;
+    for address in &p.addresses {
+        let ip = address.ip()?;
+        has_range |= is_range(address, ip);
+        if address.network != network {
+            continue;
+        }
+        let whole = if ip.is_ipv4() { 32 } else { 128 };
+        let block = u8::try_from(address.length.unwrap_or(whole)).ok();
+        let block = block.and_then(|length| Block::around(ip, length));
+        let problem = || FieldError::new("addresses.length", "is longer than an address");
+        blocks.push(block.ok_or_else(problem)?);
+    }
+    if more.is_none() && !has_range && mode != LoadBalancingMode::Passthrough {
+        return Ok(None);
+    }
+    let more = more.unwrap_or_default();
+    if blocks.len() > MAX_ADDRESSES_OF_SERVICE {
+        let problem = format!("has more than {MAX_ADDRESSES_OF_SERVICE}");
+        return Err(FieldError::new("addresses", problem));
+    }
+    let audience = match Visibility::try_from(p.visibility) {
+        Ok(Visibility::Public) => Audience::All,
+        // What is not known is meant to limit something.
+        Ok(Visibility::Namespace) | Err(_) => {
+            let own = std::iter::once(&p.namespace);
+            let all = own
+                .chain(&more.namespaces)
+                .map(|name| Arc::from(name.as_str()));
+            Audience::Namespaces(all.collect())
+        }
+    };
+    Ok(Some(Outside {
+        audience,
+        blocks,
+        created: more.created,
+        entry: Arc::from(more.entry),
+    }))
 }
 
 /// The way through a waypoint. What cannot be followed is no error: the resource would be left as
@@ -243,13 +295,7 @@ fn vips(p: &proto::Service, network: &str) -> Result<Vec<IpAddr>, FieldError> {
     let mut vips = Vec::with_capacity(p.addresses.len());
     for address in &p.addresses {
         let ip = address.ip()?;
-        if is_range(address, ip) {
-            return Err(FieldError::new(
-                "addresses.length",
-                "is a range, which is not supported",
-            ));
-        }
-        if address.network == network {
+        if address.network == network && !is_range(address, ip) {
             vips.push(ip);
         }
     }
@@ -287,7 +333,10 @@ mod tests {
     use karst_api::node::WaypointRequirement;
     use karst_api::workload::{self as proto, gateway_address};
 
-    use super::{Others, Place, Protocol, Via, Waypoint, service, waypoints, workload};
+    use super::{
+        Audience, Others, OutsideService, Place, Protocol, Via, Waypoint, service, waypoints,
+        workload,
+    };
 
     fn pod() -> proto::Workload {
         proto::Workload {
@@ -468,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn service_keeps_own_network_and_refuses_ranges() {
+    fn service_keeps_own_network_and_knows_ranges() {
         let address = |network: &str, length| proto::NetworkAddress {
             network: network.to_owned(),
             address: vec![10, 96, 0, 1],
@@ -484,9 +533,48 @@ mod tests {
         assert_eq!(spec.vips.len(), 1);
         assert_eq!(&*spec.key, "ns/svc.ns.svc.cluster.local");
         p.addresses = vec![address("", Some(24))];
+        let spec = service(&p, "").expect("valid");
+        assert!(spec.vips.is_empty());
+        let outside = spec.outside.expect("a range is outside");
+        assert_eq!(outside.blocks.len(), 1);
+        assert_eq!(outside.audience, Audience::All);
+        p.addresses = vec![address("", Some(33))];
         assert_eq!(
             service(&p, "").expect_err("refused").field,
             "addresses.length"
         );
+    }
+
+    #[test]
+    fn whose_a_service_for_hosts_outside_is() {
+        let more = OutsideService {
+            namespaces: vec!["client".to_owned()],
+            created: 7,
+            entry: "api".to_owned(),
+        };
+        let mut p = proto::Service {
+            namespace: "ns".to_owned(),
+            hostname: "api.example.com".to_owned(),
+            extensions: vec![more.to_extension()],
+            ..proto::Service::default()
+        };
+        let outside = |p: &proto::Service| service(p, "").expect("valid").outside;
+        let all = outside(&p).expect("outside");
+        assert_eq!((all.audience, all.created), (Audience::All, 7));
+        let some = Audience::Namespaces(vec!["ns".into(), "client".into()]);
+        // A visibility that is not known is the narrow one.
+        for narrow in [1, 9] {
+            p.visibility = narrow;
+            assert_eq!(outside(&p).expect("outside").audience, some);
+        }
+        let mut extension = more.to_extension();
+        if let Some(config) = &mut extension.config {
+            config.value = vec![0xff];
+        }
+        p.extensions = vec![extension];
+        let error = service(&p, "").expect_err("refused");
+        assert_eq!(error.field, "extensions.config");
+        p.extensions.clear();
+        assert_eq!(outside(&p), None);
     }
 }

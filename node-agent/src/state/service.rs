@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use serde::Serialize;
 
 use super::endpoint::{Endpoint, EndpointSet};
+use super::outside::Outside;
 use super::workload::{Health, Locality, Via, Workload};
 
 /// One step of a routing preference.
@@ -77,6 +78,8 @@ pub struct ServiceSpec {
     pub mode: LoadBalancingMode,
     /// Use of endpoints that are not ready.
     pub health_policy: HealthPolicy,
+    /// What it has besides, if it is for hosts outside.
+    pub outside: Option<Outside>,
 }
 
 /// A service with its endpoints: what a connection reads.
@@ -183,6 +186,7 @@ mod tests {
             routing_preference,
             mode,
             health_policy: HealthPolicy::OnlyHealthy,
+            outside: None,
         }
     }
 

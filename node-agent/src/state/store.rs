@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::endpoint::EndpointStats;
+use super::outside::{OutsideTable, is_endpoint};
 use super::service::{Service, ServiceSpec};
 use super::workload::{Locality, Workload};
 use super::{Address, MeshState};
@@ -29,6 +30,8 @@ pub struct Effect {
     pub retired: Vec<Arc<str>>,
     /// Other policies may apply to a workload of this node than before.
     pub policies_changed: bool,
+    /// Other hosts outside are known than before.
+    pub outside_changed: bool,
 }
 
 /// Owns the canonical state; the only writer of a [`MeshState`].
@@ -45,6 +48,8 @@ pub struct Store {
     owners: HashMap<IpAddr, Vec<Arc<str>>>,
     /// VIP -> keys of services that claim it, the newest last.
     vip_owners: HashMap<IpAddr, Vec<Arc<str>>>,
+    /// Address of a node -> uids of workloads that use it too.
+    node_owners: HashMap<IpAddr, Vec<Arc<str>>>,
 }
 
 impl Store {
@@ -59,6 +64,7 @@ impl Store {
             members: HashMap::new(),
             owners: HashMap::new(),
             vip_owners: HashMap::new(),
+            node_owners: HashMap::new(),
         }
     }
 
@@ -77,7 +83,7 @@ impl Store {
                 }
             }
         }
-        self.publish(batch);
+        effect.outside_changed = self.publish(batch);
         effect
     }
 
@@ -112,12 +118,14 @@ impl Store {
             members.insert(Arc::clone(&uid));
             batch.services.insert(Arc::clone(&membership.service));
         }
-        if !workload.host_network && workload.locality.network == self.local.network {
+        if workload.locality.network == self.local.network && !is_endpoint(&uid) {
+            let owners = match workload.host_network {
+                true => &mut self.node_owners,
+                false => &mut self.owners,
+            };
             for address in &workload.addresses {
-                self.owners
-                    .entry(*address)
-                    .or_default()
-                    .push(Arc::clone(&uid));
+                let claims = owners.entry(*address).or_default();
+                claims.push(Arc::clone(&uid));
                 batch.addresses.insert(*address);
             }
         }
@@ -147,6 +155,7 @@ impl Store {
         }
         for address in &workload.addresses {
             remove_claim(&mut self.owners, *address, &workload.uid);
+            remove_claim(&mut self.node_owners, *address, &workload.uid);
             batch.addresses.insert(*address);
         }
     }
@@ -154,7 +163,9 @@ impl Store {
     fn put_service(&mut self, spec: ServiceSpec, batch: &mut Batch) {
         let key = Arc::clone(&spec.key);
         self.remove_service(&key, batch);
-        for vip in &spec.vips {
+        let is_inside = spec.outside.is_none();
+        batch.outside_changed |= !is_inside;
+        for vip in spec.vips.iter().filter(|_| is_inside) {
             self.vip_owners
                 .entry(*vip)
                 .or_default()
@@ -169,6 +180,7 @@ impl Store {
         let Some(old) = self.services.remove(key) else {
             return;
         };
+        batch.outside_changed |= old.outside.is_some();
         for vip in &old.vips {
             remove_claim(&mut self.vip_owners, *vip, key);
             batch.addresses.insert(*vip);
@@ -189,10 +201,11 @@ impl Store {
         batch.services.extend(ranked.map(|s| Arc::clone(&s.key)));
     }
 
-    fn publish(&self, batch: Batch) {
+    /// Publishes what a batch touched; says whether other hosts outside are known than before.
+    fn publish(&self, mut batch: Batch) -> bool {
         let workload = |uid: &Arc<str>| self.workloads.get(uid).cloned();
         let mut assembled = HashMap::new();
-        for key in batch.services {
+        for key in std::mem::take(&mut batch.services) {
             let service = self
                 .services
                 .get(&key)
@@ -200,7 +213,7 @@ impl Store {
             assembled.insert(key, service);
         }
         // Addresses of services that were assembled again point at the new one.
-        let mut addresses = batch.addresses;
+        let mut addresses = std::mem::take(&mut batch.addresses);
         for service in assembled.values().flatten() {
             addresses.extend(service.spec.vips.iter().copied());
         }
@@ -210,13 +223,40 @@ impl Store {
                 .iter()
                 .map(|uid| (uid.clone(), workload(uid))),
         );
+        let is_outside = |service: &Arc<Service>| service.spec.outside.is_some();
+        batch.outside_changed |= assembled.values().flatten().any(is_outside);
         self.shared.services.write(assembled);
+        let of_nodes = addresses.iter().map(|ip| {
+            let is_used = self.node_owners.contains_key(ip);
+            (*ip, is_used.then_some(()))
+        });
+        self.shared.node_addresses.write(of_nodes);
         let resolved: Vec<_> = addresses
             .into_iter()
             .map(|ip| (ip, self.resolve(ip)))
             .collect();
         self.shared.addresses.write(resolved);
+        if batch.outside_changed {
+            self.publish_outside();
+        }
         self.shared.note_published();
+        batch.outside_changed
+    }
+
+    fn publish_outside(&self) {
+        let keys = self.services.values();
+        let keys = keys.filter(|spec| spec.outside.is_some());
+        let services = keys.filter_map(|spec| self.shared.services.get(&spec.key));
+        let table = OutsideTable::new(services);
+        let (held, left_out) = table.counts();
+        if left_out > 0 {
+            tracing::warn!(
+                held,
+                left_out,
+                "more addresses of hosts outside than are kept: the newest are not known"
+            );
+        }
+        self.shared.outside.store(Arc::new(table));
     }
 
     fn assemble(&self, spec: &ServiceSpec) -> Service {
@@ -254,6 +294,7 @@ struct Batch {
     workloads: HashSet<Arc<str>>,
     services: HashSet<Arc<str>>,
     addresses: HashSet<IpAddr>,
+    outside_changed: bool,
 }
 
 fn remove_claim(claims: &mut HashMap<IpAddr, Vec<Arc<str>>>, ip: IpAddr, name: &Arc<str>) {

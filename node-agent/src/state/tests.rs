@@ -42,6 +42,7 @@ fn service(vip: &str) -> ServiceSpec {
         routing_preference: Vec::new(),
         mode: LoadBalancingMode::Any,
         health_policy: HealthPolicy::OnlyHealthy,
+        outside: None,
     }
 }
 

@@ -56,6 +56,7 @@ fn pod() -> Arc<Pod> {
         identity: id(),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))],
         waypoints: Arc::default(),
+        egress: crate::egress::Egress::default(),
     };
     let netns = Netns::open(Path::new("/proc/self/ns/net")).expect("netns");
     Arc::new(Pod::new(spec, netns))

@@ -201,6 +201,7 @@ fn service() -> wire::Listener {
             }],
         }],
         policies: Vec::new(),
+        authentications: Vec::new(),
     };
     wire::Listener {
         name: "service/n/s/80".to_owned(),

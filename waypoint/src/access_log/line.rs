@@ -7,6 +7,7 @@ use karst_identity::SpiffeId;
 use karst_process::access_log::Line;
 
 use super::{ConnectionRecord, Destination, EndpointRecord, RequestRecord};
+use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::client::Client;
 
@@ -36,8 +37,16 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
     if let Some(head) = record.response_head {
         line.duration("response_head_ms", head);
     }
+    line.known(
+        "request_principal",
+        record.token.as_deref().and_then(Verified::principal),
+    );
     denial(line, record.denial.as_ref());
     line.known("audit.policy.name", record.audited.as_ref());
+    if let Some(check) = &record.check {
+        line.text("custom.provider", &check.provider);
+        line.text("custom.result", check.result.as_str());
+    }
     line.number("attempts", u64::from(record.attempts));
     line.known("request_id", record.request_id.as_ref().map(text));
 }

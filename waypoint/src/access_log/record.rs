@@ -8,8 +8,10 @@ use http::{HeaderValue, Method, Uri, Version};
 use karst_identity::SpiffeId;
 use karst_tunnel::TlsInfo;
 
+use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::client::Client;
+use crate::metrics::checks::CheckResult;
 use crate::reason::Reason;
 
 /// As what the proxy saw it.
@@ -79,6 +81,15 @@ pub struct EndpointRecord {
     pub identity: Option<SpiffeId>,
 }
 
+/// What came of asking an external authorizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Name of the provider.
+    pub provider: Arc<str>,
+    /// As in the metrics.
+    pub result: CheckResult,
+}
+
 /// A request that has its answer, or never gets one.
 #[derive(Clone, Debug)]
 pub struct RequestRecord {
@@ -112,10 +123,14 @@ pub struct RequestRecord {
     pub reason: Option<Reason>,
     /// Details of the reason.
     pub error: Option<String>,
+    /// What its token says. Of that the log has the principal alone.
+    pub token: Option<Arc<Verified>>,
     /// The policy that refused it.
     pub denial: Option<Denial>,
     /// The AUDIT policy that it matched first.
     pub audited: Option<Arc<str>>,
+    /// What an external authorizer has said.
+    pub check: Option<Check>,
     /// Bytes of the request's body.
     pub bytes_received: u64,
     /// Bytes of the response's body.
@@ -151,7 +166,9 @@ impl RequestRecord {
             reason: None,
             error: None,
             denial: None,
+            token: None,
             audited: None,
+            check: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration: Duration::ZERO,

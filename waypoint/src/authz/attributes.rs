@@ -6,6 +6,7 @@ use http::HeaderMap;
 
 use super::octets::Joined;
 use super::remote;
+use crate::authn::Verified;
 use crate::client::Client;
 
 /// What a SPIFFE id begins with, and a principal of a policy leaves out.
@@ -74,9 +75,10 @@ pub struct RequestAttributes<'a> {
     pub headers: Option<&'a HeaderMap>,
     /// How many entries at the end of `x-forwarded-for` are the word of proxies that are trusted.
     pub trusted_hops: usize,
-    /// `ISSUER/SUBJECT` of a token that was validated. Nothing validates tokens yet, so that it is `None`
-    /// everywhere: what asks for a principal never matches, what excludes principals does.
+    /// `ISSUER/SUBJECT` of the token, if it has both.
     pub request_principal: Option<&'a str>,
+    /// The token, if there is one. It was verified ([`crate::authn`]).
+    pub token: Option<&'a Verified>,
 }
 
 /// An attribute with one text, or none.
@@ -86,8 +88,6 @@ pub(super) enum TextAttribute {
     Namespace,
     ServiceAccount,
     RequestPrincipal,
-    /// Audiences, presenter and claims: of a token, and there is none.
-    RequestToken,
     Method,
     Sni,
 }
@@ -132,7 +132,6 @@ impl<'a> Attributes<'a> {
                 .map(|id| Joined([id.namespace(), "/", id.service_account()]))
                 .into(),
             TextAttribute::RequestPrincipal => of_request(|request| request.request_principal),
-            TextAttribute::RequestToken => of_request(|_| None),
             TextAttribute::Method => of_request(|request| Some(request.method)),
             TextAttribute::Sni => match self.server_name {
                 ServerName::Unread => Found::Unknown,
@@ -140,6 +139,15 @@ impl<'a> Attributes<'a> {
                 ServerName::Is(name) => Found::Value(Joined::one(name)),
             },
         }
+    }
+
+    /// Whether a claim of the token, by its names from the outermost, has a text for which `holds`.
+    pub(super) fn claim(&self, path: &[String], holds: impl FnMut(&str) -> bool) -> Found<bool> {
+        let Some(request) = &self.request else {
+            return Found::Unknown;
+        };
+        let token = request.token;
+        token.and_then(|token| token.claim(path, holds)).into()
     }
 
     /// The host alone, and with its port if it says one.

@@ -8,6 +8,8 @@ use karst_api::waypoint::PolicyAction;
 use super::Action;
 use super::attributes::Attributes;
 use super::condition::{Condition, Effect};
+use super::external::Provider;
+use crate::balance::Clusters;
 use crate::config::{ConfigError, at_most};
 
 /// Rules of a policy: the CRD's limit.
@@ -30,6 +32,8 @@ pub struct Policy {
     trial: bool,
     rules: Vec<Rule>,
     asks_headers: bool,
+    /// Of action CUSTOM.
+    provider: Option<Arc<Provider>>,
 }
 
 #[derive(Debug)]
@@ -45,30 +49,58 @@ impl Policy {
     ///
     /// # Errors
     /// Something in it is wrong, or not known to this version.
-    pub fn new(wire: &wire::AuthorizationPolicy) -> Result<Self, ConfigError> {
+    pub fn new(wire: &wire::AuthorizationPolicy, clusters: &Clusters) -> Result<Self, ConfigError> {
         let action = match wire.action() {
             PolicyAction::ActionAllow => Action::Allow,
             PolicyAction::ActionDeny => Action::Deny,
             PolicyAction::ActionAudit => Action::Audit,
+            PolicyAction::ActionCustom => Action::Custom,
             PolicyAction::ActionUnspecified => {
                 let problem = "is missing, or not known to this version";
                 return Err(ConfigError::new("action", problem));
             }
         };
         check_name(&wire.name)?;
+        let provider = match (&wire.provider, action) {
+            (Some(provider), Action::Custom) => {
+                let provider = Provider::new(provider, clusters);
+                let provider = provider.map_err(|error| error.within("provider"))?;
+                Some(Arc::new(provider))
+            }
+            (None, Action::Custom) => return Err(ConfigError::new("provider", "is missing")),
+            (Some(_), _) => {
+                return Err(ConfigError::new(
+                    "provider",
+                    "is of no use with this action",
+                ));
+            }
+            (None, _) => None,
+        };
         at_most("rules", wire.rules.len(), MAX_RULES)?;
         let rule = |(index, wire): (usize, &wire::AuthorizationRule)| {
             Rule::new(wire).map_err(|error| error.within(format_args!("rules[{index}]")))
         };
         let rules = wire.rules.iter().enumerate().map(rule);
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
+        if action == Action::Custom && rules.iter().any(|rule| rule.any(Condition::asks_token)) {
+            let problem =
+                "ask for what a token says, which is not known before a provider is asked";
+            return Err(ConfigError::new("rules", problem));
+        }
         Ok(Self {
             name: wire.name.as_str().into(),
             action,
             trial: wire.dry_run,
-            asks_headers: rules.iter().any(Rule::asks_headers),
+            asks_headers: rules.iter().any(|rule| rule.any(Condition::asks_headers)),
             rules,
+            provider,
         })
+    }
+
+    /// Who is asked, of action CUSTOM.
+    #[must_use]
+    pub fn provider(&self) -> Option<&Arc<Provider>> {
+        self.provider.as_ref()
     }
 
     /// `NAMESPACE/NAME`.
@@ -107,9 +139,9 @@ impl Rule {
         })
     }
 
-    fn asks_headers(&self) -> bool {
+    fn any(&self, is_so: fn(&Condition) -> bool) -> bool {
         let sets = self.from.iter().chain(&self.to).flatten();
-        sets.chain(&self.when).any(Condition::asks_headers)
+        sets.chain(&self.when).any(is_so)
     }
 
     fn matches(&self, attributes: &Attributes<'_>, effect: Effect) -> bool {

@@ -10,6 +10,7 @@ use super::address::Block;
 use super::attributes::{AddressAttribute, Attributes, Found, TextAttribute};
 use super::octets::Lines;
 use super::strings::{Form, MAX_VALUES, Strings};
+use crate::authn::MAX_DEPTH;
 use crate::config::{ConfigError, at_most};
 
 /// What a match leads to; it decides which way doubts go.
@@ -41,6 +42,8 @@ pub(super) enum Condition {
     Host(Either<Strings>),
     Path(Either<Strings>),
     Header(HeaderName, Either<Strings>),
+    /// A claim of a token, by its names from the outermost.
+    Claim(Vec<String>, Either<Strings>),
     Address(AddressAttribute, Either<Vec<Block>>),
     Port(Either<Vec<u16>>),
 }
@@ -63,6 +66,10 @@ impl Condition {
             return Err(ConfigError::new("key", problem));
         }
         let text = |attribute| Ok(Self::Text(attribute, strings(wire, Form::Verbatim)?));
+        let claim = |names: &[&str]| {
+            let names = names.iter().map(|&name| name.to_owned()).collect();
+            Ok(Self::Claim(names, strings(wire, Form::Verbatim)?))
+        };
         let address = |attribute| {
             Ok(Self::Address(
                 attribute,
@@ -77,8 +84,12 @@ impl Condition {
             Attribute::SourceNamespace => text(TextAttribute::Namespace),
             Attribute::SourceServiceAccount => text(TextAttribute::ServiceAccount),
             Attribute::RequestPrincipal => text(TextAttribute::RequestPrincipal),
-            Attribute::RequestAudiences | Attribute::RequestPresenter | Attribute::RequestClaim => {
-                text(TextAttribute::RequestToken)
+            Attribute::RequestAudiences => claim(&["aud"]),
+            Attribute::RequestPresenter => claim(&["azp"]),
+            Attribute::RequestClaim => {
+                let names: Vec<&str> = wire.key.split("][").collect();
+                at_most("key", names.len(), MAX_DEPTH)?;
+                claim(&names)
             }
             Attribute::Method => text(TextAttribute::Method),
             Attribute::Sni => Ok(Self::Text(
@@ -116,6 +127,14 @@ impl Condition {
         )
     }
 
+    /// Whether it can only be answered once a token was looked for.
+    pub(super) fn asks_token(&self) -> bool {
+        matches!(
+            self,
+            Self::Claim(..) | Self::Text(TextAttribute::RequestPrincipal, _)
+        )
+    }
+
     pub(super) fn holds(&self, attributes: &Attributes<'_>, effect: Effect) -> bool {
         match self {
             Self::Text(attribute, either) => {
@@ -134,6 +153,7 @@ impl Condition {
                 either.decide(found, effect, |list, path| list.matches_path(path))
             }
             Self::Header(name, either) => header(attributes, name, either, effect),
+            Self::Claim(path, either) => claim(attributes, path, either, effect),
             Self::Address(attribute, either) => {
                 let found = attributes.address(*attribute);
                 either.decide(found, effect, |list, address| {
@@ -200,6 +220,22 @@ fn header(
     match effect {
         Effect::Opens => (values.is_empty() || narrow(values)) && !wide(not_values),
         Effect::Closes => (values.is_empty() || wide(values)) && !narrow(not_values),
+    }
+}
+
+/// Of a claim with several texts, any one is enough, for values as for those that may not be.
+fn claim(
+    attributes: &Attributes<'_>,
+    path: &[String],
+    either: &Either<Strings>,
+    effect: Effect,
+) -> bool {
+    let has = |list: &Strings| attributes.claim(path, |text| list.matches(text.as_bytes()));
+    let (values, not_values) = (&either.values, &either.not_values);
+    match (has(values), has(not_values)) {
+        (Found::Unknown, _) | (_, Found::Unknown) => effect.in_doubt(),
+        (Found::Absent, _) | (_, Found::Absent) => values.is_empty(),
+        (Found::Value(is), Found::Value(is_not)) => (values.is_empty() || is) && !is_not,
     }
 }
 

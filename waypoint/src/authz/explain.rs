@@ -11,6 +11,7 @@ use super::attributes::Attributes;
 use super::compile::Policy;
 use super::condition::Effect;
 use super::{Action, Authorization};
+use crate::balance::Clusters;
 use crate::config::ConfigError;
 
 /// What of a rule does not hold.
@@ -58,7 +59,7 @@ impl Authorization {
     /// Everything that is attached, in the order in which it is asked: what refuses, what allows, then what decides
     /// nothing.
     pub fn attached(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        let enforced = self.deny.iter().chain(&self.allow);
+        let enforced = self.custom.iter().chain(&self.deny).chain(&self.allow);
         let watching = self.audit.iter().chain(&self.trial_deny);
         enforced.chain(watching).chain(&self.trial_allow)
     }
@@ -78,11 +79,16 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// Whether the policy matches with that rule alone.
     fn matches(&self, rule: wire::AuthorizationRule) -> Result<bool, ConfigError> {
-        let alone = wire::AuthorizationPolicy {
+        let mut alone = wire::AuthorizationPolicy {
             rules: vec![rule],
             ..self.policy.clone()
         };
-        let policy = Policy::new(&alone)?;
+        if alone.action() == wire::PolicyAction::ActionCustom {
+            // Its rules match as those of a policy that refuses; whom it asks is another question.
+            alone.action = wire::PolicyAction::ActionDeny.into();
+            alone.provider = None;
+        }
+        let policy = Policy::new(&alone, &Clusters::default())?;
         let effect = match policy.action() {
             Action::Allow => Effect::Opens,
             _ => Effect::Closes,

@@ -57,6 +57,7 @@ fn the_first_condition_that_does_not_hold_is_named() {
             headers: None,
             trusted_hops: 0,
             request_principal: None,
+            token: None,
         }),
     };
     let mut rule = when(vec![has(Attribute::Host, &["a"])]);
@@ -92,7 +93,7 @@ fn everything_that_is_attached_is_listed() {
     let make = |name, action, dry_run| {
         let mut wire = policy(name, action, Vec::new());
         wire.dry_run = dry_run;
-        std::sync::Arc::new(Policy::new(&wire).unwrap())
+        std::sync::Arc::new(Policy::new(&wire, &crate::balance::Clusters::default()).unwrap())
     };
     let all = Authorization::new([
         make("n/allow", PolicyAction::ActionAllow, false),

@@ -76,6 +76,7 @@ pub(crate) fn policy(
         action: action.into(),
         dry_run: false,
         rules,
+        provider: None,
     }
 }
 

@@ -11,6 +11,7 @@ use karst_identity::SpiffeId;
 
 use super::testing::{has, header, on_trial, policy, when};
 use super::*;
+use crate::balance::Clusters;
 use crate::client::Client;
 
 const ALLOW: PolicyAction = PolicyAction::ActionAllow;
@@ -83,6 +84,7 @@ impl Sample {
             headers: headers.as_ref(),
             trusted_hops: self.hops,
             request_principal: self.principal,
+            token: None,
         };
         ask(&Attributes {
             client: &client,
@@ -97,7 +99,10 @@ impl Sample {
 }
 
 fn compiled(wire: &[wire::AuthorizationPolicy]) -> Authorization {
-    Authorization::new(wire.iter().map(|wire| Arc::new(Policy::new(wire).unwrap())))
+    Authorization::new(
+        wire.iter()
+            .map(|wire| Arc::new(Policy::new(wire, &Clusters::default()).unwrap())),
+    )
 }
 
 /// Who refuses; empty if nobody does.
@@ -639,7 +644,11 @@ fn a_policy_that_cannot_be_used_refuses_everything() {
 
 #[test]
 fn what_is_unknown_makes_a_policy_invalid() {
-    let error = |policy: &wire::AuthorizationPolicy| Policy::new(policy).unwrap_err().to_string();
+    let error = |policy: &wire::AuthorizationPolicy| {
+        Policy::new(policy, &Clusters::default())
+            .unwrap_err()
+            .to_string()
+    };
     let with = |condition| policy("n/p", ALLOW, vec![when(vec![condition])]);
     let namespace = || has(Attribute::SourceNamespace, &["a"]);
     let kind = |kind| wire::AttributeMatch {

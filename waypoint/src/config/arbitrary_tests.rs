@@ -229,14 +229,40 @@ fn any_policy() -> impl Strategy<Value = wire::AuthorizationPolicy> {
             to,
             when,
         });
-    (0..5_i32, any::<bool>(), vec(rule, 0..3)).prop_map(|(action, dry_run, rules)| {
-        wire::AuthorizationPolicy {
+    let provider = (text(), text(), any::<u64>(), any::<u32>(), any::<bool>());
+    let provider = provider.prop_map(|(backend, invalid, timeout_ms, number, is_grpc)| {
+        let body = wire::CheckedBody {
+            max_bytes: number,
+            ..wire::CheckedBody::default()
+        };
+        let http = wire::HttpCheck {
+            path_prefix: backend.clone(),
+            ..wire::HttpCheck::default()
+        };
+        wire::ExtensionProvider {
+            name: invalid.clone(),
+            backend,
+            invalid,
+            timeout_ms,
+            status_on_error: number,
+            body: (number % 2 == 0).then_some(body),
+            kind: Some(match is_grpc {
+                true => wire::extension_provider::Kind::Grpc(wire::GrpcCheck {}),
+                false => wire::extension_provider::Kind::Http(http),
+            }),
+            ..wire::ExtensionProvider::default()
+        }
+    });
+    let provider = proptest::option::of(provider);
+    (0..6_i32, any::<bool>(), vec(rule, 0..3), provider).prop_map(
+        |(action, dry_run, rules, provider)| wire::AuthorizationPolicy {
             name: "n/p".to_owned(),
             action,
             dry_run,
             rules,
-        }
-    })
+            provider,
+        },
+    )
 }
 
 fn any_listener() -> impl Strategy<Value = wire::Listener> {
@@ -323,6 +349,7 @@ fn authorize_all(table: &Table) {
                         headers: Some(&headers),
                         trusted_hops: hops,
                         request_principal: None,
+                        token: None,
                     }),
                 };
                 let _ = authorization.decide(&attributes);

@@ -162,6 +162,22 @@ fn roots(wire: &wire::BackendTls, secrets: &Secrets) -> Result<Arc<RootCertStore
     Ok(Arc::new(roots))
 }
 
+/// For connections of our own to servers that the operating system's authorities vouch for.
+///
+/// # Errors
+/// The machine has no bundle of authorities, so that no server could prove who it is.
+pub(crate) fn system_client_config() -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = root_store(system_authorities());
+    if roots.is_empty() {
+        let problem = "this machine has no bundle of authorities";
+        return Err(TlsError::General(problem.to_owned()));
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        .with_safe_default_protocol_versions()?;
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
 /// Read once: an image does not change while it runs.
 fn system_authorities() -> &'static [CertificateDer<'static>] {
     static AUTHORITIES: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();

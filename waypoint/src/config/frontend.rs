@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::attached::{self, Findings};
+use super::authentications::Authentications;
 use super::backends::Backends;
 use super::listener::{Parsed, Service, Socket, SocketListener, Workload};
 use super::policies::Policies;
@@ -22,6 +23,7 @@ pub(super) struct Held<'a> {
     pub(super) secrets: &'a Secrets,
     pub(super) backends: &'a Backends,
     pub(super) policies: &'a Policies,
+    pub(super) authentications: &'a Authentications,
 }
 
 /// A part of a table.
@@ -114,6 +116,9 @@ fn service_frontend(
         consumer_routes,
         producer_routes,
         authorization: held.policies.attached(&service.policies, findings),
+        authentication: held
+            .authentications
+            .attached(&service.authentications, findings),
     }
 }
 
@@ -127,6 +132,9 @@ fn workload_frontend(
         ports: workload.ports.clone(),
         cluster: Arc::clone(&workload.cluster),
         authorization: held.policies.attached(&workload.policies, findings),
+        authentication: held
+            .authentications
+            .attached(&workload.authentications, findings),
     }
 }
 
@@ -182,5 +190,8 @@ fn gateway_listener(
         tls,
         routes: attached::put_together(&listener.routes, listener.layer(), held.routes, findings),
         authorization: held.policies.attached(&listener.policies, findings),
+        authentication: held
+            .authentications
+            .attached(&listener.authentications, findings),
     }
 }

@@ -10,8 +10,8 @@ use karst_api::waypoint::{ListenerProtocol, Protocol};
 
 use super::ConfigError;
 use super::attached::{AttachedName, Layer};
-use super::policies;
 use super::server_tls::{self, Alpn, ServerTls};
+use super::{authentications, policies};
 use crate::balance::{Cluster, Clusters};
 use crate::table::Hostname;
 
@@ -35,6 +35,7 @@ pub(super) struct Service {
     /// By namespace of the clients; empty for all others.
     pub(super) sets: HashMap<String, Vec<AttachedName>>,
     pub(super) policies: Vec<String>,
+    pub(super) authentications: Vec<String>,
 }
 
 /// A workload by its own address.
@@ -44,6 +45,7 @@ pub(super) struct Workload {
     pub(super) ports: HashMap<u16, Protocol>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) policies: Vec<String>,
+    pub(super) authentications: Vec<String>,
 }
 
 /// A port of a gateway.
@@ -63,6 +65,7 @@ pub(super) struct SocketListener {
     pub(super) built: Option<server_tls::Built>,
     pub(super) routes: Vec<AttachedName>,
     pub(super) policies: Vec<String>,
+    pub(super) authentications: Vec<String>,
 }
 
 impl Parsed {
@@ -84,20 +87,27 @@ impl Parsed {
         }
     }
 
-    /// Whether it refers to a route, secret or policy for which `is_changed` holds.
+    /// Whether it refers to a route, secret, policy or authentication that has changed.
     pub(super) fn refers_to(
         &self,
         route_changed: impl Fn(&str) -> bool,
         secret_changed: impl Fn(&str) -> bool,
         policy_changed: impl Fn(&str) -> bool,
+        authentication_changed: impl Fn(&str) -> bool,
     ) -> bool {
-        let any_policy = |names: &[String]| names.iter().any(|name| policy_changed(name));
+        let any_policy = |policies: &[String], authentications: &[String]| {
+            policies.iter().any(|name| policy_changed(name))
+                || authentications
+                    .iter()
+                    .any(|name| authentication_changed(name))
+        };
         match self {
             Self::Service(service) => {
                 let mut names = service.sets.values().flatten();
-                names.any(|name| route_changed(&name.route)) || any_policy(&service.policies)
+                names.any(|name| route_changed(&name.route))
+                    || any_policy(&service.policies, &service.authentications)
             }
-            Self::Workload(workload) => any_policy(&workload.policies),
+            Self::Workload(workload) => any_policy(&workload.policies, &workload.authentications),
             Self::Socket(socket) => socket.listeners.iter().any(|listener| {
                 let tls = listener.tls.iter().flatten();
                 listener
@@ -105,7 +115,7 @@ impl Parsed {
                     .iter()
                     .any(|name| route_changed(&name.route))
                     || tls.flat_map(ServerTls::secrets).any(&secret_changed)
-                    || any_policy(&listener.policies)
+                    || any_policy(&listener.policies, &listener.authentications)
             }),
         }
     }
@@ -171,6 +181,7 @@ impl Service {
             backend: wire.backend.clone(),
             sets,
             policies: policies::names(&wire.policies)?,
+            authentications: authentications::names(&wire.authentications)?,
         })
     }
 
@@ -204,6 +215,7 @@ impl Workload {
                 .single(endpoint)
                 .map_err(|error| ConfigError::from(error).within("endpoint"))?,
             policies: policies::names(&wire.policies)?,
+            authentications: authentications::names(&wire.authentications)?,
         })
     }
 }
@@ -254,6 +266,7 @@ impl SocketListener {
             built: None,
             routes: AttachedName::list(&wire.routes)?,
             policies: policies::names(&wire.policies)?,
+            authentications: authentications::names(&wire.authentications)?,
         })
     }
 

@@ -25,6 +25,8 @@ pub enum Kind {
     TlsSecret,
     /// Policies.
     AuthorizationPolicy,
+    /// Whose tokens count.
+    RequestAuthentication,
 }
 
 /// How a resource is doing.

@@ -9,6 +9,7 @@ use super::attached::Findings;
 use super::secret::Lookup;
 use super::{ConfigError, at_most};
 use crate::authz::{Authorization, MAX_POLICIES, Policy};
+use crate::balance::Clusters;
 
 /// AuthorizationPolicies by name; `None`: the newest version was not valid. An older one is not kept: it may allow
 /// what the newer one was to refuse.
@@ -18,8 +19,12 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    pub(super) fn update(&mut self, wire: &wire::AuthorizationPolicy) -> Result<(), ConfigError> {
-        let policy = Policy::new(wire)?;
+    pub(super) fn update(
+        &mut self,
+        wire: &wire::AuthorizationPolicy,
+        clusters: &Clusters,
+    ) -> Result<(), ConfigError> {
+        let policy = Policy::new(wire, clusters)?;
         self.by_name
             .insert(wire.name.clone(), Some(Arc::new(policy)));
         Ok(())
@@ -32,6 +37,15 @@ impl Policies {
 
     pub(super) fn remove(&mut self, name: &str) {
         self.by_name.remove(name);
+    }
+
+    /// Whether the provider of one of them is this backend.
+    pub(super) fn refer_to(&self, backend: &str) -> bool {
+        let mut policies = self.by_name.values().flatten();
+        policies.any(|policy| {
+            let provider = policy.provider();
+            provider.is_some_and(|provider| provider.backend() == Some(backend))
+        })
     }
 
     fn get(&self, name: &str) -> Lookup<&Arc<Policy>> {

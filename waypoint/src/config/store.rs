@@ -6,12 +6,14 @@ use std::sync::Arc;
 use hashbrown::HashSet;
 use karst_api::waypoint as wire;
 use karst_api::{
-    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, REQUEST_AUTHENTICATION_TYPE,
+    ROUTE_TYPE, TLS_SECRET_TYPE,
 };
 use karst_client::{Resource, ResourceHandler};
 
 use super::ConfigError;
 use super::attached::Findings;
+use super::authentications::Authentications;
 use super::backends::Backends;
 use super::frontend::{Frontend, Held};
 use super::listener::Parsed;
@@ -19,6 +21,7 @@ use super::listing::{Kind, Listing, State};
 use super::policies::Policies;
 use super::routes::Routes;
 use super::secret::Secrets;
+use crate::authn::source::{KeySources, NewSources, Timing};
 use crate::balance::Clusters;
 use crate::table::{Table, Tables};
 
@@ -32,6 +35,7 @@ pub struct Store {
     backends: Backends,
     secrets: Secrets,
     policies: Policies,
+    authentications: Authentications,
 }
 
 struct Listener {
@@ -61,6 +65,7 @@ struct Changed {
     routes: HashSet<String>,
     secrets: HashSet<String>,
     policies: HashSet<String>,
+    authentications: HashSet<String>,
     backends: bool,
     /// The table misses something, or has something too much.
     table: bool,
@@ -79,7 +84,26 @@ impl Store {
             backends: Backends::default(),
             secrets: Secrets::default(),
             policies: Policies::default(),
+            authentications: Authentications::default(),
         }
+    }
+
+    /// Fetches keys at other times than usual.
+    #[must_use]
+    pub fn with_key_timing(mut self, timing: Timing) -> Self {
+        self.authentications = Authentications::with(timing);
+        self
+    }
+
+    /// Keys that must be fetched, for metrics.
+    #[must_use]
+    pub fn key_sources(&self) -> Arc<KeySources> {
+        Arc::clone(self.authentications.sources())
+    }
+
+    /// Those that a fetch is to be begun for; for [`crate::authn::fetch::run`], once.
+    pub fn take_new_key_sources(&mut self) -> Option<NewSources> {
+        self.authentications.take_new_sources()
     }
 
     /// What is held, at all times.
@@ -124,8 +148,15 @@ impl Store {
             Kind::AuthorizationPolicy => {
                 let wire: wire::AuthorizationPolicy = resource.unpack(AUTHORIZATION_POLICY_TYPE)?;
                 same_name(resource, &wire.name)?;
-                self.policies.update(&wire)?;
+                self.policies.update(&wire, &self.clusters)?;
                 changed.policies.insert(name);
+            }
+            Kind::RequestAuthentication => {
+                let wire: wire::RequestAuthentication =
+                    resource.unpack(REQUEST_AUTHENTICATION_TYPE)?;
+                same_name(resource, &wire.name)?;
+                self.authentications.update(&wire)?;
+                changed.authentications.insert(name);
             }
         }
         Ok(None)
@@ -170,6 +201,10 @@ impl Store {
                 self.policies.reject(name);
                 changed.policies.insert(name.to_owned());
             }
+            Kind::RequestAuthentication => {
+                self.authentications.reject(name);
+                changed.authentications.insert(name.to_owned());
+            }
         }
     }
 
@@ -191,6 +226,10 @@ impl Store {
             Kind::AuthorizationPolicy => {
                 self.policies.remove(name);
                 changed.policies.insert(name.to_owned());
+            }
+            Kind::RequestAuthentication => {
+                self.authentications.remove(name);
+                changed.authentications.insert(name.to_owned());
             }
         }
         self.listing.removed(kind, name);
@@ -219,9 +258,9 @@ impl Store {
                 .values()
                 .filter_map(|listener| listener.parsed.backend())
                 .collect();
-            let routes = &self.routes;
+            let (routes, policies) = (&self.routes, &self.policies);
             self.backends.sweep(&self.clusters, |name| {
-                listeners.contains(name) || routes.refer_to(name)
+                listeners.contains(name) || routes.refer_to(name) || policies.refer_to(name)
             });
         }
     }
@@ -232,6 +271,7 @@ impl Store {
             secrets: &self.secrets,
             backends: &self.backends,
             policies: &self.policies,
+            authentications: &self.authentications,
         };
         for (name, listener) in &mut self.listeners {
             let concerned = changed.listeners.contains(name)
@@ -239,6 +279,7 @@ impl Store {
                     |route| changed.routes.contains(route),
                     |secret| changed.secrets.contains(secret),
                     |policy| changed.policies.contains(policy),
+                    |authentication| changed.authentications.contains(authentication),
                 )
                 || (!listener.settled && changed.backends);
             if !concerned {
@@ -318,6 +359,7 @@ impl ResourceHandler for Store {
             BACKEND_TYPE => Kind::Backend,
             TLS_SECRET_TYPE => Kind::TlsSecret,
             AUTHORIZATION_POLICY_TYPE => Kind::AuthorizationPolicy,
+            REQUEST_AUTHENTICATION_TYPE => Kind::RequestAuthentication,
             other => {
                 let refused = |resource: Resource| {
                     (resource.name, format!("type {other:?} was not asked for"))

@@ -174,6 +174,7 @@ fn service_named(name: &str, address: [u8; 4], routes: &[&str]) -> wire::Listene
                 vec![sets]
             },
             policies: Vec::new(),
+            authentications: Vec::new(),
         })),
     }
 }
@@ -526,6 +527,7 @@ fn workloads_are_found_by_address() {
                 protocol: wire::Protocol::Http2.into(),
             }],
             policies: Vec::new(),
+            authentications: Vec::new(),
         })),
     };
     let endpoint = wire::Endpoint {

@@ -1,6 +1,7 @@
 //! Whether a request may come, and whether one that lasts may go on.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{HeaderMap, HeaderValue};
@@ -10,8 +11,11 @@ use http::{Method, Uri};
 use super::Entry;
 use super::connection::Connection;
 use super::exchange::Exchange;
+use super::external::Asked;
 use super::frontend::Frontend;
 use super::reply::Failure;
+use crate::authn::Verified;
+use crate::authz::external::Ask;
 use crate::authz::recheck::Watch;
 use crate::authz::{Attributes, Denial, Destination, Outcome, RequestAttributes, ServerName};
 use crate::route::host_of;
@@ -20,6 +24,8 @@ use crate::route::host_of;
 pub(super) struct Standing {
     connection: Rc<Connection>,
     watch: Watch,
+    /// It counts to the end of the request, also when the token's time is over before.
+    token: Option<Arc<Verified>>,
     method: Method,
     authority: HeaderValue,
     /// In its normal form.
@@ -27,10 +33,32 @@ pub(super) struct Standing {
     /// Kept only where a policy asked for them: copying them costs more than everything else here. A policy that
     /// comes later and asks for them finds nothing, and refuses in doubt.
     headers: Option<HeaderMap>,
+    /// The provider that was asked first, if one was. Its word holds for the request's life.
+    asked: Option<Box<Asked>>,
+}
+
+/// Whether a provider is to be asked about a request that has its normal form, before its policies are.
+///
+/// # Errors
+/// The request may not come, as nobody can be asked.
+pub(super) fn to_ask(
+    exchange: &Exchange,
+    parts: &Parts,
+    frontend: &Frontend<'_>,
+    seen: u64,
+) -> Result<Option<Ask>, Failure> {
+    let authorization = frontend.authorization();
+    if !authorization.has_custom() {
+        return Ok(None);
+    }
+    let standing = Standing::new(exchange, parts, seen);
+    let host = standing.host();
+    let attributes = standing.attributes(&host, frontend.port(), Some(&parts.headers));
+    authorization.to_ask(&attributes).map_err(Failure::denied)
 }
 
 /// Asks the policies of a frontend about a request that has its normal form. `seen` is the number of the
-/// table that the frontend is of, or an older one.
+/// table that the frontend is of, or an older one; `asked` the provider that has allowed the request.
 ///
 /// # Errors
 /// They do not allow it.
@@ -39,20 +67,14 @@ pub(super) fn admit(
     parts: &Parts,
     frontend: &Frontend<'_>,
     seen: u64,
+    asked: Option<Box<Asked>>,
 ) -> Result<Standing, Failure> {
-    let connection = Rc::clone(&exchange.connection);
     let authorization = frontend.authorization();
-    let mut standing = Standing {
-        watch: connection.server.rechecks.watch(seen),
-        method: parts.method.clone(),
-        authority: exchange.authority.clone(),
-        uri: parts.uri.clone(),
-        headers: None,
-        connection,
-    };
+    let mut standing = Standing::new(exchange, parts, seen);
+    standing.asked = asked;
     let host = standing.host();
     let attributes = standing.attributes(&host, frontend.port(), Some(&parts.headers));
-    let decision = authorization.decide(&attributes);
+    let decision = authorization.decide_locally(&attributes);
     if authorization.has_observers() {
         authorization.observe(&attributes, |observed| {
             if observed.outcome == Outcome::Audited && exchange.audited.is_none() {
@@ -71,6 +93,20 @@ pub(super) fn admit(
 }
 
 impl Standing {
+    fn new(exchange: &Exchange, parts: &Parts, seen: u64) -> Self {
+        let connection = Rc::clone(&exchange.connection);
+        Self {
+            watch: connection.server.rechecks.watch(seen),
+            method: parts.method.clone(),
+            authority: exchange.authority.clone(),
+            uri: parts.uri.clone(),
+            headers: None,
+            asked: None,
+            token: exchange.token.clone(),
+            connection,
+        }
+    }
+
     fn host(&self) -> std::borrow::Cow<'_, str> {
         host_of(self.authority.to_str().unwrap_or_default())
     }
@@ -108,7 +144,8 @@ impl Standing {
                 },
                 headers,
                 trusted_hops: connection.server.limits.trusted_hops,
-                request_principal: None,
+                request_principal: self.token.as_deref().and_then(Verified::principal),
+                token: self.token.as_deref(),
             }),
         }
     }
@@ -126,8 +163,18 @@ impl Standing {
         let table = self.connection.server.tables.load();
         let host = self.host();
         let frontend = Frontend::find(&self.connection.entry, &table, &host).ok()?;
+        let authorization = frontend.authorization();
+        // What a provider was asked about is the request as it was before it changed it.
+        let (headers, names) = match self.asked.as_deref() {
+            Some(asked) => (Some(&asked.headers), asked.policies.as_slice()),
+            None => (self.headers.as_ref(), [].as_slice()),
+        };
+        let attributes = self.attributes(&host, frontend.port(), headers);
+        if let Some(denial) = authorization.not_asked(&attributes, names) {
+            return Some(denial);
+        }
         let attributes = self.attributes(&host, frontend.port(), self.headers.as_ref());
-        frontend.authorization().decide(&attributes).err()
+        authorization.decide_locally(&attributes).err()
     }
 
     /// Ready when the policies allow the request no more.

@@ -12,7 +12,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_tunnel::server::Drain;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ use super::keeper::{End, Told, keep};
 use super::limits::{self, HttpLimits};
 use super::upgrade::{self, Switch};
 use super::{Entry, HttpServer, headers, refused, service};
+use crate::carrier::Carrier;
 use crate::client::Client;
 
 /// What the requests of a connection have in common.
@@ -54,15 +55,13 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
 /// Serves one connection, whatever carries it, to its end; must run inside a `LocalSet`. The next request on it
 /// sees the configuration of its own time. Draining lets requests under way end (HTTP/1: `connection: close`,
 /// HTTP/2: GOAWAY).
-pub async fn serve<IO>(
-    io: IO,
+pub async fn serve(
+    io: impl Carrier,
     server: Rc<HttpServer>,
     entry: Entry,
     client: Client,
     drain: watch::Receiver<Drain>,
-) where
-    IO: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+) {
     let activity = Activity::new();
     let mut guard = Guard::new(io, Rc::clone(&activity));
     let tell = |_: Pin<&mut _>| match activity.head_since() {
@@ -93,10 +92,7 @@ pub async fn serve<IO>(
     }
 }
 
-async fn serve_http1<IO>(guard: Guard<IO>, connection: &Rc<Connection>)
-where
-    IO: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+async fn serve_http1(guard: Guard<impl Carrier>, connection: &Rc<Connection>) {
     let requests = Rc::clone(connection);
     let service = service_fn(move |request: Request<Incoming>| {
         service::handle(Rc::clone(&requests), request)
@@ -122,10 +118,13 @@ where
     };
     let parts = served.into_parts();
     let guard = parts.io.into_inner();
-    match switch {
-        Some(switch) if result.is_ok() => {
+    match (switch, result) {
+        (Some(switch), Ok(())) => {
             upgrade::relay_http1(guard, parts.read_buf, switch, connection).await;
         }
+        // A response of ours was broken off. The client learns it at once, and where the end of the connection is
+        // that of the response, does not take it for whole.
+        (_, Err(error)) if error.is_user() => guard.into_inner().reset(),
         _ => linger(guard).await,
     }
 }
@@ -142,10 +141,7 @@ async fn linger<IO: AsyncRead + Unpin>(guard: Guard<IO>) {
     let _ = timeout(limits::LINGER, reading).await;
 }
 
-async fn serve_http2<IO>(guard: Guard<IO>, connection: &Rc<Connection>)
-where
-    IO: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+async fn serve_http2(guard: Guard<impl Carrier>, connection: &Rc<Connection>) {
     let requests = Rc::clone(connection);
     let service = service_fn(move |request: Request<Incoming>| {
         service::handle(Rc::clone(&requests), request)

@@ -14,7 +14,8 @@ use super::authorize::Standing;
 use super::connection::Connection;
 use super::reply;
 use super::upload::{Upload, UploadError};
-use crate::access_log::{Destination, EndpointRecord, RequestRecord, Spoken};
+use crate::access_log::{Check, Destination, EndpointRecord, RequestRecord, Spoken};
+use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::balance::{Outcome, Picked, RetryPermit, Via};
 use crate::reason::Reason;
@@ -49,8 +50,12 @@ pub(super) struct Exchange {
     pub(super) request_id: Option<HeaderValue>,
     /// What brings it back to its policies.
     pub(super) standing: Option<Standing>,
+    /// What its token says.
+    pub(super) token: Option<Arc<Verified>>,
     /// The AUDIT policy that it matched first.
     pub(super) audited: Option<Arc<str>>,
+    /// What came of asking a provider.
+    pub(super) check: Option<Check>,
     /// When the whole request must have ended.
     pub(super) deadline: Option<Instant>,
     status: Option<StatusCode>,
@@ -83,7 +88,9 @@ impl Exchange {
             upload: None,
             request_id: None,
             standing: None,
+            token: None,
             audited: None,
+            check: None,
             deadline: None,
             status: None,
             grpc_status: None,
@@ -193,6 +200,8 @@ impl Exchange {
         record.error = self.error.take();
         record.denial = self.denial.take();
         record.audited = self.audited.take();
+        record.token = self.token.take();
+        record.check = self.check.take();
         record.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.received());
         record.bytes_sent = self.sent;
         record.duration = now - self.started;

@@ -8,6 +8,7 @@ use karst_api::waypoint::ListenerProtocol;
 
 use super::reply::Failure;
 use super::{Entry, GatewayTls};
+use crate::authn::Authentication;
 use crate::authz::Authorization;
 use crate::balance::Cluster;
 use crate::client::Client;
@@ -107,6 +108,15 @@ impl<'a> Frontend<'a> {
             Self::Service(service) => &service.authorization,
             Self::Workload(workload, _) => &workload.authorization,
             Self::Listener(listener, _) => &listener.authorization,
+        }
+    }
+
+    /// Whose tokens count.
+    pub(super) fn authentication(&self) -> &'a Authentication {
+        match self {
+            Self::Service(service) => &service.authentication,
+            Self::Workload(workload, _) => &workload.authentication,
+            Self::Listener(listener, _) => &listener.authentication,
         }
     }
 

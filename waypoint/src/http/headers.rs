@@ -109,7 +109,7 @@ fn forwarded_for(headers: &mut HeaderMap, address: &HeaderValue) {
     }
 }
 
-fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+pub(super) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     if let Some(id) = headers.get(&X_REQUEST_ID)
         && !id.is_empty()
         && id.len() <= MAX_REQUEST_ID

@@ -1,9 +1,12 @@
 //! Answers of our own.
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 
+use super::authenticate;
+use crate::authn::Refusal;
 use crate::authz::Denial;
+use crate::authz::external::{Refused, change};
 use crate::body::Body;
 use crate::reason::Reason;
 
@@ -28,6 +31,10 @@ pub(super) struct Failure {
     pub(super) error: Option<String>,
     /// The policy that refuses it.
     pub(super) denial: Option<Denial>,
+    /// Why the token does not count, and what the client is to do.
+    refusal: Option<Box<(Refusal, HeaderValue)>>,
+    /// What a provider wants the client to be told.
+    pub(super) refused: Option<Box<Refused>>,
     /// Nothing more is to be read from an HTTP/1 connection.
     close: bool,
 }
@@ -43,6 +50,8 @@ impl Failure {
             reason,
             error: None,
             denial: None,
+            refusal: None,
+            refused: None,
             close: false,
         }
     }
@@ -57,6 +66,13 @@ impl Failure {
         let mut failure = Self::new(status, denial.reason());
         failure.error = Some(denial.to_string());
         failure.denial = Some(denial);
+        failure
+    }
+
+    /// A request with a token that does not count.
+    pub(super) fn unauthenticated(refusal: Refusal, challenge: HeaderValue) -> Self {
+        let mut failure = Self::new(refusal.status(), refusal.reason());
+        failure.refusal = Some(Box::new((refusal, challenge)));
         failure
     }
 
@@ -79,15 +95,32 @@ impl Failure {
     /// The answer for a client that speaks plain HTTP.
     pub(super) fn response(&self) -> Response<Body> {
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let body = match &self.denial {
-            Some(denial) => Body::full(denied_text(denial)),
-            None => Body::full(self.reason.as_str()),
+        let body = match (&self.refused, &self.denial, &self.refusal) {
+            (Some(refused), ..) => Body::full(refused.body.clone()),
+            (None, Some(denial), _) => Body::full(denied_text(denial)),
+            (None, None, Some(refusal)) => Body::full(authenticate::text(refusal.0)),
+            (None, None, None) => Body::full(self.reason.as_str()),
         };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        match &self.refused {
+            Some(refused) => {
+                change::apply(&refused.headers, headers);
+                if !refused.body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+                    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+                }
+            }
+            None => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            }
+        }
         headers.insert(KARST_REASON.clone(), reason);
+        if let Some(refusal) = &self.refusal
+            && self.status == StatusCode::UNAUTHORIZED
+        {
+            headers.insert(WWW_AUTHENTICATE, refusal.1.clone());
+        }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -98,12 +131,17 @@ impl Failure {
     pub(super) fn grpc_response(&self) -> Response<Body> {
         let mut response = Response::new(Body::Empty);
         let headers = response.headers_mut();
+        if let Some(refused) = &self.refused {
+            change::apply(&refused.headers, headers);
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS.clone(), grpc_status(self.status).into());
         let reason = HeaderValue::from_static(self.reason.as_str());
-        let message = match &self.denial {
-            Some(denial) => denied_message(denial),
-            None => reason.clone(),
+        let message = match (&self.refused, &self.denial, &self.refusal) {
+            (Some(refused), ..) if !refused.body.is_empty() => provider_message(&refused.body),
+            (_, Some(denial), _) => denied_message(denial),
+            (_, None, Some(refusal)) => HeaderValue::from_static(authenticate::text(refusal.0)),
+            (_, None, None) => reason.clone(),
         };
         headers.insert(GRPC_MESSAGE.clone(), message);
         headers.insert(KARST_REASON.clone(), reason);
@@ -120,6 +158,20 @@ fn denied_text(denial: &Denial) -> String {
 fn denied_message(denial: &Denial) -> HeaderValue {
     HeaderValue::try_from(denied_text(denial))
         .unwrap_or_else(|_| HeaderValue::from_static("RBAC: access denied"))
+}
+
+/// The body of a provider's answer as a message of gRPC (percent-encoded), as far as one is worth reading.
+fn provider_message(body: &[u8]) -> HeaderValue {
+    const LONGEST: usize = 1024;
+    let mut text = String::new();
+    for byte in body.iter().take(LONGEST) {
+        if (b' '..=b'~').contains(byte) && *byte != b'%' {
+            text.push(char::from(*byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("denied"))
 }
 
 /// The gRPC code that says what a status of HTTP says. Where gRPC's own table for proxies that know nothing of
@@ -196,6 +248,7 @@ mod tests {
             policy: "shop/readers".into(),
             rule: Some(2),
             unusable: false,
+            external: None,
         };
         let failure = Failure::denied(denial.clone());
         assert_eq!(failure.reason.as_str(), "policy_denied");

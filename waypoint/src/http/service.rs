@@ -12,7 +12,6 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use super::authorize;
 use super::connection::Connection;
 use super::download::Download;
 use super::exchange::Exchange;
@@ -24,7 +23,7 @@ use super::reply::Failure;
 use super::session::{self, Bound};
 use super::upgrade::{self, Wanted};
 use super::upload::Upload;
-use super::{mirror, normal};
+use super::{authenticate, authorize, external, mirror, normal};
 use crate::body::Body;
 use crate::filter::{self, AnsweredBy, FilterContext};
 use crate::reason::Reason;
@@ -94,7 +93,7 @@ fn fail(exchange: &mut Exchange, failure: Failure) -> Response<Body> {
 async fn serve(
     exchange: &mut Exchange,
     mut parts: Parts,
-    incoming: Incoming,
+    mut incoming: Incoming,
 ) -> Result<Answer, Failure> {
     let connection = Rc::clone(&exchange.connection);
     exchange.authority = normal::normalise(&mut parts)?;
@@ -109,8 +108,27 @@ async fn serve(
     if let Some(plain) = frontend.plain() {
         exchange.destination = connection.server.destination(plain.cluster);
     }
-    let mut standing = authorize::admit(exchange, &parts, &frontend, seen)?;
-    let uri = parts.uri.clone();
+    // What comes later goes by the body as it was before anything of it was read.
+    let (has_body, size) = (!incoming.is_end_stream(), incoming.size_hint());
+    let mut checked = match authorize::to_ask(exchange, &parts, &frontend, seen)? {
+        None => None,
+        Some(ask) => {
+            // What is written of a token is never the client's word, for a provider neither.
+            frontend.authentication().clean(&mut parts.headers);
+            // In a box, as the one above: most requests have no need of it.
+            let check = external::check(exchange, &mut parts, &mut incoming, ask);
+            Some(Box::pin(check).await?)
+        }
+    };
+    // A provider may have added the token that counts.
+    let passed = authenticate::authenticate(exchange, &mut parts, &frontend).await?;
+    let asked = checked.as_mut().and_then(|checked| checked.asked.take());
+    if let Some(routed) = checked.as_mut().and_then(|checked| checked.routed.as_mut()) {
+        passed.write(&mut routed.headers);
+    }
+    let mut standing = authorize::admit(exchange, &parts, &frontend, seen, asked)?;
+    let routed = checked.as_ref().and_then(|checked| checked.routed.as_ref());
+    let uri = routed.map_or(&parts.uri, |routed| &routed.uri).clone();
     // `OPTIONS *` is about the whole server.
     let path = if uri.path() == "*" { "/" } else { uri.path() };
     let head = RequestHead {
@@ -118,20 +136,25 @@ async fn serve(
         host: &host,
         path,
         query: uri.query(),
-        headers: &parts.headers,
+        headers: routed.map_or(&parts.headers, |routed| &routed.headers),
     };
     let matched = frontend.route(&head, &connection.client)?;
     // A request with a body goes on as what it is, as RFC 9110, section 7.8 allows.
-    let wanted = upgrade::wanted(&mut parts)?.filter(|_| incoming.is_end_stream());
+    let wanted = upgrade::wanted(&mut parts)?.filter(|_| !has_body);
     exchange.request_id = Some(headers::prepare(&mut parts, &connection));
-    if !incoming.is_end_stream() {
-        if incoming.size_hint().exact().is_none() {
+    passed.write(&mut parts.headers);
+    if has_body {
+        if size.exact().is_none() {
             // Without it hyper sends no body with methods that usually have none.
             let chunked = HeaderValue::from_static("chunked");
             parts.headers.insert(TRANSFER_ENCODING, chunked);
         }
         let pause = (!exchange.grpc).then_some(connection.server.limits.body_pause);
-        exchange.upload = Some(Upload::new(incoming, pause));
+        let read = checked.as_mut().and_then(|checked| checked.read.take());
+        exchange.upload = Some(match read {
+            None => Upload::new(incoming, pause),
+            Some(read) => Upload::resumed(incoming, size, read.frames, Some(read.held), pause),
+        });
     }
     let origin = parts.headers.get(ORIGIN).cloned();
     let context = FilterContext {
@@ -167,7 +190,10 @@ async fn serve(
         denial = standing.denied() => Err(Failure::denied(denial)),
     };
     exchange.standing = Some(standing);
-    answer
+    match checked {
+        None => answer,
+        Some(checked) => answer.map(|answer| checked.returned(answer)),
+    }
 }
 
 /// Sends a request on as a rule says, with all its filters.

@@ -1,5 +1,7 @@
 //! Requests through the whole path: a client's bytes, routes as the controller sends them, real applications.
 
+#[path = "tests/authenticate.rs"]
+mod authenticate;
 #[path = "tests/authorize.rs"]
 mod authorize;
 #[path = "tests/bodies.rs"]

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::external::Held;
 use super::limits::{CONTINUE_TIMEOUT, MIRROR_LAG_BYTES, REPLAY_BYTES};
 use crate::body::BodyError;
 
@@ -37,6 +38,10 @@ pub(super) enum UploadError {
 /// The body of a client's request.
 pub(super) struct Upload {
     incoming: RefCell<Incoming>,
+    /// What was read ahead of it, and goes first.
+    ahead: RefCell<VecDeque<Frame<Bytes>>>,
+    /// Counts what was read ahead.
+    _held: Option<Held>,
     /// As it was before the first byte.
     size: SizeHint,
     received: Cell<u64>,
@@ -67,9 +72,23 @@ enum Replay {
 
 impl Upload {
     pub(super) fn new(incoming: Incoming, pause: Option<Duration>) -> Rc<Self> {
+        let size = incoming.size_hint();
+        Self::resumed(incoming, size, VecDeque::new(), None, pause)
+    }
+
+    /// The body of a request of which something was read already; `size` is from before that.
+    pub(super) fn resumed(
+        incoming: Incoming,
+        size: SizeHint,
+        ahead: VecDeque<Frame<Bytes>>,
+        held: Option<Held>,
+        pause: Option<Duration>,
+    ) -> Rc<Self> {
         Rc::new(Self {
-            size: incoming.size_hint(),
+            size,
             incoming: RefCell::new(incoming),
+            ahead: RefCell::new(ahead),
+            _held: held,
             received: Cell::new(0),
             attempt: Cell::new(0),
             begun: Cell::new(false),
@@ -141,7 +160,11 @@ impl Upload {
     /// Reads the next frame from the client, for the body and all copies.
     fn poll_client(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         self.begun.set(true);
-        let frame = ready!(Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx));
+        let ahead = self.ahead.borrow_mut().pop_front();
+        let frame = match ahead {
+            Some(frame) => Some(Ok(frame)),
+            None => ready!(Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx)),
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -197,7 +220,8 @@ impl Drop for Upload {
     fn drop(&mut self) {
         // An answer without the body being read ends the copies too; of HTTP/1 bodies of a known length the end
         // is not read by itself.
-        let whole = self.ended.get() || self.incoming.get_mut().is_end_stream();
+        let ahead = self.ahead.get_mut().is_empty();
+        let whole = self.ended.get() || (ahead && self.incoming.get_mut().is_end_stream());
         let state = if whole {
             CopyState::Ended
         } else {
@@ -334,7 +358,8 @@ impl HttpBody for UploadBody {
             } => self.replayed >= frames.len() + usize::from(trailers.is_some()),
             _ => true,
         };
-        replayed && self.upload.incoming.borrow().is_end_stream()
+        let ahead = !self.upload.ahead.borrow().is_empty();
+        replayed && !ahead && self.upload.incoming.borrow().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

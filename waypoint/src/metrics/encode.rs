@@ -20,6 +20,7 @@ use super::traffic::{ConnectionCounts, Detail, RequestCounts, Series, Traffic};
 pub fn registry(metrics: &Arc<Metrics>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Arc::clone(&metrics.traffic)));
+    registry.register_collector(Box::new(Arc::clone(&metrics.checks)));
     registry.register_collector(Box::new(Counters(Arc::clone(metrics))));
     let build = vec![
         ("component".to_owned(), "karst-waypoint".to_owned()),

@@ -17,11 +17,12 @@ const OTHERS: &str = "others";
 
 type Series = [AtomicU64; OUTCOMES.len()];
 
-const OUTCOMES: [Outcome; 4] = [
+const OUTCOMES: [Outcome; 5] = [
     Outcome::Denied,
     Outcome::Audited,
     Outcome::TrialDenied,
     Outcome::TrialAllowed,
+    Outcome::TrialAsked,
 ];
 
 /// Counts without a lock: names are soon complete, and then only read.

@@ -10,6 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
+use crate::authn::source::KeySources;
 use crate::balance::ClusterStats;
 use crate::config::{Kind, Listing, State};
 use crate::shared::Shared;
@@ -24,6 +25,8 @@ pub struct ProcessMetrics {
     pub certificates: CertificateManager,
     /// What the controller has sent.
     pub listing: Listing,
+    /// Keys of tokens.
+    pub key_sources: Arc<KeySources>,
 }
 
 impl fmt::Debug for ProcessMetrics {
@@ -38,6 +41,7 @@ impl Collector for ProcessMetrics {
         self.control_plane(&mut out)?;
         self.certificates(&mut out)?;
         self.backends(&mut out)?;
+        self.keys(&mut out)?;
         let dropped = self.shared.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
         out.counter("karst_access_log_dropped", help, dropped)?;
@@ -76,6 +80,25 @@ impl ProcessMetrics {
         let held = states.map(|(name, state)| (vec![("state", name)], count(state)));
         let help = "Resources by state: in force, waiting for others, or invalid with and without a former version";
         out.gauges("karst_waypoint_config_resources", help, held)
+    }
+
+    fn keys(&self, out: &mut Out<'_>) -> fmt::Result {
+        let fetches = self.key_sources.fetches();
+        let fetches = fetches
+            .iter()
+            .map(|(result, count)| (vec![("result", *result)], *count));
+        let help = "Fetches of keys for tokens, by result";
+        out.counters("karst_waypoint_jwks_fetches", help, fetches)?;
+        let health = self.key_sources.health();
+        let sources = [
+            (vec![("state", "available")], gauge(health.available)),
+            (vec![("state", "unavailable")], gauge(health.unavailable)),
+        ];
+        let help = "Addresses of keys for tokens, by whether there are any";
+        out.gauges("karst_waypoint_jwks_sources", help, sources)?;
+        let age = i64::try_from(health.oldest.as_secs()).unwrap_or(i64::MAX);
+        let help = "Since when the oldest keys for tokens have not been fetched anew";
+        out.gauge("karst_waypoint_jwks_age_seconds", help, age)
     }
 
     fn certificates(&self, out: &mut Out<'_>) -> fmt::Result {

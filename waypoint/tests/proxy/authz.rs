@@ -28,6 +28,7 @@ fn policy(action: PolicyAction, attribute: Attribute, values: &[&str]) -> Author
         name: "test/guard".to_owned(),
         action: action.into(),
         dry_run: false,
+        provider: None,
         rules: vec![AuthorizationRule {
             when: vec![AttributeMatch {
                 attribute: attribute.into(),

@@ -16,7 +16,9 @@ mod ports;
 mod support;
 mod wires;
 
+mod authn;
 mod authz;
+mod custom;
 mod drain;
 mod gateway;
 mod mesh;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use karst_api::{
-    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, REQUEST_AUTHENTICATION_TYPE,
+    ROUTE_TYPE, TLS_SECRET_TYPE,
 };
 use karst_client::{Resource, ResourceHandler};
 use karst_identity::WorkloadCertificate;
@@ -23,6 +24,7 @@ use karst_tunnel::server::{
 use karst_tunnel::{Counters, HboneIo, TunnelError};
 use karst_waypoint::access_log::AccessLog;
 use karst_waypoint::args::AccessLogFormat;
+use karst_waypoint::authn::fetch;
 use karst_waypoint::balance::Clusters;
 use karst_waypoint::config::Store;
 use karst_waypoint::metrics::Metrics;
@@ -99,7 +101,9 @@ impl World {
         });
         let mut proxy = Proxy::start(&shared, 2).unwrap();
         proxy.listen(&[SocketAddr::new(LOOPBACK, 0)]).unwrap();
-        let store = Store::new(Arc::clone(&shared.clusters), Arc::clone(&shared.tables));
+        let mut store = Store::new(Arc::clone(&shared.clusters), Arc::clone(&shared.tables));
+        let new = store.take_new_key_sources().unwrap();
+        spawn_local(fetch::run(store.key_sources(), new));
         let (changed, changes) = watch::channel(0);
         spawn_local(proxy.ports(vec![LOOPBACK]).run(changes));
         Self {
@@ -147,6 +151,10 @@ impl World {
 
     pub fn policy(&mut self, policy: &karst_api::waypoint::AuthorizationPolicy) {
         self.put(AUTHORIZATION_POLICY_TYPE, &policy.name, policy);
+    }
+
+    pub fn authentication(&mut self, document: &karst_api::waypoint::RequestAuthentication) {
+        self.put(REQUEST_AUTHENTICATION_TYPE, &document.name, document);
     }
 
     pub fn remove_listener(&mut self, name: &str) {

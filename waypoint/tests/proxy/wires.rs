@@ -55,6 +55,7 @@ pub fn service(protocol: Protocol, backend: &str, route_sets: Vec<RouteSet>) -> 
             backend: backend.to_owned(),
             route_sets,
             policies: Vec::new(),
+            authentications: Vec::new(),
         })),
     }
 }
@@ -67,6 +68,7 @@ pub fn workload(application: SocketAddr) -> Listener {
             endpoint: Some(endpoint(application)),
             ports: Vec::new(),
             policies: Vec::new(),
+            authentications: Vec::new(),
         })),
     }
 }

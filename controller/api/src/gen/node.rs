@@ -35,6 +35,24 @@ pub struct NodePod {
     /// satisfy each `required` one whose ports it is for.
     #[prost(message, repeated, tag = "10")]
     pub waypoints: ::prost::alloc::vec::Vec<WaypointRequirement>,
+    /// Where the pod may connect to.
+    #[prost(enumeration = "EgressMode", tag = "11")]
+    pub egress_mode: i32,
+}
+/// In `extensions` of an istio.workload.Service, under the name `karst.dev/service-entry`: that the
+/// service stands for hosts outside, made from a ServiceEntry. What the cluster has itself counts
+/// before its addresses.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OutsideService {
+    /// Namespaces besides its own whose pods it is for, where the service's visibility is NAMESPACE.
+    #[prost(string, repeated, tag = "1")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Creation of the ServiceEntry in seconds since 1970. Of several for one address the oldest counts.
+    #[prost(int64, tag = "2")]
+    pub created: i64,
+    /// Name of the ServiceEntry.
+    #[prost(string, tag = "3")]
+    pub entry: ::prost::alloc::string::String,
 }
 /// Who may connect to a pod that is behind a waypoint.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -73,6 +91,39 @@ pub struct RejectedResource {
     /// Why it was rejected.
     #[prost(string, tag = "2")]
     pub error: ::prost::alloc::string::String,
+}
+/// Where a pod may connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EgressMode {
+    /// Not said, by a controller that knows no modes: anywhere.
+    Unspecified = 0,
+    /// Anywhere.
+    AllowAny = 1,
+    /// To workloads and services that the mesh knows.
+    RegistryOnly = 2,
+}
+impl EgressMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EGRESS_MODE_UNSPECIFIED",
+            Self::AllowAny => "ALLOW_ANY",
+            Self::RegistryOnly => "REGISTRY_ONLY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EGRESS_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ALLOW_ANY" => Some(Self::AllowAny),
+            "REGISTRY_ONLY" => Some(Self::RegistryOnly),
+            _ => None,
+        }
+    }
 }
 /// What the operator wants for a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -60,6 +60,10 @@ pub struct ServiceFrontend {
     /// is invalid refuses everything.
     #[prost(string, repeated, tag = "9")]
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of RequestAuthentications, whose rules count together, in no order. With one that is invalid every
+    /// request is refused.
+    #[prost(string, repeated, tag = "10")]
+    pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A workload reached by its own address. No routes apply.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -76,6 +80,9 @@ pub struct WorkloadFrontend {
     /// Names of AuthorizationPolicies, as of a ServiceFrontend.
     #[prost(string, repeated, tag = "4")]
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of RequestAuthentications, as of a ServiceFrontend.
+    #[prost(string, repeated, tag = "5")]
+    pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port of a workload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -128,6 +135,9 @@ pub struct GatewayListener {
     /// Names of AuthorizationPolicies, as of a ServiceFrontend.
     #[prost(string, repeated, tag = "9")]
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of RequestAuthentications, as of a ServiceFrontend.
+    #[prost(string, repeated, tag = "10")]
+    pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Validation of client certificates.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -754,6 +764,118 @@ pub struct AuthorizationPolicy {
     /// Any one of them is enough; none matches nothing.
     #[prost(message, repeated, tag = "4")]
     pub rules: ::prost::alloc::vec::Vec<AuthorizationRule>,
+    /// Of action CUSTOM, who is asked.
+    #[prost(message, optional, tag = "5")]
+    pub provider: ::core::option::Option<ExtensionProvider>,
+}
+/// An external authorizer, as the mesh's configuration (`extensionProviders`) describes it.
+///
+/// It travels in each policy that names it, so that a policy and what it asks change in one step.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExtensionProvider {
+    /// Name in the mesh's configuration. All CUSTOM policies that are attached to one frontend must name the
+    /// same; otherwise what they match is refused.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Name of the Backend resource that is asked; empty if `invalid` is set.
+    #[prost(string, tag = "2")]
+    pub backend: ::prost::alloc::string::String,
+    /// Why nobody can be asked: what the policy matches is refused, also with `fail_open`. A stable reason such as
+    /// `ProviderNotFound`; empty when all is well.
+    #[prost(string, tag = "3")]
+    pub invalid: ::prost::alloc::string::String,
+    /// Time for one check, milliseconds, at most 600 000; 0: the proxy's default.
+    #[prost(uint64, tag = "4")]
+    pub timeout_ms: u64,
+    /// Let requests pass when the provider gives no answer.
+    #[prost(bool, tag = "5")]
+    pub fail_open: bool,
+    /// Status for a client whose request could not be checked, 400 to 599; 0: 403.
+    #[prost(uint32, tag = "6")]
+    pub status_on_error: u32,
+    /// Choose the route by the request as the provider has changed it.
+    #[prost(bool, tag = "7")]
+    pub clear_route_cache: bool,
+    /// How much of a request's body the provider is sent; absent: nothing.
+    #[prost(message, optional, tag = "8")]
+    pub body: ::core::option::Option<CheckedBody>,
+    /// Exactly one of them, unless `invalid` is set.
+    #[prost(oneof = "extension_provider::Kind", tags = "9, 10")]
+    pub kind: ::core::option::Option<extension_provider::Kind>,
+}
+/// Nested message and enum types in `ExtensionProvider`.
+pub mod extension_provider {
+    /// Exactly one of them, unless `invalid` is set.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        /// `envoy.service.auth.v3.Authorization/Check`.
+        #[prost(message, tag = "9")]
+        Grpc(super::GrpcCheck),
+        /// A request over HTTP whose status is the answer.
+        #[prost(message, tag = "10")]
+        Http(super::HttpCheck),
+    }
+}
+/// What a provider is sent of a request's body.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckedBody {
+    /// Bytes at most, 1 to 1 MiB.
+    #[prost(uint32, tag = "1")]
+    pub max_bytes: u32,
+    /// A longer body is sent in part, instead of being answered with 413.
+    #[prost(bool, tag = "2")]
+    pub allow_partial: bool,
+    /// As bytes, instead of as text; for gRPC.
+    #[prost(bool, tag = "3")]
+    pub as_bytes: bool,
+}
+/// Checks by gRPC.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrpcCheck {}
+/// Checks by HTTP. Names of headers are in lower case.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpCheck {
+    /// Goes before the path of the request.
+    #[prost(string, tag = "1")]
+    pub path_prefix: ::prost::alloc::string::String,
+    /// Headers of the request that are sent besides those that always are.
+    #[prost(message, repeated, tag = "2")]
+    pub request_headers: ::prost::alloc::vec::Vec<HeaderName>,
+    /// Headers that are added to each check.
+    #[prost(message, repeated, tag = "3")]
+    pub additional_headers: ::prost::alloc::vec::Vec<Header>,
+    /// Headers of an answer that allows which replace those of the request.
+    #[prost(message, repeated, tag = "4")]
+    pub upstream_on_allow: ::prost::alloc::vec::Vec<HeaderName>,
+    /// Headers of an answer that allows which are added to the response.
+    #[prost(message, repeated, tag = "5")]
+    pub downstream_on_allow: ::prost::alloc::vec::Vec<HeaderName>,
+    /// Headers of an answer that refuses which the client gets; none: all of them.
+    #[prost(message, repeated, tag = "6")]
+    pub downstream_on_deny: ::prost::alloc::vec::Vec<HeaderName>,
+}
+/// A name of a header, or of several.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderName {
+    /// Exactly one of them.
+    #[prost(oneof = "header_name::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<header_name::Kind>,
+}
+/// Nested message and enum types in `HeaderName`.
+pub mod header_name {
+    /// Exactly one of them.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Equal.
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        /// It begins so.
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        /// It ends so.
+        #[prost(string, tag = "3")]
+        Suffix(::prost::alloc::string::String),
+    }
 }
 /// A rule of an AuthorizationPolicy. All of from, to and when must hold; each that is empty does.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -784,7 +906,8 @@ pub struct AttributeMatch {
     /// Which one.
     #[prost(enumeration = "Attribute", tag = "1")]
     pub attribute: i32,
-    /// Of ATTRIBUTE_HEADER the header, of ATTRIBUTE_REQUEST_CLAIM the path of claims, joined by dots; else empty.
+    /// Of ATTRIBUTE_HEADER the header, of ATTRIBUTE_REQUEST_CLAIM names of claims from the outermost, joined by `][`;
+    /// else empty.
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
     /// Any one of them is enough.
@@ -838,6 +961,100 @@ pub struct IpBlock {
     /// Bits of it that count.
     #[prost(uint32, tag = "2")]
     pub length: u32,
+}
+/// A RequestAuthentication. Type `karst.waypoint.v1.RequestAuthentication`.
+///
+/// Requests with a token that none of the rules takes are refused; those without a token pass, and have no
+/// principal. Like an AuthorizationPolicy, an invalid version does not leave the former one in force.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestAuthentication {
+    /// Resource name, `NAMESPACE/NAME`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Which tokens are taken.
+    #[prost(message, repeated, tag = "2")]
+    pub rules: ::prost::alloc::vec::Vec<TokenRule>,
+    /// Not all of it could be understood: requests with a token at any place that is looked at, those of its rules
+    /// and the usual ones, are refused.
+    #[prost(bool, tag = "3")]
+    pub unusable: bool,
+}
+/// Tokens of one issuer (`jwtRules` of a RequestAuthentication).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenRule {
+    /// Place among the rules of the object, for logs.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// The claim `iss`, exactly.
+    #[prost(string, tag = "2")]
+    pub issuer: ::prost::alloc::string::String,
+    /// One of them must be in the claim `aud`; none for any.
+    #[prost(string, repeated, tag = "3")]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Headers with tokens. Without these, parameters and cookies: `authorization: Bearer` and the parameter
+    /// `access_token`.
+    #[prost(message, repeated, tag = "7")]
+    pub headers: ::prost::alloc::vec::Vec<TokenHeader>,
+    /// Parameters of the query with tokens.
+    #[prost(string, repeated, tag = "8")]
+    pub parameters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Cookies with tokens.
+    #[prost(string, repeated, tag = "9")]
+    pub cookies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Header that the payload is sent on in, as base64url; empty for none.
+    #[prost(string, tag = "10")]
+    pub payload_header: ::prost::alloc::string::String,
+    /// Headers that claims are sent on in.
+    #[prost(message, repeated, tag = "11")]
+    pub claim_headers: ::prost::alloc::vec::Vec<ClaimHeader>,
+    /// The token itself is sent on, too.
+    #[prost(bool, tag = "12")]
+    pub forward: bool,
+    /// Longest time for one fetch of the keys.
+    #[prost(uint64, tag = "13")]
+    pub timeout_ms: u64,
+    /// Claims that are lists written as one text with spaces, besides `scope` and `permission`.
+    #[prost(string, repeated, tag = "14")]
+    pub space_delimited_claims: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where the keys are from.
+    #[prost(oneof = "token_rule::Keys", tags = "4, 5, 6")]
+    pub keys: ::core::option::Option<token_rule::Keys>,
+}
+/// Nested message and enum types in `TokenRule`.
+pub mod token_rule {
+    /// Where the keys are from.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Keys {
+        /// A JSON Web Key Set (RFC 7517), as text.
+        #[prost(string, tag = "4")]
+        Jwks(::prost::alloc::string::String),
+        /// Where to get one, by HTTP or HTTPS.
+        #[prost(string, tag = "5")]
+        JwksUri(::prost::alloc::string::String),
+        /// The rule could not be understood: tokens of its issuer are refused. Always true.
+        #[prost(bool, tag = "6")]
+        Unusable(bool),
+    }
+}
+/// A header with a token.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenHeader {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What is in front of the token, without which the header has none.
+    #[prost(string, tag = "2")]
+    pub prefix: ::prost::alloc::string::String,
+}
+/// A claim that is sent on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClaimHeader {
+    /// Header.
+    #[prost(string, tag = "1")]
+    pub header: ::prost::alloc::string::String,
+    /// Names of claims, from the outermost.
+    #[prost(string, repeated, tag = "2")]
+    pub claim: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What a gateway's listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1143,8 +1360,8 @@ impl LocalityPreference {
         }
     }
 }
-/// What an AuthorizationPolicy does. A request is refused if a DENY policy matches, or if there are ALLOW
-/// policies and none of them matches.
+/// What an AuthorizationPolicy does. A request is refused if the provider of a CUSTOM policy that matches does not
+/// allow it, then if a DENY policy matches, then if there are ALLOW policies and none of them matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum PolicyAction {
@@ -1156,6 +1373,8 @@ pub enum PolicyAction {
     ActionDeny = 2,
     /// Logs, and decides nothing.
     ActionAudit = 3,
+    /// Has its provider decide.
+    ActionCustom = 4,
 }
 impl PolicyAction {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1168,6 +1387,7 @@ impl PolicyAction {
             Self::ActionAllow => "ACTION_ALLOW",
             Self::ActionDeny => "ACTION_DENY",
             Self::ActionAudit => "ACTION_AUDIT",
+            Self::ActionCustom => "ACTION_CUSTOM",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1177,6 +1397,7 @@ impl PolicyAction {
             "ACTION_ALLOW" => Some(Self::ActionAllow),
             "ACTION_DENY" => Some(Self::ActionDeny),
             "ACTION_AUDIT" => Some(Self::ActionAudit),
+            "ACTION_CUSTOM" => Some(Self::ActionCustom),
             _ => None,
         }
     }

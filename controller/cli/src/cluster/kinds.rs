@@ -90,15 +90,17 @@ pub async fn served(client: &Client) -> Result<Vec<String>, Failure> {
     Ok(classes.into_iter().chain(istio).collect())
 }
 
-/// Definitions of Istio's policies, which the chart has unless somebody else has brought them.
-const ISTIO_POLICIES: [&str; 2] = [
+/// Definitions of Istio's kinds, which the chart has unless somebody else has brought them.
+const ISTIO_KINDS: [&str; 4] = [
     "authorizationpolicies.security.istio.io",
     "peerauthentications.security.istio.io",
+    "requestauthentications.security.istio.io",
+    "serviceentries.networking.istio.io",
 ];
 
 async fn has_foreign_istio(client: &Client) -> Result<bool, Failure> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for name in ISTIO_POLICIES {
+    for name in ISTIO_KINDS {
         let found = api.get_metadata_opt(name).await;
         let doing = || format!("reading CustomResourceDefinition {name}");
         let found = found.map_err(|error| failure(&doing(), &error))?;
@@ -316,7 +318,7 @@ mod tests {
         assert!(!has(&super::served(&client).await.expect("asked")));
         let plan = crate::install::Plan::new(Vec::new()).expect("plan");
         let mut items = plan.items.iter();
-        let item = items.find(|item| item.name == super::ISTIO_POLICIES[1]);
+        let item = items.find(|item| item.name == super::ISTIO_KINDS[1]);
         let item = item.expect("definition");
         let path = format!("{}/{}", item.api(&client).resource_url(), item.name);
         server.put(&path, item.object.clone());

@@ -201,6 +201,7 @@ impl At<'_> {
                 headers: Some(&one.headers),
                 trusted_hops: 0,
                 request_principal: None,
+                token: None,
             }),
         };
         for policy in served.authorization.attached() {

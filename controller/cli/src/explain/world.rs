@@ -10,7 +10,7 @@ use karst_api::security::Authorization;
 use karst_api::workload::{Address, address};
 use karst_api::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, LISTENER_TYPE,
-    NODE_POD_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
+    NODE_POD_TYPE, REQUEST_AUTHENTICATION_TYPE, ROUTE_TYPE, TLS_SECRET_TYPE,
 };
 use karst_client::ResourceHandler;
 use karst_core::{GatewayName, Index, ProxyKind};
@@ -25,10 +25,11 @@ use karst_waypoint::table::{Table, Tables};
 use crate::failure::Failure;
 
 /// Everything a proxy is served, what others refer to first.
-const PROXY_KINDS: [ProxyKind; 5] = [
+const PROXY_KINDS: [ProxyKind; 6] = [
     ProxyKind::TlsSecret,
-    ProxyKind::AuthorizationPolicy,
+    ProxyKind::RequestAuthentication,
     ProxyKind::Backend,
+    ProxyKind::AuthorizationPolicy,
     ProxyKind::Route,
     ProxyKind::Listener,
 ];
@@ -39,6 +40,7 @@ fn type_url(kind: ProxyKind) -> &'static str {
         ProxyKind::Route => ROUTE_TYPE,
         ProxyKind::Backend => BACKEND_TYPE,
         ProxyKind::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
+        ProxyKind::RequestAuthentication => REQUEST_AUTHENTICATION_TYPE,
         ProxyKind::TlsSecret => TLS_SECRET_TYPE,
     }
 }

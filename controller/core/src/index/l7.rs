@@ -151,6 +151,14 @@ impl L7 {
         self.services.get(service)?.binding.as_ref()
     }
 
+    /// Services that ask for a waypoint.
+    pub(super) fn services_bound_to(
+        &self,
+        gateway: &GatewayName,
+    ) -> impl Iterator<Item = &NsName> + use<'_> {
+        self.bound_services.get(gateway).into_iter().flatten()
+    }
+
     /// Everything that comes through a proxy may have other policies: its own ports, services and pods.
     pub(super) fn proxy_policies_changed(&mut self, gateway: GatewayName) {
         let services = self.bound_services.get(&gateway).into_iter().flatten();
@@ -240,7 +248,9 @@ impl Index {
     #[must_use]
     pub fn status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
         let own = self.l7.statuses.get(key);
-        own.or_else(|| self.policy_status(key)).cloned()
+        own.or_else(|| self.policy_status(key))
+            .or_else(|| self.entry_status(key))
+            .cloned()
     }
 
     /// What should run for a Gateway; `None`: nothing, as it is gone, or not ours.
@@ -319,6 +329,8 @@ impl Index {
         self.flush_proxies(&mut changes);
         self.flush_backends(&mut changes);
         self.flush_statuses(&mut changes);
+        // Last, because it looks at all addresses.
+        self.flush_entries(&mut changes);
         changes
     }
 }

@@ -5,8 +5,10 @@
 //! selector holds for the pods that list it, so a change renders again those that it selects now or did
 //! before. A policy with mistakes in it does not replace one without; see [`Held`].
 
+mod authentication;
 pub(in crate::index) mod explain;
 mod peer;
+mod providers;
 mod status;
 mod targets;
 
@@ -23,6 +25,7 @@ use crate::{
     object::{
         Kind, Metadata, ObjectKey, authorization::AuthorizationPolicy,
         peer_authentication::PeerAuthentication, pod::Pod,
+        request_authentication::RequestAuthentication,
     },
     resource::Rendered,
     status::ObjectStatus,
@@ -32,7 +35,10 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Policies {
     authorization: BTreeMap<NsName, Held<AuthorizationPolicy>>,
+    /// Those of them that ask a provider.
+    custom: BTreeSet<NsName>,
     peer: BTreeMap<NsName, Held<PeerAuthentication>>,
+    authentication: BTreeMap<NsName, Held<RequestAuthentication>>,
     rendered: BTreeMap<String, Arc<Rendered>>,
     statuses: BTreeMap<ObjectKey, ObjectStatus>,
 }
@@ -50,7 +56,7 @@ struct Held<T> {
     is_former: bool,
 }
 
-/// What the two kinds have in common.
+/// What the kinds have in common.
 trait Policy: Sized {
     fn selector(&self) -> &Labels;
     fn faults(&self) -> &[String];
@@ -67,6 +73,16 @@ impl Policy for AuthorizationPolicy {
 }
 
 impl Policy for PeerAuthentication {
+    fn selector(&self) -> &Labels {
+        &self.selector
+    }
+
+    fn faults(&self) -> &[String] {
+        &self.faults
+    }
+}
+
+impl Policy for RequestAuthentication {
     fn selector(&self) -> &Labels {
         &self.selector
     }
@@ -142,6 +158,7 @@ impl Index {
         match kind {
             Kind::AuthorizationPolicy => Some(self.policies.authorization.len()),
             Kind::PeerAuthentication => Some(self.policies.peer.len()),
+            Kind::RequestAuthentication => Some(self.policies.authentication.len()),
             _ => None,
         }
     }
@@ -167,6 +184,10 @@ impl Index {
         if former == now {
             return;
         }
+        match now.as_ref().and_then(providers::provider_of) {
+            Some(_) => self.policies.custom.insert(key.clone()),
+            None => self.policies.custom.remove(&key),
+        };
         let selector = |held: &Option<Held<AuthorizationPolicy>>| {
             let held = held.as_ref().map(|held| &held.in_force);
             let listed = held.filter(|policy| policy.action.is_some());

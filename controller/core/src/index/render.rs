@@ -9,7 +9,7 @@ use std::{
 use karst_api::{
     DEFAULT_TRUST_DOMAIN,
     convert::address_bytes,
-    node::{DataplaneMode as WireMode, NodePod},
+    node::{DataplaneMode as WireMode, EgressMode, NodePod},
     workload::{
         self, Address, IpFamilies, LoadBalancing, NetworkAddress, NetworkMode, Port, PortList,
         TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
@@ -22,7 +22,7 @@ use karst_api::{
 
 use super::{Changes, Index, NsName, PodEntry, relations::service_of};
 use crate::{
-    labels::DataplaneMode,
+    labels::{DataplaneMode, Egress},
     object::{
         endpoint_slice::{Endpoint, EndpointSlice},
         pod::{Pod, PodNetwork, PodPhase},
@@ -157,13 +157,21 @@ impl Index {
         }
     }
 
-    fn put_address(&mut self, name: String, rendered: Option<Rendered>, changes: &mut Changes) {
+    pub(super) fn put_address(
+        &mut self,
+        name: String,
+        rendered: Option<Rendered>,
+        changes: &mut Changes,
+    ) {
         let former = self.addresses.get(&name).cloned();
         match (&former, &rendered) {
             (None, None) => return,
             (Some(former), Some(now)) if former.version == now.version => return,
             _ => {}
         }
+        let both = [former.as_deref(), rendered.as_ref()];
+        let aliases = both.into_iter().flatten().flat_map(|one| &one.aliases);
+        self.entries.aliases_changed(aliases);
         for alias in former.iter().flat_map(|former| &former.aliases) {
             if let Some(names) = self.aliases.get_mut(alias) {
                 names.remove(&name);
@@ -187,7 +195,7 @@ impl Index {
         changes.addresses.insert(name);
     }
 
-    fn address_resource(&self, name: String, address: Type) -> Rendered {
+    pub(super) fn address_resource(&self, name: String, address: Type) -> Rendered {
         let aliases = match &address {
             Type::Workload(workload) => workload.aliases(),
             Type::Service(service) => service.aliases(),
@@ -262,6 +270,11 @@ impl Index {
             .into(),
             workload_uid: uid.to_owned(),
             waypoints: self.pod_requirements(key),
+            egress_mode: match self.egress(&key.namespace) {
+                Egress::AllowAny => EgressMode::AllowAny,
+                Egress::RegistryOnly => EgressMode::RegistryOnly,
+            }
+            .into(),
         };
         Some((node, Rendered::new(node_uid, Vec::new(), &message)))
     }

@@ -3,6 +3,7 @@
 mod authorization_policies;
 mod backends;
 mod endpoints;
+mod external_authorization;
 mod incremental;
 mod lookups;
 mod mesh_routes;
@@ -11,8 +12,10 @@ mod objects;
 mod peer_authentications;
 mod pods;
 mod properties;
+mod request_authentications;
 mod request_policies;
 mod route_rules;
+mod service_entries;
 mod services;
 mod static_pods;
 pub(super) mod support;

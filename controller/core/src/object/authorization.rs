@@ -5,12 +5,13 @@
 //! without it. And a policy whose author made a mistake says so by [`AuthorizationPolicy::faults`], so
 //! that the last one without a mistake can stay in force.
 
+mod connections;
 mod requests;
 mod rules;
 mod targets;
 mod values;
 
-pub(crate) use targets::Target;
+pub(crate) use targets::{Target, read as read_targets};
 
 use karst_api::{security as wire, waypoint};
 use serde_json::Value;
@@ -55,6 +56,8 @@ pub(crate) struct Targeted {
     pub(crate) targets: Vec<Target>,
     pub(crate) action: waypoint::PolicyAction,
     pub(crate) rules: Vec<waypoint::AuthorizationRule>,
+    /// Of action CUSTOM: name of the provider, empty where none can be read.
+    pub(crate) provider: Option<String>,
 }
 
 /// `spec.action`.
@@ -71,6 +74,8 @@ enum Action {
 enum For {
     Pods,
     Targets,
+    /// Waypoints and gateways before they ask a provider, and look at tokens.
+    Provider,
 }
 
 impl AuthorizationPolicy {
@@ -98,7 +103,7 @@ impl AuthorizationPolicy {
         let (mut selector, mut rules, mut action) = (&null, &null, Some(Action::Allow));
         let mut targets = For::Pods;
         let (mut refs, mut refs_field) = (&null, "spec.targetRefs");
-        let mut has_provider = false;
+        let mut provider = &null;
         let spec = reader.fields(&document.spec, "spec");
         whole &= spec.is_some();
         for (name, value) in spec.unwrap_or_default() {
@@ -106,7 +111,7 @@ impl AuthorizationPolicy {
                 "selector" => selector = value,
                 "rules" => rules = value,
                 "action" => action = self::action(value, reader),
-                "provider" => has_provider = true,
+                "provider" => provider = value,
                 "targetRef" => {
                     targets = For::Targets;
                     (refs, refs_field) = (value, "spec.targetRef");
@@ -135,10 +140,7 @@ impl AuthorizationPolicy {
         }
         let (selector, is_readable) = reader.selector(selector);
         whole &= is_readable && action.is_some();
-        if has_provider && action != Some(Action::Custom) {
-            let hint = "only action CUSTOM asks a provider; remove it";
-            reader.fault("spec.provider", "is of no use with this action", hint);
-        }
+        let provider = self::provider(provider, action, reader);
         // Nobody knows what an unknown action is to do: nothing is allowed by it.
         let known = action.unwrap_or(Action::Allow);
         let leniency = match known {
@@ -146,12 +148,17 @@ impl AuthorizationPolicy {
             Action::Deny | Action::Custom => rules::Unknown::LeftOut,
         };
         if targets == For::Targets {
-            let requests = requests::read(rules, leniency, namespace, reader);
+            let by = match known {
+                Action::Custom => For::Provider,
+                Action::Allow | Action::Deny | Action::Audit => For::Targets,
+            };
+            let requests = rules::read(rules, by, leniency, namespace, reader);
             let targeted = Targeted {
                 targets: targets::read(refs, refs_field, reader),
                 action: match known {
                     Action::Allow => waypoint::PolicyAction::ActionAllow,
-                    Action::Deny | Action::Custom => waypoint::PolicyAction::ActionDeny,
+                    Action::Deny => waypoint::PolicyAction::ActionDeny,
+                    Action::Custom => waypoint::PolicyAction::ActionCustom,
                     Action::Audit => waypoint::PolicyAction::ActionAudit,
                 },
                 rules: match (requests, known) {
@@ -163,24 +170,21 @@ impl AuthorizationPolicy {
                     (Some(rules), _) if whole => rules,
                     (_, Action::Allow | Action::Audit) => Vec::new(),
                 },
+                provider,
             };
-            let unsupported = (known == Action::Custom).then_some(CUSTOM);
-            if let Some(problem) = unsupported {
-                let hint = "remove the policy, or rewrite it with what is supported";
-                reader.note("spec.action", problem, hint);
-            }
             return Self {
                 selector,
                 action: None,
                 rules: Vec::new(),
                 dry_run,
                 targeted: Some(targeted),
-                unsupported: unsupported.map(str::to_owned),
-                narrowed: narrowed(For::Targets, &reader.unsupported, leniency),
+                unsupported: None,
+                narrowed: narrowed(by, &reader.unsupported, leniency),
                 faults: std::mem::take(&mut reader.problems),
             };
         }
-        let read = rules::read(rules, leniency, namespace, reader);
+        let read = rules::read(rules, For::Pods, leniency, namespace, reader);
+        let read = read.map(|rules| rules.into_iter().map(connections::rule).collect());
         whole &= read.is_some();
         let rules = match (read, known) {
             (Some(rules), Action::Deny | Action::Custom) => rules,
@@ -212,7 +216,35 @@ impl AuthorizationPolicy {
     }
 }
 
-const CUSTOM: &str = "is action CUSTOM, which is not supported: nobody is asked, and what its rules match is refused";
+const CUSTOM: &str = "is action CUSTOM without targetRefs, which is not supported: node agents ask nobody, and what its rules match is \
+     refused; use targetRefs for what has a waypoint";
+
+/// The name of the provider of a CUSTOM policy.
+fn provider(value: &Value, action: Option<Action>, reader: &mut Reader<'_>) -> Option<String> {
+    if action != Some(Action::Custom) {
+        if !value.is_null() {
+            let hint = "only action CUSTOM asks a provider; remove it";
+            reader.fault("spec.provider", "is of no use with this action", hint);
+        }
+        return None;
+    }
+    let mut name = String::new();
+    for (field, value) in reader.fields(value, "spec.provider").unwrap_or_default() {
+        match (field, value.as_str()) {
+            ("name", Some(text)) => text.clone_into(&mut name),
+            ("name", None) => {}
+            (other, _) => {
+                let field = format!("spec.provider.{other}");
+                reader.fault(&field, "is not known", "a provider is named by its name");
+            }
+        }
+    }
+    if name.is_empty() {
+        let hint = "name an entry of extensionProviders of the mesh's configuration";
+        reader.fault("spec.provider.name", "is missing", hint);
+    }
+    Some(name)
+}
 
 /// Why a policy for pods as a whole is not what its author wants.
 fn unsupported(action: Action) -> Option<&'static str> {
@@ -233,6 +265,7 @@ fn narrowed(by: For, fields: &[String], leniency: rules::Unknown) -> Option<Stri
     let who = match by {
         For::Pods => "Node agents decide on connections, and cannot know",
         For::Targets => "Waypoints and gateways do not know",
+        For::Provider => "Before a provider is asked, waypoints and gateways do not know",
     };
     Some(match leniency {
         rules::Unknown::NeverMatches => format!(

@@ -4,13 +4,15 @@ use k8s_openapi::api::core::v1;
 
 use crate::{
     error::{Faults, ObjectError},
-    labels::{self, DataplaneMode, Labels, WaypointLabels},
+    labels::{self, DataplaneMode, Egress, Labels, WaypointLabels},
 };
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespace {
     pub(crate) mode: Option<DataplaneMode>,
     pub(crate) waypoint: WaypointLabels,
+    /// `None`: as the mesh's default says.
+    pub(crate) egress: Option<Egress>,
     /// For selectors of namespaces.
     pub(crate) labels: Labels,
 }
@@ -26,6 +28,7 @@ impl Namespace {
         Self {
             mode: labels::dataplane_mode(name, &labels, faults, findings),
             waypoint: WaypointLabels::read(name, &labels, faults, findings),
+            egress: labels::egress(&labels, faults, findings),
             labels,
         }
     }

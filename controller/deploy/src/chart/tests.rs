@@ -118,7 +118,20 @@ fn every_object_is_labelled_and_named_once() {
         let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
         assert!(seen.insert(name.clone()), "{name} twice");
     }
-    assert_eq!(objects.len(), 25, "{seen:?}");
+    assert_eq!(objects.len(), 26, "{seen:?}");
+}
+
+#[test]
+fn the_controller_gets_the_providers_as_they_are_written() {
+    let providers = json!([{"name": "a", "envoyExtAuthzHttp": {
+        "service": "auth.sec.svc.cluster.local", "port": 80, "timeout": "0.5s",
+        "includeAdditionalHeadersInCheck": {"x-a": "b: c"}}}]);
+    let objects = render(json!({"meshConfig": {"extensionProviders": providers}}));
+    let mut objects = objects.iter();
+    let map = objects.find(|object| object["metadata"]["name"] == "karst-mesh-config");
+    let text = map.expect("there")["data"]["mesh"].as_str().expect("text");
+    let mesh = yaml::read(text).expect("YAML");
+    assert_eq!(mesh["extensionProviders"], providers);
 }
 
 #[test]
@@ -287,7 +300,7 @@ fn definitions_have_schemas_and_a_status() {
         .into_iter()
         .flat_map(|file| file.objects)
         .collect();
-    assert_eq!(objects.len(), 3);
+    assert_eq!(objects.len(), 4);
     for definition in &objects {
         assert_eq!(definition["kind"], "CustomResourceDefinition");
         let spec = &definition["spec"];
@@ -369,7 +382,7 @@ fn the_checked_in_manifests_are_the_charts() {
     };
     let objects = check("karst.yaml", for_kubectl());
     let kinds: Vec<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
-    assert_eq!(kinds[2..4], ["CustomResourceDefinition", "Namespace"]);
+    assert_eq!(kinds[3..5], ["CustomResourceDefinition", "Namespace"]);
     assert!(
         !kinds.contains(&"GatewayClass"),
         "they need the Gateway API"

@@ -266,7 +266,9 @@ fn has_status(kind: Kind) -> bool {
         | Kind::TlsRoute
         | Kind::TcpRoute
         | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication => true,
+        | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
+        | Kind::ServiceEntry => true,
         Kind::Namespace
         | Kind::Node
         | Kind::ServiceAccount
@@ -299,6 +301,8 @@ fn label(kind: Kind) -> &'static str {
         Kind::TcpRoute => "tcp_route",
         Kind::AuthorizationPolicy => "authorization_policy",
         Kind::PeerAuthentication => "peer_authentication",
+        Kind::RequestAuthentication => "request_authentication",
+        Kind::ServiceEntry => "service_entry",
         Kind::Service => "service",
         Kind::Pod => "pod",
         Kind::EndpointSlice => "endpoint_slice",

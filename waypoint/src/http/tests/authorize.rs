@@ -194,6 +194,30 @@ fn a_response_that_is_silent_is_cut() {
 }
 
 #[test]
+fn a_response_over_http1_is_cut_at_once_as_well() {
+    run(async {
+        let (sender, body) = channel();
+        let body = std::cell::RefCell::new(Some(body));
+        let proxy = Proxy::of(move |_: Request<Incoming>| {
+            let body = body.borrow_mut().take().unwrap();
+            async move { Response::new(body) }
+        })
+        .await;
+        let mut client = proxy.http1().await;
+        let mut answer = client.send_request(get("/events")).await.unwrap();
+        sender.data("first");
+        let frame = answer.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "first");
+        let since = Instant::now();
+        proxy.policy(&deny_path("/events"));
+        proxy.listen(&[]);
+        let end = timeout(PATIENCE, answer.frame()).await.expect("cut");
+        assert!(end.unwrap().is_err());
+        assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    });
+}
+
+#[test]
 fn a_request_that_waits_for_its_answer_is_cut() {
     run(async {
         let proxy = Proxy::of(|_: Request<Incoming>| async {

@@ -278,6 +278,7 @@ fn gateway(proxy: &Proxy, protocol: wire::ListenerProtocol) {
             tls: None,
             routes: Routes::Http(Arc::clone(router)),
             authorization: Authorization::default(),
+            authentication: Default::default(),
         })
     };
     let mut table = Table::default();

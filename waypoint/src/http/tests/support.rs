@@ -15,7 +15,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use karst_api::waypoint as wire;
-use karst_api::{AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, ROUTE_TYPE};
+use karst_api::{
+    AUTHORIZATION_POLICY_TYPE, BACKEND_TYPE, LISTENER_TYPE, REQUEST_AUTHENTICATION_TYPE, ROUTE_TYPE,
+};
 use karst_client::{Resource, ResourceHandler as _};
 use karst_identity::SpiffeId;
 use karst_tunnel::server::Drain;
@@ -28,6 +30,8 @@ use tokio::time::timeout;
 
 use crate::access_log::AccessLog;
 use crate::args::AccessLogFormat;
+use crate::authn::fetch;
+use crate::authn::source::Timing;
 use crate::balance::{Clusters, OwnPlace};
 use crate::body::{Body, BodyError};
 use crate::client::Client;
@@ -40,6 +44,14 @@ use crate::upstream::{Upstream, UpstreamSettings};
 
 /// Longest time for anything in a test.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Keys are fetched again soon in tests.
+const QUICK: Timing = Timing {
+    refresh: Duration::from_secs(1200),
+    pause: Duration::from_millis(50),
+    backoff: Duration::from_millis(20),
+    max_backoff: Duration::from_millis(100),
+};
 
 pub(super) const SERVICE: &str = "shop.test.svc.cluster.local";
 pub(super) const ROUTE: &str = "HTTPRoute/test/shop";
@@ -73,6 +85,7 @@ pub(super) struct Proxy {
     pub(super) drain: watch::Sender<Drain>,
     versions: Cell<u64>,
     policies: RefCell<Vec<String>>,
+    pub(super) authentications: RefCell<Vec<String>>,
 }
 
 impl Proxy {
@@ -89,14 +102,19 @@ impl Proxy {
         let recorder = Recorder::new(Arc::clone(&metrics), log);
         let server = HttpServer::new(Arc::clone(&tables), upstream, recorder, limits);
         spawn_local(Rc::clone(server.rechecks()).run());
+        let store = Store::new(clusters, Arc::clone(&tables));
+        let mut store = store.with_key_timing(QUICK);
+        let new = store.take_new_key_sources().unwrap();
+        spawn_local(fetch::run_with(store.key_sources(), new, None));
         Self {
-            store: RefCell::new(Store::new(clusters, Arc::clone(&tables))),
+            store: RefCell::new(store),
             server,
             tables,
             metrics,
             drain: watch::Sender::default(),
             versions: Cell::new(0),
             policies: RefCell::default(),
+            authentications: RefCell::default(),
         }
     }
 
@@ -130,6 +148,19 @@ impl Proxy {
         if !policies.contains(&policy.name) {
             policies.push(policy.name.clone());
         }
+    }
+
+    /// Whose tokens count at frontends that are put from now on.
+    pub(super) fn authentication(&self, document: &wire::RequestAuthentication) {
+        self.apply(REQUEST_AUTHENTICATION_TYPE, &document.name, document);
+        let mut names = self.authentications.borrow_mut();
+        if !names.contains(&document.name) {
+            names.push(document.name.clone());
+        }
+    }
+
+    pub(super) fn fetches(&self) -> Vec<(&'static str, u64)> {
+        self.store.borrow().key_sources().fetches()
     }
 
     pub(super) fn backend(&self, backend: wire::Backend) {
@@ -167,6 +198,7 @@ impl Proxy {
             backend: name_of("shop"),
             route_sets: sets,
             policies: self.policies.borrow().clone(),
+            authentications: self.authentications.borrow().clone(),
         };
         self.listener(&name, wire::listener::Frontend::Service(frontend));
     }

@@ -412,6 +412,7 @@ impl Index {
                 endpoint: self.pod_endpoint(key, None, 0),
                 ports: ports.collect(),
                 policies: self.policies_at(gateway, ProxyClass::Waypoint, None),
+                authentications: self.authentications_at(gateway, ProxyClass::Waypoint, None),
             })),
         })
     }

@@ -121,9 +121,12 @@ impl Index {
                 || self.has_traffic_policy(key)
                 || binding.as_ref().is_some_and(|binding| {
                     let class = ProxyClass::Waypoint;
-                    !self
-                        .policies_at(&binding.gateway, class, Some(key))
-                        .is_empty()
+                    let gateway = &binding.gateway;
+                    let policies = self.policies_at(gateway, class, Some(key));
+                    !policies.is_empty()
+                        || !self
+                            .authentications_at(gateway, class, Some(key))
+                            .is_empty()
                 })
                 || service.ports.iter().any(is_http_like)
         };

@@ -21,6 +21,7 @@ pub(super) struct Proxy {
     pub(super) backends: BTreeMap<String, Arc<Rendered>>,
     pub(super) secrets: BTreeMap<String, Arc<Rendered>>,
     pub(super) policies: BTreeMap<String, Arc<Rendered>>,
+    pub(super) authentications: BTreeMap<String, Arc<Rendered>>,
     /// Each backend, with the names of the TlsSecrets that it refers to.
     pub(super) backend_keys: BTreeMap<BackendKey, BTreeSet<String>>,
     /// Names of the TlsSecrets that its listeners refer to.
@@ -49,6 +50,7 @@ impl Proxy {
             ProxyKind::Backend => &self.backends,
             ProxyKind::TlsSecret => &self.secrets,
             ProxyKind::AuthorizationPolicy => &self.policies,
+            ProxyKind::RequestAuthentication => &self.authentications,
         }
     }
 
@@ -59,6 +61,7 @@ impl Proxy {
             ProxyKind::Backend => &mut self.backends,
             ProxyKind::TlsSecret => &mut self.secrets,
             ProxyKind::AuthorizationPolicy => &mut self.policies,
+            ProxyKind::RequestAuthentication => &mut self.authentications,
         }
     }
 }
@@ -96,7 +99,9 @@ impl Index {
                     served.backends.extend(compiled.backends.iter().cloned());
                 }
             }
-            self.put_policies(&gateway, class, &served.services, changes);
+            self.put_authentications(&gateway, class, &served.services, changes);
+            let asked = self.put_policies(&gateway, class, &served.services, changes);
+            served.backends.extend(asked);
             self.put_listeners(&gateway, served.listeners, changes);
             self.put_routes(&gateway, &served.routes, changes);
             self.put_backends(&gateway, served.backends, changes);
@@ -174,6 +179,7 @@ impl Index {
                 backend,
                 route_sets: sets.collect(),
                 policies: self.policies_at(gateway, ProxyClass::Waypoint, Some(key)),
+                authentications: self.authentications_at(gateway, ProxyClass::Waypoint, Some(key)),
             })),
         }
     }
@@ -271,19 +277,21 @@ impl Index {
         self.put_one(gateway, ProxyKind::Backend, name, Some(rendered), changes);
     }
 
-    /// Policies of a proxy: those that its listeners name.
+    /// Policies of a proxy: those that its listeners name. Returns the backends that they ask.
     fn put_policies(
         &mut self,
         gateway: &GatewayName,
         class: ProxyClass,
         services: &BTreeSet<NsName>,
         changes: &mut Changes,
-    ) {
+    ) -> BTreeSet<BackendKey> {
         let mut names: BTreeSet<String> =
             self.policies_at(gateway, class, None).into_iter().collect();
         for service in services {
             names.extend(self.policies_at(gateway, class, Some(service)));
         }
+        let asked = names.iter().filter_map(|name| self.asked_by(name));
+        let asked = asked.collect();
         let rendered = names.into_iter().filter_map(|name| {
             let policy = self.request_policy(&name)?;
             let rendered = Rendered::new(name.clone(), Vec::new(), &policy);
@@ -291,6 +299,29 @@ impl Index {
         });
         let wanted = rendered.collect();
         self.put_all(gateway, ProxyKind::AuthorizationPolicy, wanted, changes);
+        asked
+    }
+
+    /// Likewise for whose tokens count.
+    fn put_authentications(
+        &mut self,
+        gateway: &GatewayName,
+        class: ProxyClass,
+        services: &BTreeSet<NsName>,
+        changes: &mut Changes,
+    ) {
+        let own = self.authentications_at(gateway, class, None);
+        let mut names: BTreeSet<String> = own.into_iter().collect();
+        for service in services {
+            names.extend(self.authentications_at(gateway, class, Some(service)));
+        }
+        let rendered = names.into_iter().filter_map(|name| {
+            let message = self.request_authentication(&name)?;
+            let rendered = Rendered::new(name.clone(), Vec::new(), &message);
+            Some((name, Arc::new(rendered)))
+        });
+        let wanted = rendered.collect();
+        self.put_all(gateway, ProxyKind::RequestAuthentication, wanted, changes);
     }
 
     pub(super) fn flush_backends(&mut self, changes: &mut Changes) {
@@ -385,6 +416,7 @@ impl Index {
             ProxyKind::Backend,
             ProxyKind::TlsSecret,
             ProxyKind::AuthorizationPolicy,
+            ProxyKind::RequestAuthentication,
         ] {
             let names = proxy.of(kind).keys().cloned();
             changes.proxies.extend(names.map(|name| ProxyChange {

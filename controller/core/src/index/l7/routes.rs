@@ -354,7 +354,7 @@ impl Index {
     }
 
     /// Name of the Backend resource for a port of a Service.
-    pub(super) fn backend_name(&self, service: &NsName, port: u16) -> String {
+    pub(in crate::index) fn backend_name(&self, service: &NsName, port: u16) -> String {
         format!("{}/{port}", self.service_resource_name(service))
     }
 }

@@ -1,7 +1,9 @@
-//! AuthorizationPolicies with targets: which waypoints and gateways enforce them, and what is said of them.
+//! Policies with targets: which waypoints and gateways enforce them, and what is said of them.
 //!
 //! A policy for a Service is enforced by the Service's waypoint, if it has one; a policy for a Gateway or
 //! GatewayClass by their proxies, for everything that comes through them.
+
+use std::collections::BTreeMap;
 
 use karst_api::waypoint as wire;
 
@@ -19,13 +21,50 @@ use crate::{
     status::Condition,
 };
 
-fn targeted(held: &Held<AuthorizationPolicy>) -> Option<&Targeted> {
+pub(super) fn targeted(held: &Held<AuthorizationPolicy>) -> Option<&Targeted> {
     held.in_force.targeted.as_ref()
 }
 
-fn object_key(key: &NsName) -> ObjectKey {
+/// Kinds of policies that can have targets.
+pub(super) trait HasTargets {
+    const KIND: Kind;
+
+    /// Empty for one without.
+    fn targets(&self) -> &[Target];
+
+    /// Whether it has a provider decide, which concerns others of its frontends.
+    fn asks_provider(&self) -> bool {
+        false
+    }
+
+    /// What else keeps it from being what its author wants.
+    fn problem(&self, _: &Index, _: &NsName) -> Option<Condition> {
+        None
+    }
+}
+
+impl HasTargets for AuthorizationPolicy {
+    const KIND: Kind = Kind::AuthorizationPolicy;
+
+    fn targets(&self) -> &[Target] {
+        self.targeted
+            .as_ref()
+            .map_or(&[], |targeted| targeted.targets.as_slice())
+    }
+
+    fn asks_provider(&self) -> bool {
+        let targeted = self.targeted.as_ref();
+        targeted.is_some_and(|targeted| targeted.provider.is_some())
+    }
+
+    fn problem(&self, index: &Index, key: &NsName) -> Option<Condition> {
+        index.provider_problem(key, self.targeted.as_ref()?)
+    }
+}
+
+pub(super) fn object_key(kind: Kind, key: &NsName) -> ObjectKey {
     ObjectKey {
-        kind: Kind::AuthorizationPolicy,
+        kind,
         namespace: key.namespace.clone(),
         name: key.name.clone(),
     }
@@ -45,13 +84,12 @@ enum Standing {
 
 impl Index {
     /// A policy of that name came, changed or went: what its targets are served may change.
-    pub(super) fn targets_changed(
-        &mut self,
-        key: &NsName,
-        held: Option<&Held<AuthorizationPolicy>>,
-    ) {
-        self.l7.dirty.statuses.insert(object_key(key));
-        let targets = held.and_then(targeted).map(|it| it.targets.clone());
+    pub(super) fn targets_changed<T: HasTargets>(&mut self, key: &NsName, held: Option<&Held<T>>) {
+        self.l7.dirty.statuses.insert(object_key(T::KIND, key));
+        if held.is_some_and(|held| held.in_force.asks_provider()) {
+            self.custom_statuses_changed();
+        }
+        let targets = held.map(|held| held.in_force.targets().to_vec());
         for target in targets.unwrap_or_default() {
             match target {
                 Target::Service(name) => {
@@ -81,40 +119,26 @@ impl Index {
 
     /// The statuses of policies for a Service may change.
     pub(in crate::index) fn service_policies_changed(&mut self, service: &NsName) {
-        let policies = in_namespace(&self.policies.authorization, &service.namespace);
-        let naming = policies.filter(|(_, held)| {
-            let targets = targeted(held).map(|it| it.targets.as_slice());
-            let is_it =
-                |target: &Target| matches!(target, Target::Service(name) if *name == service.name);
-            targets.unwrap_or_default().iter().any(is_it)
-        });
-        let keys: Vec<ObjectKey> = naming.map(|(key, _)| object_key(key)).collect();
+        let mut keys = naming_service(&self.policies.authorization, service);
+        keys.extend(naming_service(&self.policies.authentication, service));
         self.l7.dirty.statuses.extend(keys);
+        self.provider_service_changed(service);
+        self.custom_statuses_changed();
     }
 
     /// The statuses of policies for a Gateway or its class may change, and, if its class has, its policies.
     pub(in crate::index) fn gateway_policies_changed(&mut self, gateway: &GatewayName) {
-        let all = self.policies.authorization.iter();
-        let naming = all.filter(|(key, held)| {
-            let targets = targeted(held).map(|it| it.targets.as_slice());
-            let is_it = |target: &Target| match target {
-                Target::Gateway(name) => {
-                    key.namespace == gateway.namespace && *name == gateway.name
-                }
-                Target::GatewayClass(_) => true,
-                Target::Service(_) | Target::Other(_) => false,
-            };
-            targets.unwrap_or_default().iter().any(is_it)
-        });
-        let keys: Vec<ObjectKey> = naming.map(|(key, _)| object_key(key)).collect();
+        let mut keys = naming_gateway(&self.policies.authorization, gateway);
+        keys.extend(naming_gateway(&self.policies.authentication, gateway));
         if !keys.is_empty() {
             self.proxy_policies_changed(gateway.clone());
         }
         self.l7.dirty.statuses.extend(keys);
+        self.custom_statuses_changed();
     }
 
     /// Whether a Gateway is a waypoint of a class of that name. Only waypoints have policies by class.
-    fn is_of_class(&self, gateway: &GatewayName, class: &str) -> bool {
+    pub(super) fn is_of_class(&self, gateway: &GatewayName, class: &str) -> bool {
         let stored = self.l7.gateways.get(gateway);
         stored.is_some_and(|stored| stored.body.class == class)
             && self.class_of_gateway(gateway) == Some(ProxyClass::Waypoint)
@@ -123,6 +147,17 @@ impl Index {
     /// Names of the policies for what comes through a proxy, and for one of its Services.
     pub(in crate::index) fn policies_at(
         &self,
+        gateway: &GatewayName,
+        class: ProxyClass,
+        service: Option<&NsName>,
+    ) -> Vec<String> {
+        self.attached_at(&self.policies.authorization, gateway, class, service)
+    }
+
+    /// Likewise of one kind.
+    pub(super) fn attached_at<T: HasTargets>(
+        &self,
+        policies: &BTreeMap<NsName, Held<T>>,
         gateway: &GatewayName,
         class: ProxyClass,
         service: Option<&NsName>,
@@ -146,13 +181,10 @@ impl Index {
         namespaces.dedup();
         let policies = namespaces
             .into_iter()
-            .flat_map(|namespace| in_namespace(&self.policies.authorization, namespace));
+            .flat_map(|namespace| in_namespace(policies, namespace));
         let applying = policies.filter(|(key, held)| {
-            let targets = targeted(held).map(|it| it.targets.as_slice());
-            targets
-                .unwrap_or_default()
-                .iter()
-                .any(|target| is_for(key, target))
+            let mut targets = held.in_force.targets().iter();
+            targets.any(|target| is_for(key, target))
         });
         applying.map(|(key, _)| resource_name(key)).collect()
     }
@@ -170,6 +202,10 @@ impl Index {
             action: targeted.action.into(),
             dry_run: held.in_force.dry_run,
             rules: targeted.rules.clone(),
+            provider: targeted
+                .provider
+                .as_ref()
+                .map(|name| self.extension_provider(name)),
         })
     }
 
@@ -177,11 +213,35 @@ impl Index {
     pub(in crate::index) fn targeted_status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
         let name = NsName::new(key.namespace.as_str(), key.name.as_str());
         let held = self.policies.authorization.get(&name)?;
-        let targets = &targeted(held)?.targets;
+        targeted(held)?;
+        const LENIENT: &str = "What could not be understood is left out so that less is allowed, and more refused, \
+                               than written";
+        let unsupported = held.in_force.unsupported.as_deref();
+        let mut conditions = self.target_conditions(&name, held, unsupported, LENIENT);
+        if let Some(narrowed) = &held.in_force.narrowed {
+            let narrowed = narrowed.as_str();
+            conditions.push(Condition::no(FULLY_ENFORCED, "UnsupportedValue", narrowed));
+        } else if held.in_force.dry_run {
+            let message = "The annotation istio.io/dry-run is true: what the policy would do is logged and counted only";
+            conditions.push(Condition::no(FULLY_ENFORCED, "DryRun", message));
+        }
+        Some(status::status(held, conditions))
+    }
+
+    /// Whether a policy is taken, and who enforces it. `without_former` says what comes of mistakes in its first
+    /// version.
+    pub(super) fn target_conditions<T: HasTargets>(
+        &self,
+        name: &NsName,
+        held: &Held<T>,
+        unsupported_whole: Option<&str>,
+        without_former: &str,
+    ) -> Vec<Condition> {
+        let targets = held.in_force.targets();
         let (mut bound, mut unbound, mut missing, mut unsupported) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for target in targets {
-            match self.standing(&name, target) {
+            match self.standing(name, target) {
                 Standing::Bound(names) => bound.extend(names),
                 Standing::Unbound(reason, message) => unbound.push((reason, message)),
                 Standing::NotFound(message) => missing.push(message),
@@ -193,11 +253,13 @@ impl Index {
             let effect = if held.is_former {
                 status::FORMER
             } else {
-                "What could not be understood is left out so that less is allowed, and more refused, than written"
+                without_former
             };
             status::invalid(&held.faults, effect)
-        } else if let Some(problem) = &held.in_force.unsupported {
+        } else if let Some(problem) = unsupported_whole {
             no("UnsupportedValue", format!("The policy {problem}"))
+        } else if let Some(condition) = held.in_force.problem(self, name) {
+            condition
         } else if !unsupported.is_empty() {
             no("UnsupportedValue", listed(&unsupported, "; "))
         } else if !missing.is_empty() {
@@ -223,14 +285,7 @@ impl Index {
             let message = format!("The policy is bound to {}", listed(&bound, ", "));
             conditions.push(Condition::yes(WAYPOINT_BOUND, "WaypointBound", message));
         }
-        if let Some(narrowed) = &held.in_force.narrowed {
-            let narrowed = narrowed.as_str();
-            conditions.push(Condition::no(FULLY_ENFORCED, "UnsupportedValue", narrowed));
-        } else if held.in_force.dry_run {
-            let message = "The annotation istio.io/dry-run is true: what the policy would do is logged and counted only";
-            conditions.push(Condition::no(FULLY_ENFORCED, "DryRun", message));
-        }
-        Some(status::status(held, conditions))
+        conditions
     }
 
     fn standing(&self, policy: &NsName, target: &Target) -> Standing {
@@ -275,6 +330,31 @@ impl Index {
             )),
         }
     }
+}
+
+fn naming_service<T: HasTargets>(
+    policies: &BTreeMap<NsName, Held<T>>,
+    service: &NsName,
+) -> Vec<ObjectKey> {
+    let is_it = |target: &Target| matches!(target, Target::Service(name) if *name == service.name);
+    let policies = in_namespace(policies, &service.namespace);
+    let naming = policies.filter(|(_, held)| held.in_force.targets().iter().any(is_it));
+    naming.map(|(key, _)| object_key(T::KIND, key)).collect()
+}
+
+fn naming_gateway<T: HasTargets>(
+    policies: &BTreeMap<NsName, Held<T>>,
+    gateway: &GatewayName,
+) -> Vec<ObjectKey> {
+    let naming = policies.iter().filter(|(key, held)| {
+        let is_it = |target: &Target| match target {
+            Target::Gateway(name) => key.namespace == gateway.namespace && *name == gateway.name,
+            Target::GatewayClass(_) => true,
+            Target::Service(_) | Target::Other(_) => false,
+        };
+        held.in_force.targets().iter().any(is_it)
+    });
+    naming.map(|(key, _)| object_key(T::KIND, key)).collect()
 }
 
 fn at_service(service: &NsName, binding: Option<&Binding>) -> Standing {

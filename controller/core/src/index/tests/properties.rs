@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     authorization_policies::authorization,
     peer_authentications::peer,
+    service_entries::{entry, with_endpoints},
     support::{Mesh, merged, node, pod, service, slice},
     support_l7::{
         bound_namespace, gateway, gateway_api, gateway_pod, gateway_service, grant,
@@ -71,6 +72,10 @@ fn pool() -> Vec<Vec<Value>> {
             merged(
                 bound_namespace(),
                 label("karst.dev/waypoint-enforcement", "disabled"),
+            ),
+            merged(
+                bound_namespace(),
+                label("karst.dev/egress", "REGISTRY_ONLY"),
             ),
         ],
         vec![
@@ -259,6 +264,21 @@ fn pool() -> Vec<Vec<Value>> {
                 "mesh",
                 json!({"mtls": {"mode": "PERMISSIVE"}}),
             ),
+        ],
+        vec![
+            entry("api", json!({})),
+            with_endpoints("api"),
+            // Addresses that a Service and a pod may have, too.
+            entry(
+                "api",
+                json!({"spec": {"addresses": ["10.96.0.13", "10.0.1.1"]}}),
+            ),
+            entry("api", json!({"spec": {"location": "MESH_INTERNAL"}})),
+        ],
+        vec![
+            older(entry("same", json!({}))),
+            entry("same", json!({"spec": {"exportTo": ["."]}})),
+            entry("same", json!({"spec": {"hosts": ["b.example.com"]}})),
         ],
         vec![gateway_api(
             "GatewayClass",

@@ -147,7 +147,7 @@ fn rules_are_taken_over() {
         "Path=template /a/{*}|/b*",
     ];
     assert_eq!(to, expected);
-    assert_eq!(shown(&rule.when), ["HeaderX-Team=*", "RequestClaima.b=!x"]);
+    assert_eq!(shown(&rule.when), ["HeaderX-Team=*", "RequestClaima][b=!x"]);
     assert_eq!(
         Attribute::try_from(rule.when[0].attribute),
         Ok(Attribute::Header)

@@ -1,17 +1,22 @@
-//! Rules: what a connection must be for a policy to match it.
+//! Rules: what a connection or request must be for a policy to match it.
 //!
-//! On the wire a rule without clauses matches everything, as does a clause without matches, while a
-//! match without conditions is one that node agents pass over. So none of those is ever written:
-//! a clause of which nothing is left is left out itself.
+//! What those who enforce a policy do not know, and what cannot be understood, follows two rules: a rule
+//! that allows is left out with it, one that refuses stays without it.
 
-use karst_api::security as wire;
+use karst_api::waypoint::{self as wire, Attribute};
 use serde_json::Value;
 
 use super::{
-    MAX_RULES,
-    values::{self, Wrong},
+    For, MAX_RULES, connections,
+    requests::{self, Named},
 };
 use crate::object::policy::Reader;
+
+/// Entries of `from`, `to` or `when`, for proxies. They take no more of either.
+const MAX_ITEMS: usize = 256;
+
+/// Values of one list, for proxies. They take no more.
+const MAX_VALUES: usize = 4096;
 
 /// What becomes of a rule with a condition that cannot be decided on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,17 +27,13 @@ pub(super) enum Unknown {
     LeftOut,
 }
 
-/// What there is to say of `fields`, for reports.
-const NOT_L4: &str = "is nothing that a node agent knows of a connection";
-const NOT_L4_HINT: &str = "a rule that allows never matches with it, one that refuses is enforced without it; HTTP \
-                           is for waypoints";
-pub(super) const UNKNOWN: &str = "is not known";
-pub(super) const UNKNOWN_HINT: &str = "see `kubectl explain` for the fields";
+const UNKNOWN: &str = "is not known";
+const UNKNOWN_HINT: &str = "see `kubectl explain` for the fields";
 
-/// The conditions of one source, operation or `when`, as far as they can be decided on.
-#[derive(Debug, Default)]
+/// Conditions that hold together, as far as they can be decided on.
+#[derive(Default)]
 struct Part {
-    conditions: wire::Match,
+    matches: Vec<wire::AttributeMatch>,
     /// Something was left out.
     lacks: bool,
 }
@@ -41,211 +42,207 @@ struct Part {
 struct RuleReader<'a, 'r> {
     reader: &'r mut Reader<'a>,
     namespace: &'r str,
+    by: For,
 }
 
-/// Reads `spec.rules`; `None` if there is no telling what they are.
+/// Reads `spec.rules` for those who enforce the policy; `None` if there is no telling what they are.
 pub(super) fn read(
     value: &Value,
+    by: For,
     unknown: Unknown,
     namespace: &str,
     reader: &mut Reader<'_>,
-) -> Option<Vec<wire::Rule>> {
+) -> Option<Vec<wire::AuthorizationRule>> {
     let items = reader.items(value, "spec.rules")?;
-    if items.len() > MAX_RULES {
+    let too_many = items.len() > MAX_RULES;
+    if too_many {
         let problem = format!("has {} rules", items.len());
         let hint = "use at most 512, in several policies if need be";
         reader.fault("spec.rules", problem, hint);
     }
     let mut rules = Vec::new();
-    for (index, item) in items.iter().take(MAX_RULES).enumerate() {
-        let mut rule = RuleReader { reader, namespace };
-        let (clauses, lacks) = rule.rule(item, &format!("spec.rules[{index}]"));
+    for (index, item) in (0_u32..).zip(items.iter().take(MAX_RULES)) {
+        let mut rule_reader = RuleReader {
+            reader,
+            namespace,
+            by,
+        };
+        let (mut rule, lacks) = rule_reader.rule(item, &format!("spec.rules[{index}]"));
+        rule.index = index;
         if !lacks || unknown == Unknown::LeftOut {
-            rules.push(wire::Rule { clauses });
+            rules.push(rule);
         }
     }
-    if items.len() > MAX_RULES && unknown == Unknown::LeftOut {
+    if too_many && unknown == Unknown::LeftOut {
         // What the others would have refused is not known: everything is.
-        rules = vec![wire::Rule::default()];
+        rules = vec![wire::AuthorizationRule::default()];
     }
     Some(rules)
 }
 
 impl RuleReader<'_, '_> {
-    /// The clauses of a rule, and whether something was left out.
-    fn rule(&mut self, value: &Value, field: &str) -> (Vec<wire::Clause>, bool) {
+    /// A rule, and whether something was left out.
+    fn rule(&mut self, value: &Value, field: &str) -> (wire::AuthorizationRule, bool) {
+        let mut rule = wire::AuthorizationRule::default();
         if value.is_null() {
             let hint = "write {} for a rule that matches everything";
             self.reader.fault(field, "is null", hint);
-            return (Vec::new(), true);
+            return (rule, true);
         }
         let Some(fields) = self.reader.fields(value, field) else {
-            return (Vec::new(), true);
+            return (rule, true);
         };
-        let (mut clauses, mut lacks) = (Vec::new(), false);
+        let mut lacks = false;
         for (name, value) in fields {
             let field = format!("{field}.{name}");
-            match name {
-                "from" => {
-                    let parts = self.parts(value, &field, "source", Self::source);
-                    lacks |= any_of(parts, &mut clauses);
+            let (inner, attribute, into): (_, fn(&str) -> Named, _) = match name {
+                "from" => ("source", requests::source, &mut rule.from),
+                "to" => ("operation", requests::operation, &mut rule.to),
+                "when" => {
+                    lacks |= self.when(value, &field, &mut rule.when);
+                    continue;
                 }
-                "to" => {
-                    let parts = self.parts(value, &field, "operation", Self::operation);
-                    lacks |= any_of(parts, &mut clauses);
-                }
-                "when" => lacks |= self.when(value, &field, &mut clauses),
                 _ => {
                     self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
                     lacks = true;
+                    continue;
                 }
-            }
+            };
+            lacks |= self.any_of(value, &field, inner, attribute, into);
         }
-        (clauses, lacks)
+        (rule, lacks)
     }
 
-    /// The elements of `from` or `to`, each of which has its conditions in the field `inner`; `None` if
-    /// there is no telling what they are.
-    fn parts(
+    /// Reads `from` or `to`, whose entries have their conditions in the field `inner`; nothing is added if
+    /// one of them always holds. Whether something was left out.
+    fn any_of(
         &mut self,
         value: &Value,
         field: &str,
         inner: &str,
-        read: fn(&mut Self, &Value, &str) -> Part,
-    ) -> Option<Vec<Part>> {
-        let items = self.reader.items(value, field)?;
+        attribute: fn(&str) -> Named,
+        into: &mut Vec<wire::AttributeMatches>,
+    ) -> bool {
+        let Some(items) = self.reader.items(value, field) else {
+            return true;
+        };
         if items.is_empty() {
             let hint = "leave it out for any, or write one";
             self.reader.fault(field, "is an empty list", hint);
-            return None;
+            return true;
         }
-        let mut parts = Vec::new();
+        if self.is_too_long(items, MAX_ITEMS, field, "entries") {
+            return true;
+        }
+        let (mut sets, mut lacks) = (Vec::new(), false);
         for (index, item) in items.iter().enumerate() {
             let field = format!("{field}[{index}]");
             let mut part = None;
-            let mut lacks = false;
             for (name, value) in self.reader.fields(item, &field).unwrap_or_default() {
                 let field = format!("{field}.{name}");
                 if name == inner {
-                    part = Some(read(self, value, &field));
+                    part = Some(self.part(value, &field, attribute));
                 } else {
                     self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
                     lacks = true;
                 }
             }
-            let mut part = part.unwrap_or_default();
-            if part.conditions == wire::Match::default() && !part.lacks {
+            let part = part.unwrap_or_default();
+            if part.matches.is_empty() && !part.lacks {
                 let hint = "write a condition, or leave the list out for any";
                 self.reader.fault(&field, "has no condition", hint);
                 lacks = true;
             }
-            part.lacks |= lacks;
-            parts.push(part);
+            lacks |= part.lacks;
+            sets.push(wire::AttributeMatches {
+                matches: part.matches,
+            });
         }
-        Some(parts)
+        if sets.iter().all(|set| !set.matches.is_empty()) {
+            *into = sets;
+        }
+        lacks
     }
 
-    fn source(&mut self, value: &Value, field: &str) -> Part {
+    /// The conditions of a source or operation.
+    fn part(&mut self, value: &Value, field: &str, attribute: fn(&str) -> Named) -> Part {
         let mut part = Part::default();
         let Some(fields) = self.reader.fields(value, field) else {
             part.lacks = true;
             return part;
         };
-        let namespace = self.namespace;
-        let account = |text: &str| values::service_account(text, namespace);
         for (name, value) in fields {
             let field = format!("{field}.{name}");
-            let its = &mut part.conditions;
-            let is_read = match name {
-                "principals" => self.list(value, &field, values::principal, &mut its.principals),
-                "notPrincipals" => {
-                    self.list(value, &field, values::principal, &mut its.not_principals)
+            let named = match attribute(name) {
+                Named::Is(attribute) | Named::IsNot(attribute) if !self.is_known(attribute) => {
+                    Named::NotKnown
                 }
-                "namespaces" => self.list(value, &field, values::string, &mut its.namespaces),
-                "notNamespaces" => {
-                    self.list(value, &field, values::string, &mut its.not_namespaces)
-                }
-                "serviceAccounts" => self.list(value, &field, account, &mut its.service_accounts),
-                "notServiceAccounts" => {
-                    self.list(value, &field, account, &mut its.not_service_accounts)
-                }
-                "ipBlocks" => self.list(value, &field, values::address, &mut its.source_ips),
-                "notIpBlocks" => self.list(value, &field, values::address, &mut its.not_source_ips),
-                "requestPrincipals"
-                | "notRequestPrincipals"
-                | "remoteIpBlocks"
-                | "notRemoteIpBlocks"
-                | "trustDomains"
-                | "notTrustDomains" => self.not_l4(value, &field),
-                _ => {
-                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
-                    false
-                }
+                named => named,
             };
-            part.lacks |= !is_read;
+            match named {
+                Named::Is(attribute) => {
+                    let values = self.list(value, &field, attribute);
+                    part.add(attribute, "", values, Some(Vec::new()));
+                }
+                Named::IsNot(attribute) => {
+                    let values = self.list(value, &field, attribute);
+                    part.add(attribute, "", Some(Vec::new()), values);
+                }
+                // An empty list of what is not known says nothing.
+                Named::NotKnown if value.as_array().is_some_and(Vec::is_empty) => {}
+                Named::NotKnown => {
+                    self.unsupported(&field);
+                    part.lacks = true;
+                }
+                Named::Unheard => {
+                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
+                    part.lacks = true;
+                }
+            }
         }
-        let its = &mut part.conditions;
-        let by_account = !its.service_accounts.is_empty() || !its.not_service_accounts.is_empty();
-        let by_others = !its.principals.is_empty()
-            || !its.not_principals.is_empty()
-            || !its.namespaces.is_empty()
-            || !its.not_namespaces.is_empty();
-        if by_account && by_others {
-            its.service_accounts.clear();
-            its.not_service_accounts.clear();
+        self.check_accounts(&mut part, field);
+        part
+    }
+
+    /// A service account says its namespace: beside principals or namespaces it is a mistake.
+    fn check_accounts(&mut self, part: &mut Part, field: &str) {
+        let is_account =
+            |it: &wire::AttributeMatch| it.attribute() == Attribute::SourceServiceAccount;
+        let is_other = |it: &wire::AttributeMatch| {
+            matches!(
+                it.attribute(),
+                Attribute::SourcePrincipal | Attribute::SourceNamespace
+            )
+        };
+        if part.matches.iter().any(is_account) && part.matches.iter().any(is_other) {
+            part.matches.retain(|it| !is_account(it));
             part.lacks = true;
             let hint = "a service account says the namespace too; use one or the other";
             let problem = "has service accounts beside principals or namespaces";
             self.reader.fault(field, problem, hint);
         }
-        part
     }
 
-    fn operation(&mut self, value: &Value, field: &str) -> Part {
-        let mut part = Part::default();
-        let Some(fields) = self.reader.fields(value, field) else {
-            part.lacks = true;
-            return part;
-        };
-        for (name, value) in fields {
-            let field = format!("{field}.{name}");
-            let its = &mut part.conditions;
-            let is_read = match name {
-                "ports" => self.list(value, &field, values::port, &mut its.destination_ports),
-                "notPorts" => {
-                    self.list(value, &field, values::port, &mut its.not_destination_ports)
-                }
-                "hosts" | "notHosts" | "methods" | "notMethods" | "paths" | "notPaths" => {
-                    self.not_l4(value, &field)
-                }
-                _ => {
-                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
-                    false
-                }
-            };
-            part.lacks |= !is_read;
-        }
-        part
-    }
-
-    /// Adds a clause for each condition. Whether something was left out.
-    fn when(&mut self, value: &Value, field: &str, clauses: &mut Vec<wire::Clause>) -> bool {
+    /// Reads `when`. Whether something was left out.
+    fn when(&mut self, value: &Value, field: &str, into: &mut Vec<wire::AttributeMatch>) -> bool {
         let Some(items) = self.reader.items(value, field) else {
             return true;
         };
-        let mut lacks = false;
-        for (index, item) in items.iter().enumerate() {
-            let part = self.condition(item, &format!("{field}[{index}]"));
-            lacks |= any_of(Some(vec![part]), clauses);
+        if self.is_too_long(items, MAX_ITEMS, field, "entries") {
+            return true;
         }
-        lacks
+        let mut part = Part::default();
+        for (index, item) in items.iter().enumerate() {
+            self.condition(item, &format!("{field}[{index}]"), &mut part);
+        }
+        *into = part.matches;
+        part.lacks
     }
 
-    fn condition(&mut self, value: &Value, field: &str) -> Part {
-        let mut part = Part::default();
+    fn condition(&mut self, value: &Value, field: &str, part: &mut Part) {
         let Some(fields) = self.reader.fields(value, field) else {
             part.lacks = true;
-            return part;
+            return;
         };
         let null = Value::Null;
         let (mut key, mut values, mut not_values) = ("", &null, &null);
@@ -255,131 +252,129 @@ impl RuleReader<'_, '_> {
                 "values" => values = value,
                 "notValues" => not_values = value,
                 _ => {
-                    self.reader
-                        .fault(&format!("{field}.{name}"), UNKNOWN, UNKNOWN_HINT);
+                    let field = format!("{field}.{name}");
+                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
                     part.lacks = true;
                 }
             }
         }
-        let lists = [
-            (values, format!("{field}.values")),
-            (not_values, format!("{field}.notValues")),
-        ];
-        let is_empty = |value: &Value| value.as_array().is_none_or(Vec::is_empty);
-        if lists.iter().all(|(value, _)| is_empty(value)) {
+        let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+        let says_nothing = |value: &Value| value.is_null() || is_empty(value);
+        if says_nothing(values) && says_nothing(not_values) {
             let hint = "write values or notValues";
             self.reader.fault(field, "has no values", hint);
             part.lacks = true;
-            return part;
+            return;
         }
-        let [(yes, yes_field), (no, no_field)] = lists;
-        let its = &mut part.conditions;
-        let namespace = self.namespace;
-        let account = |text: &str| values::service_account(text, namespace);
-        let is_read = match key {
-            "source.ip" => {
-                self.list(yes, &yes_field, values::address, &mut its.source_ips)
-                    & self.list(no, &no_field, values::address, &mut its.not_source_ips)
+        match requests::keyed(key) {
+            Some((attribute, key)) if self.is_known(attribute) => {
+                let yes = self.list(values, &format!("{field}.values"), attribute);
+                let no = self.list(not_values, &format!("{field}.notValues"), attribute);
+                part.add(attribute, &key, yes, no);
             }
-            "source.namespace" => {
-                self.list(yes, &yes_field, values::string, &mut its.namespaces)
-                    & self.list(no, &no_field, values::string, &mut its.not_namespaces)
-            }
-            "source.principal" => {
-                self.list(yes, &yes_field, values::principal, &mut its.principals)
-                    & self.list(no, &no_field, values::principal, &mut its.not_principals)
-            }
-            "source.serviceAccount" => {
-                self.list(yes, &yes_field, account, &mut its.service_accounts)
-                    & self.list(no, &no_field, account, &mut its.not_service_accounts)
-            }
-            "destination.ip" => {
-                self.list(yes, &yes_field, values::address, &mut its.destination_ips)
-                    & self.list(no, &no_field, values::address, &mut its.not_destination_ips)
-            }
-            "destination.port" => {
-                self.list(yes, &yes_field, values::port, &mut its.destination_ports)
-                    & self.list(no, &no_field, values::port, &mut its.not_destination_ports)
-            }
-            key if is_other_attribute(key) => {
-                let field = format!("{field} (key {key:?})");
-                self.reader.unsupported(&field, NOT_L4, NOT_L4_HINT);
-                false
-            }
-            other => {
-                let hint = "use source.ip, source.namespace, source.principal, source.serviceAccount, \
-                            destination.ip or destination.port";
-                let problem = format!("is {other:?}, which is no attribute");
+            None if !requests::is_other(key) => {
+                let problem = format!("is {key:?}, which is no attribute");
+                let hint = "see Istio's list of authorization policy conditions";
                 self.reader.fault(&format!("{field}.key"), problem, hint);
-                false
+                part.lacks = true;
             }
-        };
-        part.lacks |= !is_read;
-        part
+            _ => {
+                self.unsupported(&format!("{field} (key {key:?})"));
+                part.lacks = true;
+            }
+        }
     }
 
-    /// Reads a list's values into `into`; none of them if one is wrong. Whether all are right.
-    fn list<T>(
+    /// The values of a list; `None` if one of them is wrong.
+    fn list(
         &mut self,
         value: &Value,
         field: &str,
-        read: impl Fn(&str) -> Result<T, Wrong>,
-        into: &mut Vec<T>,
-    ) -> bool {
-        let Some(items) = self.reader.items(value, field) else {
-            return false;
-        };
-        let mut found = Vec::with_capacity(items.len());
-        let mut is_right = true;
+        attribute: Attribute,
+    ) -> Option<Vec<wire::AttributeValue>> {
+        let items = self.reader.items(value, field)?;
+        if self.is_too_long(items, MAX_VALUES, field, "values") {
+            return None;
+        }
+        let (mut found, mut is_right) = (Vec::with_capacity(items.len()), true);
         for (index, item) in items.iter().enumerate() {
-            let text = item.as_str();
-            let value = text.map_or_else(
-                || Err((format!("is {item}, not text"), "put it in quotes")),
-                &read,
-            );
+            let value = match item.as_str() {
+                Some(text) => requests::read_value(attribute, text, self.namespace),
+                None => Err((format!("is {item}, not text"), "put it in quotes")),
+            };
             match value {
-                Ok(value) => found.push(value),
+                Ok(kind) => found.push(wire::AttributeValue { kind: Some(kind) }),
                 Err((problem, hint)) => {
-                    self.reader
-                        .fault(&format!("{field}[{index}]"), problem, hint);
+                    let field = format!("{field}[{index}]");
+                    self.reader.fault(&field, problem, hint);
                     is_right = false;
                 }
             }
         }
-        if is_right {
-            *into = found;
-        }
-        is_right
+        is_right.then_some(found)
     }
 
-    /// An attribute that is not one of connections. An empty list of them says nothing.
-    fn not_l4(&mut self, value: &Value, field: &str) -> bool {
-        if value.as_array().is_some_and(Vec::is_empty) {
-            return true;
+    /// Whether those who enforce the policy can decide on an attribute.
+    fn is_known(&self, attribute: Attribute) -> bool {
+        match self.by {
+            For::Pods => connections::has(attribute),
+            For::Targets => true,
+            For::Provider => !requests::is_of_token(attribute),
         }
-        self.reader.unsupported(field, NOT_L4, NOT_L4_HINT);
-        false
+    }
+
+    /// Notes what they cannot decide on.
+    fn unsupported(&mut self, field: &str) {
+        let problem = match self.by {
+            For::Pods => "is nothing that a node agent knows of a connection",
+            For::Targets => "is nothing that a waypoint or gateway knows",
+            For::Provider => {
+                "is nothing that a waypoint or gateway knows before it asks a provider"
+            }
+        };
+        let hint = match self.by {
+            For::Pods => {
+                "a rule that allows never matches with it, one that refuses is enforced without it; HTTP is for \
+                 waypoints"
+            }
+            For::Targets | For::Provider => {
+                "a rule that allows never matches with it, one that refuses is enforced without it"
+            }
+        };
+        self.reader.unsupported(field, problem, hint);
+    }
+
+    /// Whether a list is longer than proxies take. Node agents count what all of a policy comes to.
+    fn is_too_long(&mut self, items: &[Value], most: usize, field: &str, of: &str) -> bool {
+        let is_too_long = self.by != For::Pods && items.len() > most;
+        if is_too_long {
+            let problem = format!("has {} {of}, and {most} are the most", items.len());
+            let hint = "use several rules or policies";
+            self.reader.fault(field, problem, hint);
+        }
+        is_too_long
     }
 }
 
-/// Attributes that Istio has besides those of connections.
-fn is_other_attribute(key: &str) -> bool {
-    matches!(key, "remote.ip" | "connection.sni" | "source.trustDomain")
-        || key.starts_with("request.")
-        || key.starts_with("experimental.")
-}
-
-/// Adds the clause that holds when one of the parts does, and none if one of them always does.
-/// Whether something was left out.
-fn any_of(parts: Option<Vec<Part>>, clauses: &mut Vec<wire::Clause>) -> bool {
-    let Some(parts) = parts else { return true };
-    let lacks = parts.iter().any(|part| part.lacks);
-    let always = |part: &Part| part.conditions == wire::Match::default();
-    if !parts.iter().any(always) {
-        let matches = parts.into_iter().map(|part| part.conditions);
-        clauses.push(wire::Clause {
-            matches: matches.collect(),
+impl Part {
+    /// Adds a condition. A list of which there is no telling leaves the other, and something out.
+    fn add(
+        &mut self,
+        attribute: Attribute,
+        key: &str,
+        values: Option<Vec<wire::AttributeValue>>,
+        not_values: Option<Vec<wire::AttributeValue>>,
+    ) {
+        self.lacks |= values.is_none() || not_values.is_none();
+        let (values, not_values) = (values.unwrap_or_default(), not_values.unwrap_or_default());
+        if values.is_empty() && not_values.is_empty() {
+            return;
+        }
+        self.matches.push(wire::AttributeMatch {
+            attribute: attribute.into(),
+            key: key.to_owned(),
+            values,
+            not_values,
         });
     }
-    lacks
 }

@@ -1,4 +1,4 @@
-//! What an AuthorizationPolicy with `targetRefs` is for.
+//! What a security policy with `targetRefs` is for.
 
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ pub(crate) enum Target {
 }
 
 /// Reads `spec.targetRefs`, or the one of `spec.targetRef`.
-pub(super) fn read(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<Target> {
+pub(crate) fn read(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<Target> {
     let one = std::slice::from_ref(value);
     let items = match value {
         Value::Object(_) => one,

@@ -26,7 +26,10 @@ pub struct Http {
     /// Speak HTTP/2 (with prior knowledge).
     #[arg(long)]
     http2: bool,
-    /// Send this body with POST.
+    /// The method; without it POST where there is a body, else GET.
+    #[arg(long)]
+    method: Option<String>,
+    /// Send this body.
     #[arg(long)]
     body: Option<String>,
     /// A header to send, `NAME: VALUE`; repeatable.
@@ -100,8 +103,9 @@ pub async fn events(http: &Http) -> Result<Value> {
 fn request(http: &Http, version: Version) -> Result<Request<Full<Bytes>>> {
     let body = http.body.clone().unwrap_or_default();
     let address = &http.target.address;
+    let usual = if http.body.is_some() { "POST" } else { "GET" };
     let mut request = Request::builder()
-        .method(if http.body.is_some() { "POST" } else { "GET" })
+        .method(http.method.as_deref().unwrap_or(usual))
         .version(version)
         .uri(if version == Version::HTTP_2 {
             format!("http://{address}{}", http.path)

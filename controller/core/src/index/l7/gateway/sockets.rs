@@ -74,6 +74,7 @@ impl Index {
             tls_max: tls_version(entry.listener.tls_max).into(),
             routes: attached.into_iter().map(attached_route).collect(),
             policies: self.policies_at(gateway, ProxyClass::Gateway, None),
+            authentications: self.authentications_at(gateway, ProxyClass::Gateway, None),
             ..withheld(entry, gateway)
         }
     }

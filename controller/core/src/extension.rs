@@ -1,0 +1,92 @@
+//! External authorizers, as Istio's mesh configuration describes them (`extensionProviders`).
+//!
+//! A provider that cannot be understood in every field cannot be used: what asks for it refuses then what it
+//! would have had decided. Providers of other kinds and all other settings of a mesh configuration are left out and named.
+
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use karst_api::waypoint as wire;
+use serde_json::Value;
+
+/// The external authorizers of the mesh, by name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ExtensionProviders {
+    by_name: BTreeMap<String, Result<Provider, Unusable>>,
+}
+
+/// What was found in a mesh configuration besides providers that can be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeshConfigFindings {
+    /// Providers that cannot be used: each names the field and what to do.
+    pub faults: Vec<String>,
+    /// Settings that have no effect here.
+    pub ignored: Vec<String>,
+}
+
+/// A provider that can be used.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Provider {
+    /// Namespace before the host name, where one is written.
+    pub(crate) namespace: Option<String>,
+    /// Fully qualified name of its Service.
+    pub(crate) hostname: String,
+    pub(crate) port: u16,
+    /// What proxies are told, but for the backend.
+    pub(crate) template: wire::ExtensionProvider,
+}
+
+/// Why a provider cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unusable {
+    /// Stable.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl ExtensionProviders {
+    /// Reads a mesh configuration: an object with `extensionProviders`, or nothing.
+    ///
+    /// # Errors
+    /// It is none, so that not even names of providers can be told.
+    pub fn read(config: &Value) -> Result<(Self, MeshConfigFindings), String> {
+        let mut findings = MeshConfigFindings::default();
+        let by_name = read::providers(config, &mut findings)?;
+        Ok((Self { by_name }, findings))
+    }
+
+    /// Number of providers that can be used.
+    #[must_use]
+    pub fn usable(&self) -> usize {
+        self.by_name
+            .values()
+            .filter(|provider| provider.is_ok())
+            .count()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<&Provider, Unusable> {
+        match self.by_name.get(name) {
+            Some(Ok(provider)) => Ok(provider),
+            Some(Err(unusable)) => Err(unusable.clone()),
+            None => Err(Unusable {
+                reason: "ProviderNotFound",
+                message: format!(
+                    "The mesh's configuration has no extension provider {name:?}; add it to extensionProviders"
+                ),
+            }),
+        }
+    }
+
+    /// Names of those that differ.
+    pub(crate) fn differing(&self, other: &Self) -> BTreeSet<String> {
+        let names = self.by_name.keys().chain(other.by_name.keys());
+        names
+            .filter(|name| self.by_name.get(*name) != other.by_name.get(*name))
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
