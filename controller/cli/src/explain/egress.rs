@@ -50,7 +50,7 @@ impl Walk<'_> {
             }
             Ok(Destination::Service(service)) => {
                 self.let_out(asked, opened(&service, asked, mode));
-                self.to_endpoints(source, &service, asked)
+                self.each_endpoint(source, &service, asked)
             }
             // What the cluster has was found before.
             Ok(Destination::Workload(workload)) => self.reach(&workload, asked),
@@ -70,7 +70,7 @@ impl Walk<'_> {
     }
 
     /// To each endpoint of a ServiceEntry, or to the waypoint that chooses one.
-    fn to_endpoints(
+    fn each_endpoint(
         &mut self,
         source: Source<'_>,
         service: &Arc<Service>,
