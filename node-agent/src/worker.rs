@@ -253,7 +253,9 @@ impl LocalPod {
     pub fn source(&self) -> Source<'_> {
         Source {
             state: &self.worker.context.state,
-            pod: &self.pod,
+            workload_uid: &self.pod.workload_uid,
+            namespace: &self.pod.namespace,
+            addresses: &self.pod.addresses,
             egress: self.egress.get(),
         }
     }

@@ -6,14 +6,17 @@
 
 mod agent;
 mod conditions;
+mod egress;
 mod hop;
 mod parties;
+mod providers;
 mod proxy;
 #[cfg(test)]
 mod tests;
 mod words;
 mod world;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -95,7 +98,13 @@ fn as_failed(failure: Failure) -> Failure {
 
 /// Works the explanation out.
 fn explain(args: &Explain, input: &Input) -> Result<Explanation, Failure> {
-    let world = World::new(input.read().index);
+    let mut index = input.read().index;
+    let providers = providers::find(args.mesh_config.as_deref(), input)?;
+    let providers_known = providers.is_some();
+    if let Some(providers) = providers {
+        index.set_extension_providers(providers);
+    }
+    let world = World::new(index);
     let source = Client::find(&args.client, &world)?;
     let (destination, port, name) = Destination::find(&args.destination, &world)?;
     let host = args
@@ -114,6 +123,7 @@ fn explain(args: &Explain, input: &Input) -> Result<Explanation, Failure> {
         source: &source,
         request: asked.then_some(&assumed),
         assumed: &assumed,
+        providers_known,
         way: Vec::new(),
         hops: Vec::new(),
     };
@@ -127,8 +137,17 @@ fn explain(args: &Explain, input: &Input) -> Result<Explanation, Failure> {
                 .rev()
                 .find(|hop| hop.policy.is_some())
                 .or(hops.last());
+            let asked = hops.iter().filter_map(|hop| hop.asks.as_ref());
+            let asked: BTreeSet<&str> = asked.map(|asks| &*asks.provider).collect();
+            let condition = match asked.is_empty() {
+                true => String::new(),
+                false => {
+                    let names = asked.into_iter().collect::<Vec<_>>().join(" and ");
+                    format!(" IF provider {names} allows it, which is not known here")
+                }
+            };
             format!(
-                "ALLOWED: {}",
+                "ALLOWED{condition}: {}",
                 last.map_or("nothing decides about it", |hop| hop.because.as_str())
             )
         }
@@ -192,6 +211,7 @@ struct Walk<'a> {
     source: &'a Client,
     request: Option<&'a Request>,
     assumed: &'a Request,
+    providers_known: bool,
     way: Vec<String>,
     hops: Vec<Hop>,
 }
@@ -205,10 +225,7 @@ impl Walk<'_> {
             "in plain text, as the client is not in the mesh".to_owned()
         });
         match destination {
-            Destination::Outside(ip) => {
-                self.way.push(format!("{ip} is nothing that the mesh knows: it goes there in plain text, past every policy"));
-                Ok(())
-            }
+            Destination::Outside(ip) => self.leave(SocketAddr::new(*ip, port)),
             Destination::Workload(workload, ip) => self.reach(workload, SocketAddr::new(*ip, port)),
             Destination::Service(service, ip) => {
                 let name = GatewayName::new(&*service.spec.namespace, &*service.spec.name);
@@ -271,6 +288,11 @@ impl Walk<'_> {
     }
 
     fn refuse(&mut self, at: String, reason: &'static str, because: String) {
+        self.decide(at, Some(reason), because);
+    }
+
+    /// What the client's own agent decides.
+    fn decide(&mut self, at: String, reason: Option<&'static str>, because: String) {
         self.hops.push(Hop {
             by: "client_agent",
             at,
@@ -280,14 +302,15 @@ impl Walk<'_> {
             mtls: None,
             request: None,
             policies: Vec::new(),
-            allowed: false,
-            reason: Some(reason),
+            allowed: reason.is_none(),
+            reason,
             because,
             policy: None,
             rule: None,
             dry_run: Vec::new(),
             notes: Vec::new(),
             alike: Vec::new(),
+            asks: None,
         });
     }
 
@@ -406,6 +429,7 @@ impl Walk<'_> {
             class,
             request: self.request,
             assumed: self.assumed,
+            providers_known: self.providers_known,
         };
         let (hop, next) = at.decide(seen, asked);
         let secrets = self.world.index.object_count(karst_core::Kind::Secret);

@@ -1,12 +1,12 @@
 //! Where an outbound connection goes: from the address the application asked
 //! for to the address and protocol to dial, past no waypoint that stands in between.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::connection::Refused;
 use crate::egress::Egress;
-use crate::pod::{HBONE_PORT, Pod, is_own_port};
+use crate::pod::{HBONE_PORT, is_own_port};
 use crate::reason::Reason;
 use crate::state::endpoint::now_ms;
 use crate::state::service::{LoadBalancingMode, Service};
@@ -75,8 +75,12 @@ impl Target {
 pub struct Source<'a> {
     /// The mesh.
     pub state: &'a MeshState,
-    /// The pod.
-    pub pod: &'a Pod,
+    /// Uid of the pod's workload.
+    pub workload_uid: &'a str,
+    /// Namespace of the pod.
+    pub namespace: &'a str,
+    /// Addresses of the pod.
+    pub addresses: &'a [IpAddr],
     /// Where it may connect to.
     pub egress: Egress,
 }
@@ -86,7 +90,7 @@ impl Source<'_> {
     /// has itself comes first, then what a ServiceEntry has made known.
     pub fn destination(&self, original: SocketAddr) -> Result<Destination, Refused> {
         let ip = original.ip().to_canonical();
-        let own = ip.is_loopback() || self.pod.addresses.contains(&ip);
+        let own = ip.is_loopback() || self.addresses.contains(&ip);
         if own && is_own_port(original.port()) {
             return Err(Reason::SelfCall.into());
         }
@@ -99,7 +103,7 @@ impl Source<'_> {
 
     fn not_inside(&self, original: SocketAddr, own: bool) -> Result<Destination, Refused> {
         let ip = original.ip();
-        let namespace = &self.pod.namespace;
+        let namespace = self.namespace;
         if let Some(service) = self.state.outside(ip, original.port(), namespace) {
             return Ok(of_service(service));
         }
@@ -158,7 +162,7 @@ impl Source<'_> {
         tried: &[Arc<str>],
     ) -> Result<Target, Refused> {
         let ip = address.ip().to_canonical();
-        let own = ip.is_loopback() || self.pod.addresses.contains(&ip);
+        let own = ip.is_loopback() || self.addresses.contains(&ip);
         if own && is_own_port(address.port()) {
             return Err(Reason::SelfCall.into());
         }
@@ -201,7 +205,7 @@ impl Source<'_> {
                 return Err(Reason::WaypointUnsupported.into());
             }
         };
-        let source = &self.pod.workload_uid;
+        let source = self.workload_uid;
         let (workload, listener) = waypoint.choose(self.state, source, address.ip(), tried)?;
         Ok(Target {
             address,

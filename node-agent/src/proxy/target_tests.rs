@@ -33,6 +33,16 @@ fn pod() -> Pod {
     )
 }
 
+fn source<'a>(state: &'a MeshState, pod: &'a Pod, egress: Egress) -> Source<'a> {
+    Source {
+        state,
+        workload_uid: &pod.workload_uid,
+        namespace: &pod.namespace,
+        addresses: &pod.addresses,
+        egress,
+    }
+}
+
 fn workload(name: &str, ip: &str) -> Workload {
     Workload {
         uid: Arc::from(name),
@@ -77,7 +87,7 @@ fn find_as(
     Store::new(Arc::clone(&state), Locality::default()).apply(changes);
     let original: SocketAddr = original.parse().expect("address");
     let (state, pod) = (&state, &pod());
-    let source = Source { state, pod, egress };
+    let source = source(state, pod, egress);
     let found = source.destination(original).map_err(|r| r.reason)?;
     let target = source.target(&found, original, tried);
     target.map_err(|r| r.reason)
@@ -198,11 +208,7 @@ fn destination_tells_services_from_workloads() {
     let state = Arc::new(MeshState::default());
     Store::new(Arc::clone(&state), Locality::default()).apply(server());
     let (state, pod) = (&state, &pod());
-    let source = Source {
-        state,
-        pod,
-        egress: Egress::AllowAny,
-    };
+    let source = source(state, pod, Egress::AllowAny);
     let kind = |text: &str| source.destination(text.parse().expect("address"));
     assert!(matches!(kind("10.96.0.1:80"), Ok(Destination::Service(_))));
     assert!(matches!(kind("10.0.0.2:80"), Ok(Destination::Workload(_))));

@@ -12,8 +12,9 @@ use super::schema::nearest;
 use crate::source::Effect;
 
 /// Labels of Karst that people write, with the values that they may have; none for a name.
-const LABELS: [(&str, &[&str]); 5] = [
+const LABELS: [(&str, &[&str]); 6] = [
     ("karst.dev/dataplane-mode", &["ambient", "none"]),
+    ("karst.dev/egress", &["ALLOW_ANY", "REGISTRY_ONLY"]),
     ("karst.dev/use-waypoint", &[]),
     ("karst.dev/use-waypoint-namespace", &[]),
     ("karst.dev/waypoint-enforcement", &["enabled", "disabled"]),

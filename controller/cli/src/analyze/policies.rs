@@ -18,9 +18,14 @@ pub fn all(context: &Context<'_>, findings: &mut Vec<Finding>) {
         peers(context, key, value, findings);
         statuses(context, key, value, findings);
     }
-    for (key, value) in context.of_kind(Kind::PeerAuthentication) {
-        selector(context, key, value, findings);
-        statuses(context, key, value, findings);
+    for kind in [Kind::PeerAuthentication, Kind::RequestAuthentication] {
+        for (key, value) in context.of_kind(kind) {
+            selector(context, key, value, findings);
+            statuses(context, key, value, findings);
+        }
+    }
+    for (key, _) in context.of_kind(Kind::ServiceEntry) {
+        entry(context, key, findings);
     }
 }
 
@@ -182,6 +187,21 @@ fn named(
                 advice,
             ));
         }
+    }
+}
+
+/// What the controller says of a ServiceEntry.
+fn entry(context: &Context<'_>, key: &ObjectKey, findings: &mut Vec<Finding>) {
+    for condition in context.conditions(key) {
+        if condition.status != ConditionStatus::False {
+            continue;
+        }
+        let code = match (condition.kind, condition.reason) {
+            (_, "Conflicted") => &codes::ROUTE_CONFLICT,
+            ("Accepted", _) => &codes::OBJECT_INVALID,
+            _ => &codes::NOT_FULLY_ENFORCED,
+        };
+        findings.push(of_condition(key, code, "spec", &condition));
     }
 }
 

@@ -637,3 +637,63 @@ fn findings_are_in_order_and_said_once() {
     let codes: Vec<&str> = all.iter().map(|one| one.code.code).collect();
     assert_eq!(codes, ["KARST0401", "KARST0204"]);
 }
+
+fn codes_of(objects: &[&str], kind: &str) -> BTreeSet<&'static str> {
+    let found = found(objects);
+    let of_kind = found.iter().filter(|one| one.object.starts_with(kind));
+    of_kind.map(|one| one.code.name).collect()
+}
+
+#[test]
+fn the_label_for_egress_is_one_of_ours() {
+    for (value, expected) in [
+        ("REGISTRY_ONLY", vec![]),
+        ("ALLOW_ANY", vec![]),
+        ("registry_only", vec!["LabelUnknown"]),
+    ] {
+        let namespace = format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: other, labels: {{karst.dev/egress: {value}}}}}}}"
+        );
+        let codes = codes_of(&[&namespace], "Namespace");
+        assert_eq!(codes.into_iter().collect::<Vec<_>>(), expected, "{value}");
+    }
+}
+
+#[test]
+fn entries_that_lose_or_are_wrong_are_found() {
+    let entry = |name: &str, addresses: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{namespace: shop, name: {name}}}, \
+             spec: {{hosts: [api.example.com], addresses: [{addresses}], ports: [{{number: 443, name: tls, protocol: TLS}}]}}}}"
+        )
+    };
+    let one = entry("a", "198.51.100.7");
+    assert_eq!(codes_of(&[&one], "ServiceEntry"), BTreeSet::new());
+    let both = codes_of(&[&one, &entry("b", "198.51.100.8")], "ServiceEntry");
+    assert!(both.contains("Conflict"), "{both:?}");
+    let wrong = codes_of(&[&entry("a", "nonsense")], "ServiceEntry");
+    assert!(wrong.contains("ObjectInvalid"), "{wrong:?}");
+}
+
+#[test]
+fn request_authentications_for_nothing_are_found() {
+    let of = |spec: &str| {
+        let object = format!(
+            "{{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {{namespace: shop, name: jwt}}, \
+             spec: {spec}}}"
+        );
+        codes_of(&[&object], "RequestAuthentication")
+    };
+    let rules = "jwtRules: [{issuer: a, jwksUri: 'https://example.com/keys'}]";
+    let to = |name: &str| {
+        of(&format!(
+            "{{targetRefs: [{{group: '', kind: Service, name: {name}}}], {rules}}}"
+        ))
+    };
+    assert_eq!(to("web"), BTreeSet::new());
+    assert!(to("nothing").contains("TargetNotFound"));
+    let selected = of(&format!(
+        "{{selector: {{matchLabels: {{app: web}}}}, {rules}}}"
+    ));
+    assert!(!selected.is_empty(), "nobody enforces it");
+}

@@ -41,7 +41,9 @@ DST := NAMESPACE/POD | svc/NAME.NAMESPACE | HOSTNAME | IP        (an IPv6 addres
 
 The objects go through the controller's own code, and what it makes of them through the code that
 decides in node agents, waypoints and gateways. What an agent has not heard of yet, and which pods
-answer, is not known here, nor a gateway's listener that ends TLS without its Secret. Tokens are not evaluated: a condition on one counts as without a token.
+answer, is not known here, nor a gateway's listener that ends TLS without its Secret. Tokens are not
+evaluated: a condition on one counts as without a token. Providers of CUSTOM policies are named and
+not asked; the exit code is that of the case that they allow.
 
   karst explain shop/cart-0 svc/web.shop:80 --method GET --path /api
   karst explain outside shop/web-0:8080 -f manifests/
@@ -71,6 +73,9 @@ pub struct Explain {
     /// Host of a request; DST where something else of one is given.
     #[arg(long, value_name = "HOST", help_heading = "Request")]
     pub host: Option<String>,
+    /// Mesh configuration with the providers of CUSTOM policies; else ConfigMap karst-mesh-config of karst-system.
+    #[arg(long, value_name = "FILE", help_heading = "Objects")]
+    pub mesh_config: Option<PathBuf>,
     /// Objects.
     #[command(flatten)]
     pub objects: Objects,

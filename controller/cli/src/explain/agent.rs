@@ -58,6 +58,7 @@ pub fn decide(
         dry_run: Vec::new(),
         notes: Vec::new(),
         alike: Vec::new(),
+        asks: None,
     };
     let Some(enrolled) = world.enrolled(workload)? else {
         hop.because = "the pod is not in the mesh, so that nothing decides there".to_owned();

@@ -10,7 +10,7 @@ use super::parties::identity;
 /// One place that decides: a node agent, a waypoint or a gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hop {
-    /// `node_agent`, `waypoint` or `gateway`.
+    /// `client_agent`, `node_agent`, `waypoint` or `gateway`.
     pub by: &'static str,
     /// The pod that the agent is for, the Gateway, or what the client asked for.
     pub at: String,
@@ -43,6 +43,21 @@ pub struct Hop {
     pub notes: Vec<String>,
     /// Other pods for which the same is decided.
     pub alike: Vec<String>,
+    /// The provider of CUSTOM policies that would be asked first.
+    pub asks: Option<Asks>,
+}
+
+/// A provider that would be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Asks {
+    /// Its name in the mesh's configuration.
+    pub provider: String,
+    /// CUSTOM policies that match.
+    pub policies: Vec<String>,
+    /// It lets requests pass that it gave no answer about.
+    pub fail_open: bool,
+    /// What it answers: always `unknown`, as nobody is asked here.
+    pub answer: &'static str,
 }
 
 /// Which mTLS mode holds.
@@ -63,7 +78,7 @@ pub struct PolicyView {
     pub name: String,
     /// The kind of object that it is made of.
     pub kind: &'static str,
-    /// `ALLOW`, `DENY`, `AUDIT`; none: it came in a form that cannot be used.
+    /// `ALLOW`, `DENY`, `CUSTOM`, `AUDIT`; none: it came in a form that cannot be used.
     pub action: Option<String>,
     /// `mesh`, `namespace`, `selector` or `targetRefs`.
     pub scope: &'static str,
@@ -86,6 +101,22 @@ pub struct RuleView {
     pub matches: bool,
     /// Why not: what does not hold, one for each alternative.
     pub unmet: Vec<String>,
+}
+
+impl Asks {
+    /// That it would be asked.
+    pub fn sentence(&self) -> String {
+        let open = match self.fail_open {
+            true => "; without an answer it passes (failOpen)",
+            false => "",
+        };
+        format!(
+            "provider {} would be asked first, for {}: its answer is not known here, and what follows holds only if it \
+             allows{open}",
+            self.provider,
+            self.policies.join(", ")
+        )
+    }
 }
 
 impl Hop {

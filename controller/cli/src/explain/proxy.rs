@@ -13,6 +13,7 @@ use karst_identity::SpiffeId;
 use karst_node_agent::state::Address;
 use karst_node_agent::state::workload::Workload;
 use karst_waypoint::authz::explain::{Unmet, explain};
+use karst_waypoint::authz::external::Ask;
 use karst_waypoint::authz::{
     Attributes, Authorization, Destination, Outcome, RequestAttributes, ServerName,
 };
@@ -24,7 +25,7 @@ use karst_waypoint::table::{BackendTarget, Backends, Routes};
 
 use super::agent::Seen;
 use super::conditions;
-use super::hop::{Hop, PolicyView, RuleView, values};
+use super::hop::{Asks, Hop, PolicyView, RuleView, values};
 use super::world::{Proxy, World, endpoint_address};
 use crate::failure::Failure;
 
@@ -122,6 +123,8 @@ pub struct At<'a> {
     pub request: Option<&'a Request>,
     /// What a request is where nothing is said of one.
     pub assumed: &'a Request,
+    /// Whether a mesh configuration is known, which has the providers of CUSTOM policies.
+    pub providers_known: bool,
 }
 
 /// What is served at a place.
@@ -159,6 +162,7 @@ impl At<'_> {
             dry_run: Vec::new(),
             notes: Vec::new(),
             alike: Vec::new(),
+            asks: None,
         };
         let rejected = proxy.rejected.iter();
         hop.notes
@@ -321,10 +325,26 @@ impl At<'_> {
             };
             hop.dry_run.push(format!("{}{rule} {what}", seen.policy));
         });
-        match authorization.decide(attributes) {
+        // As the proxy does: who is to be asked comes before what policies decide alone, and nobody can be asked
+        // about a connection of bytes.
+        let decided = if attributes.request.is_some() {
+            authorization.to_ask(attributes).and_then(|ask| {
+                hop.asks = ask.as_ref().map(asks);
+                authorization.decide_locally(attributes)
+            })
+        } else {
+            authorization.decide(attributes)
+        };
+        if let Some(asks) = &hop.asks {
+            hop.notes.push(asks.sentence());
+        }
+        match decided {
             Err(denial) => {
                 hop.reason = Some(denial.reason());
                 hop.because = match denial.rule {
+                    Some(rule) if denial.external.is_some() => {
+                        self.nobody_asked(&denial.policy, rule, authorization, denial.reason())
+                    }
                     Some(rule) => format!("{} rules[{rule}] refuses it", denial.policy),
                     None if denial.unusable => denial.to_string(),
                     None => "implicit deny: there are ALLOW policies, and none matches".to_owned(),
@@ -358,6 +378,35 @@ impl At<'_> {
                 }
             }
         }
+    }
+
+    /// Why a CUSTOM policy refuses without an answer.
+    fn nobody_asked(
+        &self,
+        name: &str,
+        rule: u32,
+        authorization: &Authorization,
+        reason: &str,
+    ) -> String {
+        let policy = authorization.attached().find(|one| **one.name() == *name);
+        let why = match reason {
+            "custom_provider_conflict" => "policies that apply name different providers".to_owned(),
+            "custom_not_asked" => "providers are asked about requests only".to_owned(),
+            _ => match policy.and_then(|policy| policy.provider()) {
+                Some(provider) => match &provider.cluster {
+                    Err(why) => format!("provider {}: {why}", provider.name),
+                    Ok(_) => format!("provider {}", provider.name),
+                },
+                None => "the provider cannot be used".to_owned(),
+            },
+        };
+        let unknown = match self.providers_known || reason != "custom_provider_invalid" {
+            true => "",
+            false => {
+                "; no mesh configuration was found, so that no provider is known (--mesh-config)"
+            }
+        };
+        format!("{name} rules[{rule}] (CUSTOM) matches, and nobody can be asked: {why}{unknown}")
     }
 
     /// Names of the backends that it goes to; `None`: to the workload that was asked for.
@@ -509,6 +558,16 @@ impl At<'_> {
             Err(error) => view.narrowed = Some(error.to_string()),
         }
         view
+    }
+}
+
+/// Who would be asked.
+fn asks(ask: &Ask) -> Asks {
+    Asks {
+        provider: ask.provider.name.to_string(),
+        policies: ask.policies.iter().map(ToString::to_string).collect(),
+        fail_open: ask.provider.fail_open,
+        answer: "unknown",
     }
 }
 

@@ -401,3 +401,181 @@ async fn a_cluster_says_the_same_as_its_manifests() {
         assert_eq!(of_cluster.hops, of_files.hops);
     }
 }
+
+fn entry(spec: Value) -> Document {
+    Document {
+        value: json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+            "metadata": {"namespace": "shop", "name": "api"}, "spec": spec,
+        }),
+        place: None,
+    }
+}
+
+/// A shop whose pods have that egress mode.
+fn with_egress(mode: &str) -> Input {
+    let mut input = shop();
+    let shop = input
+        .documents
+        .iter_mut()
+        .find(|one| one.value["kind"] == "Namespace" && one.value["metadata"]["name"] == "shop");
+    shop.expect("shop").value["metadata"]["labels"]["karst.dev/egress"] = json!(mode);
+    input
+}
+
+#[test]
+fn what_is_outside_is_for_the_egress_mode_and_service_entries() {
+    let spec = |over: Value| {
+        let mut spec = json!({"hosts": ["api.example.com"], "addresses": ["198.51.100.0/24"],
+            "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}]});
+        let fields = over.as_object().expect("fields").clone();
+        spec.as_object_mut().expect("fields").extend(fields);
+        entry(spec)
+    };
+    let outside = &["shop/cart", "198.51.100.7:443"];
+    let cases = [
+        ("ALLOW_ANY", None, true),
+        ("REGISTRY_ONLY", None, false),
+        // A mistake closes.
+        ("registry_only", None, false),
+        ("REGISTRY_ONLY", Some(json!({})), true),
+        (
+            "REGISTRY_ONLY",
+            Some(json!({"addresses": ["198.51.100.8"]})),
+            false,
+        ),
+        (
+            "REGISTRY_ONLY",
+            Some(json!({"ports": [{"number": 8443, "name": "tls", "protocol": "TLS"}]})),
+            false,
+        ),
+        ("REGISTRY_ONLY", Some(json!({"exportTo": ["."]})), true),
+    ];
+    for (mode, over, allowed) in cases {
+        let mut input = with_egress(mode);
+        input.documents.extend(over.clone().map(spec));
+        let told = ask(&input, outside);
+        let [hop] = &told.hops[..] else {
+            panic!("{told:#?}")
+        };
+        assert_eq!(told.allowed, allowed, "{mode} {over:?}: {told:#?}");
+        assert_eq!(hop.by, "client_agent");
+        assert_eq!(hop.reason, (!allowed).then_some("egress_denied"));
+        let named = hop.because.contains("ServiceEntry shop/api ");
+        assert_eq!(named, allowed && over.is_some(), "{}", hop.because);
+    }
+    // Nobody holds back a client without an agent.
+    let told = ask(&with_egress("REGISTRY_ONLY"), &["plain/batch", outside[1]]);
+    assert!(told.allowed && told.hops.is_empty(), "{told:#?}");
+}
+
+#[test]
+fn an_entry_is_for_those_it_is_exported_to() {
+    for (export, allowed) in [(".", false), ("*", true)] {
+        let mut input = with_egress("REGISTRY_ONLY");
+        let mut of_other = entry(
+            json!({"hosts": ["api.example.com"], "addresses": ["198.51.100.7"],
+            "exportTo": [export],
+            "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}]}),
+        );
+        of_other.value["metadata"]["namespace"] = json!("plain");
+        input.documents.push(of_other);
+        let told = ask(&input, &["shop/cart", "198.51.100.7:443"]);
+        assert_eq!(told.allowed, allowed, "{export}: {told:#?}");
+    }
+}
+
+#[test]
+fn endpoints_of_an_entry_are_gone_to_as_the_mesh_would() {
+    let with = |endpoints: Value| {
+        let mut input = with_egress("REGISTRY_ONLY");
+        input
+            .documents
+            .push(entry(json!({"hosts": ["api.example.com"],
+            "addresses": ["198.51.100.7"], "resolution": "STATIC", "endpoints": endpoints,
+            "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}]})));
+        ask(&input, &["shop/cart", "198.51.100.7:443"])
+    };
+    let told = with(json!([{"address": "203.0.113.1"}, {"address": "203.0.113.2"}]));
+    assert!(told.allowed, "{told:#?}");
+    for address in ["203.0.113.1:443", "203.0.113.2:443"] {
+        assert!(
+            told.way.iter().any(|way| way.contains(address)),
+            "{told:#?}"
+        );
+    }
+}
+
+/// A shop that has a provider `authz`, unless its configuration is another, and a CUSTOM policy that asks `asked`.
+fn with_custom(config: Option<&str>, asked: &str) -> Input {
+    let mut input = without_policies();
+    let documents = [
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "authz", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "selector": {"app": "db"},
+                "ports": [{"name": "grpc", "port": 9000}]}}),
+        json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"namespace": "shop", "name": "ask"},
+            "spec": {"action": "CUSTOM", "provider": {"name": asked},
+                "targetRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                "rules": [{"to": [{"operation": {"paths": ["/admin/*"]}}]}]}}),
+    ];
+    let map = config.map(|config| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "karst-mesh-config", "namespace": "karst-system"}, "data": {"mesh": config}})
+    });
+    let documents = documents.into_iter().chain(map);
+    let documents = documents.map(|value| Document { value, place: None });
+    input.documents.extend(documents);
+    input
+}
+
+const MESH: &str = "extensionProviders:
+- name: authz
+  envoyExtAuthzGrpc: {service: authz.shop.svc.cluster.local, port: 9000}
+";
+
+#[test]
+fn whom_custom_policies_ask_is_said_and_not_answered() {
+    let args = |path| ["shop/cart", "svc/web.shop:80", "--path", path];
+    let mut input = with_custom(Some(MESH), "authz");
+    let told = ask(&input, &args("/admin/x"));
+    let asks = told.hops[0].asks.as_ref().expect("asks");
+    assert_eq!((&*asks.provider, asks.answer), ("authz", "unknown"));
+    assert_eq!(asks.policies, ["shop/ask"]);
+    assert!(told.allowed, "{told:#?}");
+    assert!(told.verdict.starts_with("ALLOWED IF provider authz allows"));
+    assert!(super::words::text(&told).contains("its answer is not known here"));
+    // Where no rule matches nobody is asked.
+    let told = ask(&input, &args("/x"));
+    assert!(told.hops[0].asks.is_none() && told.allowed, "{told:#?}");
+    assert!(told.verdict.starts_with("ALLOWED: "), "{}", told.verdict);
+    // What a DENY policy refuses, no provider lets in.
+    let mut deny = policy("deny", "DENY", json!([{}]));
+    deny.value["spec"]["targetRefs"] = json!([{"group": "", "kind": "Service", "name": "web"}]);
+    input.documents.push(deny);
+    let told = ask(&input, &args("/admin/x"));
+    assert!(!told.allowed && told.hops[0].asks.is_some(), "{told:#?}");
+    assert_eq!(told.hops[0].policy.as_deref(), Some("shop/deny"));
+}
+
+#[test]
+fn where_no_provider_can_be_asked_it_is_refused() {
+    let args = |path| ["shop/cart", "svc/web.shop:80", "--path", path];
+    for (config, asked) in [(Some(MESH), "other"), (None, "authz"), (Some(""), "authz")] {
+        let input = with_custom(config, asked);
+        let told = ask(&input, &args("/admin/x"));
+        let hop = &told.hops[0];
+        assert!(!told.allowed && hop.asks.is_none(), "{told:#?}");
+        assert_eq!(hop.reason, Some("custom_provider_invalid"));
+        let no_config = hop.because.contains("--mesh-config");
+        assert_eq!(no_config, config.is_none(), "{}", hop.because);
+        assert!(ask(&input, &args("/x")).allowed);
+    }
+    // The same without the ConfigMap, with a file.
+    let file = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(file.path(), MESH).expect("writes");
+    let path = file.path().to_str().expect("text");
+    let args = [&args("/admin/x")[..], &["--mesh-config", path]].concat();
+    let told = ask(&with_custom(None, "authz"), &args);
+    assert!(told.allowed && told.hops[0].asks.is_some(), "{told:#?}");
+}

@@ -14,6 +14,7 @@ use karst_api::{
 };
 use karst_client::ResourceHandler;
 use karst_core::{GatewayName, Index, ProxyKind};
+use karst_node_agent::egress::Egress;
 use karst_node_agent::state::policy::PolicyTable;
 use karst_node_agent::state::store::{Change, Store};
 use karst_node_agent::state::workload::{Locality, Workload};
@@ -71,6 +72,8 @@ pub struct Proxy {
 pub struct Enrolled {
     /// What connections to it must satisfy.
     pub waypoints: Waypoints,
+    /// Where it may connect to.
+    pub egress: Egress,
 }
 
 impl World {
@@ -139,7 +142,8 @@ impl World {
             }
             let waypoints = convert::waypoints(&pod.waypoints)
                 .map_err(|error| Failure::failed("resource", error.to_string()))?;
-            return Ok(Some(Enrolled { waypoints }));
+            let egress = Egress::from_wire(pod.egress_mode);
+            return Ok(Some(Enrolled { waypoints, egress }));
         }
         Ok(None)
     }
