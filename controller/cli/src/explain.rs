@@ -13,6 +13,9 @@ mod providers;
 mod proxy;
 #[cfg(test)]
 mod tests;
+mod token;
+#[cfg(test)]
+mod token_tests;
 mod words;
 mod world;
 
@@ -20,10 +23,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::header::AUTHORIZATION;
 use karst_core::{GatewayName, ProxyClass};
 use karst_node_agent::state::Address;
 use karst_node_agent::state::waypoint::{Place, Waypoint};
 use karst_node_agent::state::workload::{Protocol, Via, Workload};
+use karst_waypoint::authn::Refusal;
 use serde::Serialize;
 
 use self::agent::Seen;
@@ -104,15 +109,24 @@ fn explain(args: &Explain, input: &Input) -> Result<Explanation, Failure> {
     if let Some(providers) = providers {
         index.set_extension_providers(providers);
     }
-    let world = World::new(index);
+    let mut world = World::new(index);
+    world.keys = args.jwks.as_deref().map(token::keys).transpose()?;
+    let jwt = args.jwt.as_deref().map(token::read).transpose()?;
     let source = Client::find(&args.client, &world)?;
     let (destination, port, name) = Destination::find(&args.destination, &world)?;
     let host = args
         .host
         .clone()
         .unwrap_or_else(|| default_host(&destination, &name, port));
-    let of = |method: &str, path: &str| Request::new(method, path, &host, &args.headers);
+    let of = |method: &str, path: &str| {
+        let mut request = Request::new(method, path, &host, &args.headers)?;
+        if let Some(token) = &jwt {
+            request.headers.append(AUTHORIZATION, token.clone());
+        }
+        Ok::<_, Failure>(request)
+    };
     let asked = args.method.is_some()
+        || jwt.is_some()
         || args.path.is_some()
         || args.host.is_some()
         || !args.headers.is_empty();
@@ -311,6 +325,7 @@ impl Walk<'_> {
             notes: Vec::new(),
             alike: Vec::new(),
             asks: None,
+            request_principal: None,
         });
     }
 
@@ -441,6 +456,15 @@ impl Walk<'_> {
                     "{}; listeners that end TLS cannot be looked at without their Secrets, which are not read of a \
                      cluster: give manifests with -f",
                     hop.because
+                ),
+            ));
+        }
+        if hop.reason == Some(Refusal::NoKeys.reason()) && self.world.keys.is_none() {
+            return Err(Failure::failed(
+                "keys_unknown",
+                format!(
+                    "at {gateway} the keys of the token's issuer are fetched (jwksUri), which is not done here: give \
+                     them with --jwks"
                 ),
             ));
         }

@@ -210,7 +210,7 @@ impl KeySource {
     }
 
     /// A fetch has ended; without keys it has failed.
-    pub(super) fn fetched(&self, keys: Option<KeySet>) {
+    pub fn fetched(&self, keys: Option<KeySet>) {
         let now = Instant::now();
         let former = self.state.load_full();
         let keys = keys.map(|keys| (Arc::new(keys), now));

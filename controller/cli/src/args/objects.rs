@@ -41,9 +41,9 @@ DST := NAMESPACE/POD | svc/NAME.NAMESPACE | HOSTNAME | IP        (an IPv6 addres
 
 The objects go through the controller's own code, and what it makes of them through the code that
 decides in node agents, waypoints and gateways. What an agent has not heard of yet, and which pods
-answer, is not known here, nor a gateway's listener that ends TLS without its Secret. Tokens are not
-evaluated: a condition on one counts as without a token. Providers of CUSTOM policies are named and
-not asked; the exit code is that of the case that they allow.
+answer, is not known here, nor a gateway's listener that ends TLS without its Secret. Tokens are checked
+as proxies do, but no keys are fetched: for rules with jwksUri give them with --jwks. Providers of
+CUSTOM policies are named and not asked; the exit code is that of the case that they allow.
 
   karst explain shop/cart-0 svc/web.shop:80 --method GET --path /api
   karst explain outside shop/web-0:8080 -f manifests/
@@ -73,6 +73,12 @@ pub struct Explain {
     /// Host of a request; DST where something else of one is given.
     #[arg(long, value_name = "HOST", help_heading = "Request")]
     pub host: Option<String>,
+    /// File with the token (JWT) of an end user, or - for standard input; sent as 'authorization: Bearer'.
+    #[arg(long, value_name = "FILE", help_heading = "Request")]
+    pub jwt: Option<PathBuf>,
+    /// File with the keys (JWKS) that rules with jwksUri are taken to have.
+    #[arg(long, value_name = "FILE", help_heading = "Objects")]
+    pub jwks: Option<PathBuf>,
     /// Mesh configuration with the providers of CUSTOM policies; else ConfigMap karst-mesh-config of karst-system.
     #[arg(long, value_name = "FILE", help_heading = "Objects")]
     pub mesh_config: Option<PathBuf>,

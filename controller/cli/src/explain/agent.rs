@@ -59,6 +59,7 @@ pub fn decide(
         notes: Vec::new(),
         alike: Vec::new(),
         asks: None,
+        request_principal: None,
     };
     let Some(enrolled) = world.enrolled(workload)? else {
         hop.because = "the pod is not in the mesh, so that nothing decides there".to_owned();

@@ -45,6 +45,8 @@ pub struct Hop {
     pub alike: Vec<String>,
     /// The provider of CUSTOM policies that would be asked first.
     pub asks: Option<Asks>,
+    /// `ISSUER/SUBJECT` of the request's token, where one was checked and counts.
+    pub request_principal: Option<String>,
 }
 
 /// A provider that would be asked.

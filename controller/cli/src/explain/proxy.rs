@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, Uri};
 use karst_api::waypoint as wire;
 use karst_api::waypoint::attribute_value::Kind as ValueKind;
@@ -12,6 +13,7 @@ use karst_core::{GatewayName, Kind, ObjectKey, ProxyClass};
 use karst_identity::SpiffeId;
 use karst_node_agent::state::Address;
 use karst_node_agent::state::workload::Workload;
+use karst_waypoint::authn::{Authentication, Passed, Refusal, Verified};
 use karst_waypoint::authz::explain::{Unmet, explain};
 use karst_waypoint::authz::external::Ask;
 use karst_waypoint::authz::{
@@ -26,6 +28,7 @@ use karst_waypoint::table::{BackendTarget, Backends, Routes};
 use super::agent::Seen;
 use super::conditions;
 use super::hop::{Asks, Hop, PolicyView, RuleView, values};
+use super::token;
 use super::world::{Proxy, World, endpoint_address};
 use crate::failure::Failure;
 
@@ -94,6 +97,23 @@ impl Request {
         })
     }
 
+    /// Checks the token, if it has one, and takes out and writes what the proxy does.
+    fn check_token(&mut self, authentication: &Authentication) -> Result<Passed, Refusal> {
+        let target = match &self.query {
+            Some(query) => format!("{}?{query}", self.path),
+            None => self.path.clone(),
+        };
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.method = self.method.clone();
+        // A path that has its normal form is one of a URI.
+        parts.uri = target.parse().unwrap_or_default();
+        parts.headers = std::mem::take(&mut self.headers);
+        let checked = token::check(authentication, &mut parts);
+        self.query = parts.uri.query().map(str::to_owned);
+        self.headers = parts.headers;
+        checked
+    }
+
     fn port(&self) -> Option<&str> {
         let (_, port) = self.authority.rsplit_once(':')?;
         (!port.is_empty() && !port.contains(']')).then_some(port)
@@ -131,10 +151,39 @@ pub struct At<'a> {
 struct Served<'p> {
     name: String,
     authorization: &'p Authorization,
+    authentication: &'p Authentication,
     routes: Option<&'p Routes>,
     cluster: Option<&'p Arc<Cluster>>,
     http: bool,
     port: u16,
+}
+
+fn attributes<'a>(
+    client: &'a Client,
+    destination: Destination,
+    request: Option<&'a Request>,
+    host: &'a str,
+    token: Option<&'a Verified>,
+) -> Attributes<'a> {
+    Attributes {
+        client,
+        destination,
+        server_name: if request.is_some() {
+            ServerName::None
+        } else {
+            ServerName::Unread
+        },
+        request: request.map(|one| RequestAttributes {
+            method: one.method.as_str(),
+            host,
+            port: one.port(),
+            path: &one.path,
+            headers: Some(&one.headers),
+            trusted_hops: 0,
+            request_principal: token.and_then(Verified::principal),
+            token,
+        }),
+    }
 }
 
 impl At<'_> {
@@ -163,6 +212,7 @@ impl At<'_> {
             notes: Vec::new(),
             alike: Vec::new(),
             asks: None,
+            request_principal: None,
         };
         let rejected = proxy.rejected.iter();
         hop.notes
@@ -186,38 +236,51 @@ impl At<'_> {
         let mut client = Client::new(seen.address, seen.identity.clone());
         client.destination = Some(asked);
         let host = request.map(|one| host_of(&one.authority));
-        let attributes = Attributes {
-            client: &client,
-            destination: Destination {
-                ip: Some(asked.ip()),
-                port: served.port,
-            },
-            server_name: if request.is_some() {
-                ServerName::None
-            } else {
-                ServerName::Unread
-            },
-            request: request.map(|one| RequestAttributes {
-                method: one.method.as_str(),
-                host: host.as_deref().unwrap_or_default(),
-                port: one.port(),
-                path: &one.path,
-                headers: Some(&one.headers),
-                trusted_hops: 0,
-                request_principal: None,
-                token: None,
-            }),
+        let host = host.as_deref().unwrap_or_default();
+        let destination = Destination {
+            ip: Some(asked.ip()),
+            port: served.port,
         };
+        // Providers see what the client sent, but for what only the proxy may write.
+        let sent = request.cloned().map(|mut one| {
+            served.authentication.clean(&mut one.headers);
+            one
+        });
+        let (sent, mut goes_on) = (sent.as_ref(), sent.clone());
+        let token = goes_on
+            .as_mut()
+            .map(|one| one.check_token(served.authentication));
+        let passed = match &token {
+            Some(Ok(passed)) => passed.token.as_deref(),
+            Some(Err(_)) | None => None,
+        };
+        hop.request_principal = passed.and_then(Verified::principal).map(str::to_owned);
+        let is_sent = |one: &Request| one.headers.contains_key(AUTHORIZATION);
+        if served.authentication.is_empty() && sent.is_some_and(is_sent) {
+            hop.notes.push(
+                "no RequestAuthentication is for it, so that tokens are not looked at".to_owned(),
+            );
+        }
+        let before = attributes(&client, destination, sent, host, None);
+        let attributes = attributes(&client, destination, goes_on.as_ref(), host, passed);
         for policy in served.authorization.attached() {
             let wire = proxy.policies.get(&**policy.name());
-            hop.policies
-                .extend(wire.map(|wire| self.view(wire, &attributes)));
+            let seen = match policy.provider() {
+                Some(_) => &before,
+                None => &attributes,
+            };
+            hop.policies.extend(wire.map(|wire| self.view(wire, seen)));
         }
-        self.judge(&mut hop, served.authorization, &attributes);
+        let refusal = token.as_ref().and_then(|token| token.as_ref().err());
+        self.judge(
+            &mut hop,
+            served.authorization,
+            (&before, refusal.copied(), &attributes),
+        );
         if !hop.allowed {
             return (hop, Vec::new());
         }
-        let names = match self.route((&proxy, &served), request, &client, &mut hop) {
+        let names = match self.route((&proxy, &served), goes_on.as_ref(), &client, &mut hop) {
             Ok(names) => names,
             Err((reason, because)) => {
                 hop.allowed = false;
@@ -254,6 +317,7 @@ impl At<'_> {
                         service.namespace, service.name, service.port
                     ),
                     authorization: &service.authorization,
+                    authentication: &service.authentication,
                     routes: Some(client_routes),
                     cluster: Some(&service.cluster),
                     http: is_http(service.protocol),
@@ -270,6 +334,7 @@ impl At<'_> {
             return Ok(Served {
                 name: format!("the pod at {}", asked.ip()),
                 authorization: &workload.authorization,
+                authentication: &workload.authentication,
                 routes: None,
                 cluster: None,
                 http: workload
@@ -302,6 +367,7 @@ impl At<'_> {
         Ok(Served {
             name: format!("listener {}", listener.name),
             authorization: &listener.authorization,
+            authentication: &listener.authentication,
             routes: Some(&listener.routes),
             cluster: None,
             http: matches!(
@@ -312,7 +378,13 @@ impl At<'_> {
         })
     }
 
-    fn judge(&self, hop: &mut Hop, authorization: &Authorization, attributes: &Attributes<'_>) {
+    /// `before` is what is known before the token was checked.
+    fn judge(
+        &self,
+        hop: &mut Hop,
+        authorization: &Authorization,
+        (before, refusal, attributes): (&Attributes<'_>, Option<Refusal>, &Attributes<'_>),
+    ) {
         authorization.observe(attributes, |seen| {
             let rule = seen
                 .rule
@@ -325,12 +397,16 @@ impl At<'_> {
             };
             hop.dry_run.push(format!("{}{rule} {what}", seen.policy));
         });
-        // As the proxy does: who is to be asked comes before what policies decide alone, and nobody can be asked
-        // about a connection of bytes.
+        // As the proxy does: who is to be asked comes before tokens and what policies decide alone, and nobody can
+        // be asked about a connection of bytes.
         let decided = if attributes.request.is_some() {
-            authorization.to_ask(attributes).and_then(|ask| {
+            authorization.to_ask(before).and_then(|ask| {
                 hop.asks = ask.as_ref().map(asks);
-                authorization.decide_locally(attributes)
+                match refusal {
+                    // It comes to no policy.
+                    Some(_) => Ok(()),
+                    None => authorization.decide_locally(attributes),
+                }
             })
         } else {
             authorization.decide(attributes)
@@ -338,8 +414,12 @@ impl At<'_> {
         if let Some(asks) = &hop.asks {
             hop.notes.push(asks.sentence());
         }
-        match decided {
-            Err(denial) => {
+        match (decided, refusal) {
+            (Ok(()), Some(refusal)) => {
+                hop.reason = Some(refusal.reason());
+                hop.because = format!("its token does not count ({})", refusal.status().as_u16());
+            }
+            (Err(denial), _) => {
                 hop.reason = Some(denial.reason());
                 hop.because = match denial.rule {
                     Some(rule) if denial.external.is_some() => {
@@ -351,7 +431,7 @@ impl At<'_> {
                 };
                 (hop.policy, hop.rule) = (Some(denial.policy.to_string()), denial.rule);
             }
-            Ok(()) => {
+            (Ok(()), None) => {
                 hop.allowed = true;
                 let mut policies = hop.policies.iter();
                 let allowing = policies.find(|one| {
@@ -602,7 +682,18 @@ fn condition(wire: &wire::AttributeMatch, attributes: &Attributes<'_>) -> String
     let of_request = |value: fn(&RequestAttributes<'_>) -> String| {
         attributes.request.as_ref().map_or_else(unknown, value)
     };
-    let token = || "no validated token".to_owned();
+    let of_token = attributes.request.as_ref().and_then(|one| one.token);
+    let principal = || match of_token {
+        Some(token) => token
+            .principal()
+            .unwrap_or("a token without one")
+            .to_owned(),
+        None => "no validated token".to_owned(),
+    };
+    let token = || match of_token {
+        Some(_) => "what the token says".to_owned(),
+        None => "no validated token".to_owned(),
+    };
     let address = || attributes.client.address.ip().to_string();
     let (field, has) = match wire.attribute() {
         Attribute::SourcePrincipal => ("principals", of_identity(|id| id.principal().to_owned())),
@@ -613,7 +704,7 @@ fn condition(wire: &wire::AttributeMatch, attributes: &Attributes<'_>) -> String
         ),
         Attribute::SourceIp => ("ipBlocks", address()),
         Attribute::RemoteIp => ("remoteIpBlocks", address()),
-        Attribute::RequestPrincipal => ("requestPrincipals", token()),
+        Attribute::RequestPrincipal => ("requestPrincipals", principal()),
         Attribute::RequestAudiences => ("request.auth.audiences", token()),
         Attribute::RequestPresenter => ("request.auth.presenter", token()),
         Attribute::RequestClaim => ("request.auth.claims", token()),

@@ -22,7 +22,7 @@ fn shop() -> Input {
     offline(&args).expect("reads").expect("some")
 }
 
-fn without_policies() -> Input {
+pub(super) fn without_policies() -> Input {
     let mut input = shop();
     let is_policy = |one: &Document| {
         one.value["apiVersion"]
@@ -41,7 +41,7 @@ fn ask(input: &Input, args: &[&str]) -> Explanation {
     }
 }
 
-fn object(kind: &str, namespace: &str, name: &str, spec: Value) -> Document {
+pub(super) fn object(kind: &str, namespace: &str, name: &str, spec: Value) -> Document {
     Document {
         value: json!({
             "apiVersion": "security.istio.io/v1", "kind": kind,

@@ -20,6 +20,7 @@ use karst_node_agent::state::store::{Change, Store};
 use karst_node_agent::state::workload::{Locality, Workload};
 use karst_node_agent::state::{MeshState, convert};
 use karst_node_agent::waypoints::Waypoints;
+use karst_waypoint::authn::keys::KeySet;
 use karst_waypoint::balance::{Clusters, OwnPlace};
 use karst_waypoint::table::{Table, Tables};
 
@@ -54,6 +55,8 @@ pub struct World {
     pub state: Arc<MeshState>,
     /// Resources that an agent rejects, with the reasons.
     pub rejected: BTreeMap<String, String>,
+    /// The key set that rules which have theirs fetched are taken to have.
+    pub keys: Option<Vec<u8>>,
 }
 
 /// A proxy of a Gateway, with its configuration.
@@ -115,6 +118,7 @@ impl World {
             index,
             state,
             rejected,
+            keys: None,
         }
     }
 
@@ -174,6 +178,15 @@ impl World {
                 }
             }
             rejected.extend(store.apply(url, resources, Vec::new()));
+        }
+        // In place of fetching, which would be done by nobody: requests would wait for it.
+        if let Some(mut sources) = store.take_new_key_sources() {
+            while let Ok(source) = sources.try_recv() {
+                let keys = self.keys.as_deref().map(KeySet::read);
+                if let Some(source) = source.upgrade() {
+                    source.fetched(keys.and_then(Result::ok));
+                }
+            }
         }
         Proxy {
             table: tables.load(),
