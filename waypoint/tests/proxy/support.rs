@@ -42,7 +42,7 @@ use crate::ca::{TestCa, id};
 /// Nothing in these tests takes this long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// The address that clients say they have.
 pub const CLIENT: &str = "10.1.2.3:4567";
