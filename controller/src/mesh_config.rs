@@ -10,17 +10,13 @@ use std::{
     time::Duration,
 };
 
-use karst_core::{ExtensionProviders, MeshConfigFindings};
-use serde_json::Value;
+use karst_core::{ExtensionProviders, MAX_MESH_CONFIG_BYTES, MeshConfigFindings};
 use tracing::{error, info};
 
 use crate::store::Store;
 
 /// Time between two looks at the file. A mounted ConfigMap changes by a link, which leaves nothing to watch that stays.
 const PERIOD: Duration = Duration::from_secs(2);
-
-/// Largest file, bytes: a ConfigMap's limit.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// Follows the file.
 pub struct MeshConfigFile {
@@ -96,27 +92,19 @@ impl MeshConfigFile {
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
-    let mut limited = file.take(MAX_BYTES + 1);
+    let mut limited = file.take(MAX_MESH_CONFIG_BYTES + 1);
     limited
         .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(format!("it has more than {MAX_BYTES} bytes"));
+    if bytes.len() as u64 > MAX_MESH_CONFIG_BYTES {
+        return Err(format!("it has more than {MAX_MESH_CONFIG_BYTES} bytes"));
     }
     Ok(bytes)
 }
 
 fn parse(bytes: &[u8]) -> Result<(ExtensionProviders, MeshConfigFindings), String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    let value = match text.trim() {
-        "" => Value::Null,
-        text => serde_saphyr::from_str::<Value>(text).map_err(|error| {
-            // Parsers like to draw the place over several lines; the first says it all.
-            let text = error.to_string();
-            text.lines().next().unwrap_or_default().to_owned()
-        })?,
-    };
-    ExtensionProviders::read(&value)
+    ExtensionProviders::parse(text)
 }
 
 #[cfg(test)]

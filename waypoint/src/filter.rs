@@ -21,6 +21,7 @@ use crate::route::Resolve;
 
 pub use cors::Cors;
 pub use headers::HeaderChanges;
+pub(crate) use headers::is_protected;
 pub use mirror::Mirror;
 pub use path::PathChange;
 pub use redirect::Redirect;

@@ -3,6 +3,7 @@
 pub mod kinds;
 pub mod nodes;
 pub mod removal;
+pub mod scrape;
 
 use std::future::Future;
 use std::time::Duration;

@@ -307,26 +307,11 @@ impl Walk<'_> {
 
     /// What the client's own agent decides.
     fn decide(&mut self, at: String, reason: Option<&'static str>, because: String) {
-        self.hops.push(Hop {
-            by: "client_agent",
-            at,
-            identity: self.source.identity.clone(),
-            client: self.source.address.to_string(),
-            destination: None,
-            mtls: None,
-            request: None,
-            policies: Vec::new(),
-            allowed: reason.is_none(),
-            reason,
-            because,
-            policy: None,
-            rule: None,
-            dry_run: Vec::new(),
-            notes: Vec::new(),
-            alike: Vec::new(),
-            asks: None,
-            request_principal: None,
-        });
+        let identity = self.source.identity.clone();
+        let mut hop = Hop::new("client_agent", at, identity, self.source.address);
+        (hop.allowed, hop.reason) = (reason.is_none(), reason);
+        hop.because = because;
+        self.hops.push(hop);
     }
 
     fn say(&mut self, way: String) {

@@ -21,6 +21,7 @@ mod check;
 mod cluster;
 mod explain;
 mod failure;
+mod input;
 mod inspect;
 mod install;
 mod kernel;

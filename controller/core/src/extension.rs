@@ -10,6 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use karst_api::waypoint as wire;
 use serde_json::Value;
 
+use crate::documents;
+
+/// Largest mesh configuration, bytes: a ConfigMap's limit.
+pub const MAX_MESH_CONFIG_BYTES: u64 = 1 << 20;
+
 /// The external authorizers of the mesh, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExtensionProviders {
@@ -46,11 +51,18 @@ pub(crate) struct Unusable {
 }
 
 impl ExtensionProviders {
-    /// Reads a mesh configuration: an object with `extensionProviders`, or nothing.
+    /// Reads a mesh configuration in YAML: an object with `extensionProviders`, or nothing.
     ///
     /// # Errors
     /// It is none, so that not even names of providers can be told.
-    pub fn read(config: &Value) -> Result<(Self, MeshConfigFindings), String> {
+    pub fn parse(text: &str) -> Result<(Self, MeshConfigFindings), String> {
+        match text.trim() {
+            "" => Self::read(&Value::Null),
+            text => Self::read(&documents::yaml(text)?),
+        }
+    }
+
+    pub(crate) fn read(config: &Value) -> Result<(Self, MeshConfigFindings), String> {
         let mut findings = MeshConfigFindings::default();
         let by_name = read::providers(config, &mut findings)?;
         Ok((Self { by_name }, findings))

@@ -11,6 +11,7 @@
 //! and [`Index::delete`] end with, and which comes once after many [`Index::stage`]s.
 
 mod config;
+pub mod documents;
 mod error;
 mod extension;
 mod index;
@@ -22,7 +23,7 @@ mod status;
 
 pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;
-pub use extension::{ExtensionProviders, MeshConfigFindings};
+pub use extension::{ExtensionProviders, MAX_MESH_CONFIG_BYTES, MeshConfigFindings};
 pub use index::{Changes, Index, MeshPod, NodeIdentity, PeerMode, PodRef, WaypointBinding};
 pub use labels::{DataplaneMode, Egress};
 pub use object::{Kind, Object, ObjectKey, pod::has_sidecar};

@@ -2,14 +2,11 @@
 
 use std::path::Path;
 
-use karst_core::{Kind, Object, ObjectError, ObjectKey};
+use karst_core::{Kind, Object, ObjectError, ObjectKey, documents};
 use serde_json::Value;
 
 /// Documents of one file that are read; a file with more is not a manifest.
 const MAX_DOCUMENTS: usize = 100_000;
-
-/// Longest error text of a parser that is passed on, in characters.
-const MAX_PROBLEM_CHARS: usize = 300;
 
 /// A file's content, document by document.
 #[derive(Debug, Default, PartialEq)]
@@ -45,44 +42,25 @@ pub enum Subject {
 impl Documents {
     /// Reads a file's text.
     pub fn parse(path: &Path, text: &str) -> Self {
-        let mut documents = Self::default();
+        let mut found = Self::default();
         let is_json = path
             .extension()
             .is_some_and(|extension| extension == "json");
-        if is_json {
-            let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-            for (index, value) in stream.take(MAX_DOCUMENTS).enumerate() {
-                match value {
-                    Ok(value) => documents.value(index + 1, value),
-                    Err(error) => documents.unreadable(index + 1, &error),
-                }
-            }
-        } else {
-            for (index, document) in split(text).into_iter().take(MAX_DOCUMENTS).enumerate() {
-                match serde_saphyr::from_str::<Value>(document) {
-                    Ok(value) => documents.value(index + 1, value),
-                    Err(error) => documents.unreadable(index + 1, &error),
-                }
+        for (index, value) in documents::documents(text, is_json)
+            .take(MAX_DOCUMENTS)
+            .enumerate()
+        {
+            match value {
+                Ok(value) => documents::objects(value)
+                    .into_iter()
+                    .for_each(|object| found.value(index + 1, object)),
+                Err(problem) => found.unreadable(index + 1, &problem),
             }
         }
-        documents
+        found
     }
 
     fn value(&mut self, document: usize, value: Value) {
-        if value.is_null() {
-            // Nothing but comments.
-            return;
-        }
-        let text = |field: &str| value.get(field).and_then(Value::as_str);
-        if text("apiVersion") == Some("v1")
-            && text("kind") == Some("List")
-            && let Some(Value::Array(items)) = value.get("items")
-        {
-            for item in items {
-                self.value(document, item.clone());
-            }
-            return;
-        }
         let subject = subject(&value);
         match Object::from_value(value) {
             Ok(Some(object)) => {
@@ -103,19 +81,13 @@ impl Documents {
         }
     }
 
-    fn unreadable(&mut self, document: usize, error: &dyn std::fmt::Display) {
-        // Parsers like to draw the place over several lines; the first says it all.
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
+    fn unreadable(&mut self, document: usize, problem: &str) {
         self.faults.push(Fault {
             document,
             error: ObjectError {
                 object: "document".to_owned(),
                 field: "syntax".to_owned(),
-                problem: format!(
-                    "is not readable: {}",
-                    first.chars().take(MAX_PROBLEM_CHARS).collect::<String>()
-                ),
+                problem: format!("is not readable: {problem}"),
                 hint: "correct the syntax; until then the file's former objects stay".to_owned(),
             },
             subject: Subject::Unknown,
@@ -142,30 +114,6 @@ fn subject(value: &Value) -> Subject {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
     })
-}
-
-/// Splits at the lines that start a document, so that a syntax error costs one document only.
-fn split(text: &str) -> Vec<&str> {
-    let mut documents = Vec::new();
-    let mut start = 0;
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        let rest = line.strip_prefix("---");
-        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
-            documents.push(&text[start..at]);
-            start = at;
-        }
-        at += line.len();
-    }
-    documents.push(&text[start..]);
-    // What stands before the first separator is a document only if there is something.
-    documents.retain(|document| {
-        document.lines().any(|line| {
-            let line = line.trim();
-            !line.is_empty() && !line.starts_with('#') && line != "---" && line != "..."
-        })
-    });
-    documents
 }
 
 #[cfg(test)]

@@ -116,11 +116,16 @@ fn headers(
     wire.iter().enumerate().map(header).collect()
 }
 
+/// Whether a header belongs to a connection or frames a message, so that nobody may change it.
+pub(crate) fn is_protected(name: &HeaderName) -> bool {
+    PROTECTED.contains(&name.as_str())
+}
+
 fn name(text: &str) -> Result<HeaderName, ConfigError> {
     let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
         ConfigError::new("name", format!("is {text:?}, which is no name of a header"))
     })?;
-    if PROTECTED.contains(&name.as_str()) {
+    if is_protected(&name) {
         let problem =
             format!("is {text:?}, which belongs to the connection and not to the message");
         return Err(ConfigError::new("name", problem));

@@ -8,7 +8,7 @@ use kube::Client;
 use super::codes;
 use super::context::Context;
 use super::finding::Finding;
-use crate::cluster::{self, SYSTEM_NAMESPACE};
+use crate::cluster::{SYSTEM_NAMESPACE, scrape};
 use crate::explain::World;
 use crate::failure::Failure;
 use crate::install::rollout;
@@ -43,25 +43,10 @@ pub struct Metrics {
 /// The agents cannot be listed.
 pub async fn of_cluster(client: &Client) -> Result<Metrics, Failure> {
     let mut metrics = Metrics::default();
-    for pod in rollout::pods(client, rollout::AGENT).await? {
-        let Some(name) = pod
-            .metadata
-            .name
-            .as_deref()
-            .filter(|_| rollout::is_ready(&pod))
-        else {
-            continue;
-        };
-        let path = format!(
-            "/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{name}:{METRICS_PORT}/proxy/metrics"
-        );
-        match cluster::get(client, &path).await {
-            Ok(answer) if answer.status.is_success() => metrics.scrapes.push(answer.text),
-            Ok(answer) => metrics.unread.push((
-                name.to_owned(),
-                format!("the API server answered {}", answer.status),
-            )),
-            Err(failure) => metrics.unread.push((name.to_owned(), failure.message)),
+    for (pod, told) in scrape::metrics(client, rollout::AGENT, METRICS_PORT).await? {
+        match told {
+            Ok(text) => metrics.scrapes.push(text),
+            Err(why) => metrics.unread.push((pod, why)),
         }
     }
     Ok(metrics)
@@ -95,8 +80,20 @@ pub fn all(context: &Context<'_>, world: &World, metrics: &Metrics, findings: &m
     for line in metrics.scrapes.iter().flat_map(|text| text.lines()) {
         note(line, &mut seen);
     }
+    let workloads = world.state.all_workloads();
+    let mut pods: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for pod in &workloads {
+        let of = pods
+            .entry((&pod.namespace, &pod.workload_name))
+            .or_default();
+        of.push(&pod.name);
+    }
     for ((namespace, workload), seen) in &seen {
-        findings.extend(finding(context, world, (namespace, workload), seen));
+        // What is gone since needs no word.
+        let Some(pods) = pods.get(&(namespace.as_str(), workload.as_str())) else {
+            continue;
+        };
+        findings.push(finding(context, (namespace, workload), pods, seen));
     }
 }
 
@@ -161,24 +158,19 @@ fn labels_of(text: &str) -> BTreeMap<&str, String> {
 
 fn finding(
     context: &Context<'_>,
-    world: &World,
     (namespace, name): (&str, &str),
+    pods: &[&str],
     seen: &Seen,
-) -> Option<Finding> {
-    let workloads = world.state.all_workloads();
-    let mut pods = workloads
-        .iter()
-        .filter(|one| *one.namespace == *namespace && *one.workload_name == *name);
-    let strict = |pod: &str| {
+) -> Finding {
+    let strict = |pod: &&str| {
         let mode = context.index().peer_mode(namespace, pod, 0);
         mode.is_some_and(|mode| mode.strict)
     };
-    let first = pods.clone().next()?;
-    let is_strict = pods.any(|pod| strict(&pod.name));
+    let is_strict = pods.iter().any(strict);
     let key = ObjectKey {
         kind: Kind::Pod,
         namespace: namespace.to_owned(),
-        name: first.name.to_string(),
+        name: pods.first().copied().unwrap_or_default().to_owned(),
     };
     let mut clients = seen
         .clients
@@ -192,7 +184,7 @@ fn finding(
     }
     let count = seen.connections;
     let workload = format!("workload {namespace}/{name}");
-    Some(if is_strict {
+    if is_strict {
         let message = format!(
             "{workload} has mode STRICT, and {count} connections in plain text were seen, from {clients}"
         );
@@ -202,5 +194,5 @@ fn finding(
         let message = format!("{workload} took {count} connections in plain text, from {clients}");
         let advice = "with mode STRICT they would be refused: put the clients into the mesh first";
         Finding::on(&key, &codes::PERMISSIVE_PLAINTEXT, "", message, advice)
-    })
+    }
 }

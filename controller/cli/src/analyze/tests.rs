@@ -29,7 +29,7 @@ fn shop() -> Input {
 
 fn document(text: &str) -> Document {
     Document {
-        value: serde_saphyr::from_str(text).expect("yaml"),
+        value: karst_core::documents::yaml(text).expect("yaml"),
         place: None,
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kube::Client;
 
 use super::Finding;
-use crate::cluster::{self, SYSTEM_NAMESPACE};
+use crate::cluster::scrape;
 use crate::failure::Failure;
 use crate::install::rollout;
 
@@ -39,26 +39,9 @@ const SHARED: [&str; 1] = [FAULTY];
 /// The total of each metric over all controllers, and the number of ready agents.
 async fn sums(client: &Client) -> Result<(BTreeMap<String, f64>, usize), Failure> {
     let mut sums = BTreeMap::new();
-    for pod in rollout::pods(client, rollout::CONTROLLER).await? {
-        let Some(name) = pod
-            .metadata
-            .name
-            .as_deref()
-            .filter(|_| rollout::is_ready(&pod))
-        else {
-            continue;
-        };
-        let path = format!(
-            "/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{name}:{METRICS_PORT}/proxy/metrics"
-        );
-        let answer = cluster::get(client, &path).await?;
-        if !answer.status.is_success() {
-            return Err(Failure::failed(
-                "proxy",
-                format!("pod {name}: the API server answered {}", answer.status),
-            ));
-        }
-        add(&answer.text, &mut sums);
+    for (pod, told) in scrape::metrics(client, rollout::CONTROLLER, METRICS_PORT).await? {
+        let text = told.map_err(|why| Failure::failed("proxy", format!("pod {pod}: {why}")))?;
+        add(&text, &mut sums);
     }
     let agents = rollout::pods(client, rollout::AGENT).await?;
     Ok((

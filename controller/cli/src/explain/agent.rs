@@ -41,27 +41,11 @@ pub fn decide(
     seen: &Seen,
 ) -> Result<Hop, Failure> {
     let name = format!("{}/{}", workload.namespace, workload.name);
-    let mut hop = Hop {
-        by: "node_agent",
-        at: name.clone(),
-        identity: seen.identity.clone(),
-        client: seen.address.ip().to_string(),
-        destination: Some(destination),
-        mtls: None,
-        request: None,
-        policies: Vec::new(),
-        allowed: true,
-        reason: None,
-        because: String::new(),
-        policy: None,
-        rule: None,
-        dry_run: Vec::new(),
-        notes: Vec::new(),
-        alike: Vec::new(),
-        asks: None,
-        request_principal: None,
-    };
+    let client = seen.address.ip();
+    let mut hop = Hop::new("node_agent", name.clone(), seen.identity.clone(), client);
+    hop.destination = Some(destination);
     let Some(enrolled) = world.enrolled(workload)? else {
+        hop.allowed = true;
         hop.because = "the pod is not in the mesh, so that nothing decides there".to_owned();
         return Ok(hop);
     };
@@ -103,11 +87,9 @@ pub fn decide(
         .waypoints
         .check(destination.port(), seen.identity.as_ref())
     {
-        hop.allowed = false;
         hop.reason = Some(reason.as_str());
         hop.because = format!("pod {name} takes connections to this port from its waypoint only");
     } else if let Err(denial) = effective.decide(&connection) {
-        hop.allowed = false;
         hop.reason = Some(denial.reason.as_str());
         hop.because = match denial.rule {
             Some(rule) => format!("{} rules[{rule}] refuses it", denial.policy_name()),
@@ -119,25 +101,7 @@ pub fn decide(
         hop.policy = Some(denial.policy_name().to_owned());
         hop.rule = denial.rule;
     } else {
-        let allowing = hop.policies.iter();
-        let mut allowing =
-            allowing.filter(|one| !one.dry_run && one.action.as_deref() == Some("ALLOW"));
-        match allowing.find(|one| one.matches) {
-            Some(policy) => {
-                let rule = policy
-                    .rules
-                    .iter()
-                    .find(|rule| rule.matches)
-                    .map(|rule| rule.index);
-                hop.because = format!(
-                    "{} rules[{}] allows it",
-                    policy.name,
-                    rule.unwrap_or_default()
-                );
-                (hop.policy, hop.rule) = (Some(policy.name.clone()), rule);
-            }
-            None => hop.because = "no ALLOW policy applies, and no DENY policy matches".to_owned(),
-        }
+        hop.pass_by_policies();
     }
     Ok(hop)
 }

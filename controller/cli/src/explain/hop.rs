@@ -1,6 +1,6 @@
 //! What is said of one place that decides.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use karst_identity::SpiffeId;
 use serde::Serialize;
@@ -122,6 +122,48 @@ impl Asks {
 }
 
 impl Hop {
+    /// A place that lets nothing pass yet.
+    pub fn new(by: &'static str, at: String, identity: Option<SpiffeId>, client: IpAddr) -> Self {
+        Self {
+            by,
+            at,
+            identity,
+            client: client.to_string(),
+            destination: None,
+            mtls: None,
+            request: None,
+            policies: Vec::new(),
+            allowed: false,
+            reason: None,
+            because: String::new(),
+            policy: None,
+            rule: None,
+            dry_run: Vec::new(),
+            notes: Vec::new(),
+            alike: Vec::new(),
+            asks: None,
+            request_principal: None,
+        }
+    }
+
+    /// Lets it pass, and says which of its policies does.
+    pub fn pass_by_policies(&mut self) {
+        self.allowed = true;
+        let mut allowing = self
+            .policies
+            .iter()
+            .filter(|one| one.matches && !one.dry_run && one.action.as_deref() == Some("ALLOW"));
+        let Some(policy) = allowing.next() else {
+            self.because = "no ALLOW policy applies, and no DENY policy matches".to_owned();
+            return;
+        };
+        let rule = policy.rules.iter().find(|rule| rule.matches);
+        let rule = rule.map(|rule| rule.index);
+        let place = rule.unwrap_or_default();
+        self.because = format!("{} rules[{place}] allows it", policy.name);
+        (self.policy, self.rule) = (Some(policy.name.clone()), rule);
+    }
+
     /// Whether two pods' hops say the same.
     pub fn is_like(&self, other: &Self) -> bool {
         let essence = |hop: &Self| Self {

@@ -194,26 +194,9 @@ impl At<'_> {
             ProxyClass::Waypoint => "waypoint",
             ProxyClass::Gateway => "gateway",
         };
-        let mut hop = Hop {
-            by,
-            at: format!("{}", self.gateway),
-            identity: seen.identity.clone(),
-            client: seen.address.ip().to_string(),
-            destination: Some(asked),
-            mtls: None,
-            request: None,
-            policies: Vec::new(),
-            allowed: false,
-            reason: None,
-            because: String::new(),
-            policy: None,
-            rule: None,
-            dry_run: Vec::new(),
-            notes: Vec::new(),
-            alike: Vec::new(),
-            asks: None,
-            request_principal: None,
-        };
+        let client = seen.address.ip();
+        let mut hop = Hop::new(by, self.gateway.to_string(), seen.identity.clone(), client);
+        hop.destination = Some(asked);
         let rejected = proxy.rejected.iter();
         hop.notes
             .extend(rejected.map(|(name, error)| format!("the proxy rejects {name}: {error}")));
@@ -431,32 +414,7 @@ impl At<'_> {
                 };
                 (hop.policy, hop.rule) = (Some(denial.policy.to_string()), denial.rule);
             }
-            (Ok(()), None) => {
-                hop.allowed = true;
-                let mut policies = hop.policies.iter();
-                let allowing = policies.find(|one| {
-                    one.matches && !one.dry_run && one.action.as_deref() == Some("ALLOW")
-                });
-                match allowing {
-                    Some(policy) => {
-                        let rule = policy
-                            .rules
-                            .iter()
-                            .find(|rule| rule.matches)
-                            .map(|rule| rule.index);
-                        hop.because = format!(
-                            "{} rules[{}] allows it",
-                            policy.name,
-                            rule.unwrap_or_default()
-                        );
-                        (hop.policy, hop.rule) = (Some(policy.name.clone()), rule);
-                    }
-                    None => {
-                        hop.because =
-                            "no ALLOW policy applies, and no DENY policy matches".to_owned()
-                    }
-                }
-            }
+            (Ok(()), None) => hop.pass_by_policies(),
         }
     }
 

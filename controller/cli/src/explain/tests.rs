@@ -285,7 +285,7 @@ fn gateway(input: &mut Input, protocol: &str) {
         "{apiVersion: v1, kind: Service, metadata: {name: front, namespace: shop}, spec: {clusterIP: 10.96.0.30, clusterIPs: [10.96.0.30], ports: [{name: web, port: 80}]}}".to_owned(),
         "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: front, namespace: shop}, spec: {parentRefs: [{name: front}], rules: [{matches: [{path: {value: /db}}], backendRefs: [{name: db, port: 5432}]}]}}".to_owned(),
     ] {
-        let value = serde_saphyr::from_str(&text).expect("yaml");
+        let value = karst_core::documents::yaml(&text).expect("yaml");
         input.documents.push(Document { value, place: None });
     }
 }

@@ -1,6 +1,5 @@
 //! The token of an end user.
 
-use std::io::Read;
 use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -11,24 +10,24 @@ use karst_waypoint::authn::keys::{KeySet, MAX_BYTES};
 use karst_waypoint::authn::{Authentication, Authenticator, MAX_TOKEN_BYTES, Passed, Refusal};
 
 use crate::failure::Failure;
+use crate::input;
 
 /// Most bytes of a file with a token: with more than the token and an end of line it is something else.
-const MAX_FILE_BYTES: usize = MAX_TOKEN_BYTES + 1024;
+const MAX_FILE_BYTES: u64 = MAX_TOKEN_BYTES as u64 + 1024;
 
 /// The token of a file, or of standard input where it is `-`, as a client sends it. It is in no message.
 ///
 /// # Errors
 /// It cannot be read, or is nothing that can be sent.
 pub fn read(path: &Path) -> Result<HeaderValue, Failure> {
-    let wrong = |error: String| Failure::failed("jwt", format!("{}: {error}", path.display()));
-    let bytes = contents(path, MAX_FILE_BYTES).map_err(wrong)?;
-    let mut value = [b"Bearer ", bytes.trim_ascii()].concat();
-    if value.len() == "Bearer ".len() {
-        return Err(wrong("it is empty".to_owned()));
+    let wrong = |error: String| Failure::failed("jwt", format!("{} {error}", path.display()));
+    let bytes = input::bytes(path, MAX_FILE_BYTES).map_err(wrong)?;
+    let token = bytes.trim_ascii();
+    if token.is_empty() {
+        return Err(wrong("is empty".to_owned()));
     }
-    let header = HeaderValue::from_bytes(&value);
-    value.clear();
-    let mut header = header.map_err(|_| wrong("it cannot be in a header".to_owned()))?;
+    let header = HeaderValue::from_bytes(&[b"Bearer ", token].concat());
+    let mut header = header.map_err(|_| wrong("cannot be in a header".to_owned()))?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -38,24 +37,9 @@ pub fn read(path: &Path) -> Result<HeaderValue, Failure> {
 /// # Errors
 /// It cannot be read, or is none.
 pub fn keys(path: &Path) -> Result<Vec<u8>, Failure> {
-    let wrong = |error: String| Failure::failed("jwks", format!("{}: {error}", path.display()));
-    let bytes = contents(path, MAX_BYTES).map_err(wrong)?;
-    KeySet::read(&bytes).map_err(|error| wrong(format!("it {error}")))?;
-    Ok(bytes)
-}
-
-fn contents(path: &Path, most: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let limit = most as u64 + 1;
-    let done = if path == Path::new("-") {
-        std::io::stdin().lock().take(limit).read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))
-    };
-    done.map_err(|error| error.to_string())?;
-    if bytes.len() > most {
-        return Err(format!("it has more than {most} bytes"));
-    }
+    let wrong = |error: String| Failure::failed("jwks", format!("{} {error}", path.display()));
+    let bytes = input::bytes(path, MAX_BYTES as u64).map_err(wrong)?;
+    KeySet::read(&bytes).map_err(|error| wrong(error.to_string()))?;
     Ok(bytes)
 }
 

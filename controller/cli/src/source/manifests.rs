@@ -1,13 +1,14 @@
 //! Manifests: files and folders with YAML or JSON.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use karst_core::documents;
 use serde_json::Value;
 
 use super::{Document, Place};
 use crate::failure::{Failure, Kind};
+use crate::input;
 
 /// Largest file in bytes: as the controller's own.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -87,45 +88,16 @@ pub fn files(files: &[PathBuf]) -> Result<Vec<Document>, Failure> {
 
 /// A file's text, or for `-` what comes on standard input.
 pub fn text(file: &Path) -> Result<String, Failure> {
-    let cannot = |error: std::io::Error| unreadable(file, format_args!("cannot be read: {error}"));
-    let mut text = String::new();
-    let read = if file.as_os_str() == "-" {
-        std::io::stdin()
-            .take(MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)
-    } else {
-        let file = fs::File::open(file).map_err(cannot)?;
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)
-    };
-    read.map_err(cannot)?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(unreadable(
-            file,
-            format_args!("is larger than {MAX_FILE_BYTES} bytes"),
-        ));
-    }
-    Ok(text)
+    input::text(file, MAX_FILE_BYTES).map_err(|why| unreadable(file, why))
 }
 
-fn parse(file: &Path, text: &str, documents: &mut Vec<Document>) -> Result<(), Failure> {
+fn parse(file: &Path, text: &str, found: &mut Vec<Document>) -> Result<(), Failure> {
     let is_json = file
         .extension()
         .is_some_and(|extension| extension == "json");
-    let values: Vec<Result<Value, String>> = if is_json {
-        let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-        stream
-            .map(|value| value.map_err(|error| error.to_string()))
-            .take(MAX_DOCUMENTS + 1)
-            .collect()
-    } else {
-        split(text)
-            .into_iter()
-            .take(MAX_DOCUMENTS + 1)
-            .map(|document| {
-                serde_saphyr::from_str::<Value>(document).map_err(|error| error.to_string())
-            })
-            .collect()
-    };
+    let values: Vec<_> = documents::documents(text, is_json)
+        .take(MAX_DOCUMENTS + 1)
+        .collect();
     if values.len() > MAX_DOCUMENTS {
         return Err(unreadable(
             file,
@@ -138,64 +110,21 @@ fn parse(file: &Path, text: &str, documents: &mut Vec<Document>) -> Result<(), F
             document: index + 1,
         };
         let wrong = |why: &str| unreadable(file, format_args!("(document {}) {why}", index + 1));
-        let value = value.map_err(|error| {
-            // Parsers like to draw the place over several lines; the first says it all.
-            let first = error.lines().next().unwrap_or_default().to_owned();
-            wrong(&format!("is not readable: {first}"))
-        })?;
-        unfold(value, &place, documents, &wrong)?;
+        let value = value.map_err(|error| wrong(&format!("is not readable: {error}")))?;
+        for value in documents::objects(value) {
+            let text = |field: &str| value.get(field).and_then(Value::as_str);
+            if text("apiVersion").is_none() || text("kind").is_none() {
+                return Err(wrong(
+                    "is no Kubernetes object: it has no apiVersion or no kind",
+                ));
+            }
+            found.push(Document {
+                value,
+                place: Some(place.clone()),
+            });
+        }
     }
     Ok(())
-}
-
-fn unfold(
-    value: Value,
-    place: &Place,
-    documents: &mut Vec<Document>,
-    wrong: &dyn Fn(&str) -> Failure,
-) -> Result<(), Failure> {
-    if value.is_null() {
-        return Ok(());
-    }
-    let text = |field: &str| value.get(field).and_then(Value::as_str);
-    if text("apiVersion").is_none() || text("kind").is_none() {
-        return Err(wrong(
-            "is no Kubernetes object: it has no apiVersion or no kind",
-        ));
-    }
-    let is_list = text("kind").is_some_and(|kind| kind.ends_with("List"));
-    if is_list && let Some(Value::Array(items)) = value.get("items") {
-        for item in items {
-            unfold(item.clone(), place, documents, wrong)?;
-        }
-        return Ok(());
-    }
-    documents.push(Document {
-        value,
-        place: Some(place.clone()),
-    });
-    Ok(())
-}
-
-/// Splits at the lines that begin a document. What has nothing but comments is none.
-fn split(text: &str) -> Vec<&str> {
-    let (mut documents, mut start, mut at) = (Vec::new(), 0, 0);
-    for line in text.split_inclusive('\n') {
-        let rest = line.strip_prefix("---");
-        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
-            documents.push(&text[start..at]);
-            start = at;
-        }
-        at += line.len();
-    }
-    documents.push(&text[start..]);
-    documents.retain(|document| {
-        document.lines().any(|line| {
-            let line = line.trim();
-            !line.is_empty() && !line.starts_with('#') && line != "---" && line != "..."
-        })
-    });
-    documents
 }
 
 #[cfg(test)]

@@ -91,13 +91,7 @@ impl AuthorizationPolicy {
     }
 
     fn read(document: &PolicyDocument, namespace: &str, reader: &mut Reader<'_>) -> Self {
-        let mut whole = true;
-        if let Some(problem) = &document.metadata_fault {
-            let problem = format!("has the wrong type: {problem}");
-            let hint = "labels and annotations are text: quote \"true\" and numbers";
-            reader.fault("metadata", problem, hint);
-            whole = false;
-        }
+        let mut whole = reader.metadata(document);
         let dry_run = dry_run(document, reader);
         let null = Value::Null;
         let (mut selector, mut rules, mut action) = (&null, &null, Some(Action::Allow));
@@ -122,12 +116,7 @@ impl AuthorizationPolicy {
                     refs = value;
                 }
                 other => {
-                    let field = format!("spec.{other}");
-                    reader.fault(
-                        &field,
-                        "is not known",
-                        "see `kubectl explain` for the fields",
-                    );
+                    reader.unknown(&format!("spec.{other}"));
                     whole = false;
                 }
             }

@@ -49,11 +49,7 @@ impl PeerAuthentication {
     }
 
     fn read(document: &PolicyDocument, reader: &mut Reader<'_>) -> Self {
-        if let Some(problem) = &document.metadata_fault {
-            let problem = format!("has the wrong type: {problem}");
-            let hint = "labels and annotations are text: quote \"true\" and numbers";
-            reader.fault("metadata", problem, hint);
-        }
+        reader.metadata(document);
         let (mut selector, mut mode, mut ports) = (Labels::new(), None, BTreeMap::new());
         let fields = reader.fields(&document.spec, "spec").unwrap_or_default();
         for (name, value) in fields {
@@ -62,10 +58,7 @@ impl PeerAuthentication {
                 "selector" => selector = reader.selector(value).0,
                 "mtls" => mode = mutual_tls(value, &field, reader),
                 "portLevelMtls" => ports = port_modes(value, &field, reader),
-                _ => {
-                    let hint = "see `kubectl explain` for the fields";
-                    reader.fault(&field, "is not known", hint);
-                }
+                _ => reader.unknown(&field),
             }
         }
         if !ports.is_empty() && selector.is_empty() {
@@ -112,11 +105,7 @@ fn mutual_tls(value: &Value, field: &str, reader: &mut Reader<'_>) -> Option<Mod
                 let hint = "use UNSET, PERMISSIVE or STRICT";
                 reader.fault(&field, format!("is {value}"), hint);
             }
-            _ => reader.fault(
-                &field,
-                "is not known",
-                "see `kubectl explain` for the fields",
-            ),
+            _ => reader.unknown(&field),
         }
     }
     mode

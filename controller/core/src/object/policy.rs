@@ -80,6 +80,25 @@ impl<'a> Reader<'a> {
         self.findings.push(fault);
     }
 
+    /// A field that its kind does not have.
+    pub(crate) fn unknown(&mut self, field: &str) {
+        self.fault(
+            field,
+            "is not known",
+            "see `kubectl explain` for the fields",
+        );
+    }
+
+    /// Whether the document's metadata could be read whole.
+    pub(crate) fn metadata(&mut self, document: &PolicyDocument) -> bool {
+        if let Some(problem) = &document.metadata_fault {
+            let problem = format!("has the wrong type: {problem}");
+            let hint = "labels and annotations are text: quote \"true\" and numbers";
+            self.fault("metadata", problem, hint);
+        }
+        document.metadata_fault.is_none()
+    }
+
     /// A field that is right, and not supported.
     pub(crate) fn unsupported(&mut self, field: &str, problem: &str, hint: &str) {
         self.unsupported.push(field.to_owned());

@@ -54,11 +54,7 @@ impl RequestAuthentication {
     }
 
     fn read(document: &PolicyDocument, reader: &mut Reader<'_>) -> Self {
-        if let Some(problem) = &document.metadata_fault {
-            let problem = format!("has the wrong type: {problem}");
-            let hint = "labels and annotations are text: quote \"true\" and numbers";
-            reader.fault("metadata", problem, hint);
-        }
+        reader.metadata(document);
         let null = Value::Null;
         let (mut selector, mut rules) = (&null, &null);
         let (mut refs, mut refs_field) = (&null, "spec.targetRefs");
@@ -72,8 +68,7 @@ impl RequestAuthentication {
                 "targetRefs" if value.as_array().is_some_and(Vec::is_empty) => {}
                 "targetRefs" => refs = value,
                 other => {
-                    let hint = "see `kubectl explain` for the fields";
-                    reader.fault(&format!("spec.{other}"), "is not known", hint);
+                    reader.unknown(&format!("spec.{other}"));
                     whole = false;
                 }
             }

@@ -15,7 +15,7 @@ use karst_api::waypoint as wire;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-pub(crate) use self::filter::Filter;
+pub(crate) use self::{check::PROTECTED_HEADERS, filter::Filter};
 use super::{Kind, gateway_api::ParentRef};
 use crate::error::{Faults, ObjectError};
 

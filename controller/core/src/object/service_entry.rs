@@ -111,11 +111,7 @@ impl ServiceEntry {
 
     fn read(document: &PolicyDocument, namespace: &str, reader: &mut Reader<'_>) -> Self {
         let mut entry = Self::default();
-        if let Some(problem) = &document.metadata_fault {
-            let problem = format!("has the wrong type: {problem}");
-            let hint = "labels and annotations are text: quote \"true\" and numbers";
-            reader.fault("metadata", problem, hint);
-        }
+        reader.metadata(document);
         let labels = document.metadata.labels.clone().unwrap_or_default();
         if first(&labels, &USE_WAYPOINT).is_some_and(|name| name != "none") {
             let hint = "remove the label: there are no waypoints for hosts outside yet";
@@ -146,10 +142,7 @@ impl ServiceEntry {
                     let hint = "write the endpoints' addresses, or make a Service for pods";
                     reader.unsupported(&field, "is not supported", hint);
                 }
-                _ => {
-                    let hint = "see `kubectl explain` for the fields";
-                    reader.fault(&field, "is not known", hint);
-                }
+                _ => reader.unknown(&field),
             }
         }
         if entry.hosts.is_empty() {
@@ -324,10 +317,7 @@ fn ports(value: &Value, reader: &mut Reader<'_>, narrowed: &mut Vec<String>) -> 
                 "targetPort" => target = port_number(value, &field, reader),
                 "name" => name = text(reader),
                 "protocol" => protocol = text(reader).to_ascii_uppercase(),
-                _ => {
-                    let hint = "see `kubectl explain` for the fields";
-                    reader.fault(&field, "is not known", hint);
-                }
+                _ => reader.unknown(&field),
             }
         }
         let Some(number) = number else {
@@ -467,10 +457,7 @@ fn read_endpoints(
                     let hint = "leave it out: there is one network only";
                     reader.unsupported(&field, "is not supported", hint);
                 }
-                _ => {
-                    let hint = "see `kubectl explain` for the fields";
-                    reader.fault(&field, "is not known", hint);
-                }
+                _ => reader.unknown(&field),
             }
         }
         match ip {

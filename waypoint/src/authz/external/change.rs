@@ -1,11 +1,10 @@
 //! What an authorizer wants changed of a request that may go on, and of its response.
 
 use http::Uri;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
+
+use crate::filter::is_protected;
 
 /// Most headers of a message that an authorizer changes.
 pub(super) const MAX_HEADERS: usize = 100;
@@ -56,18 +55,7 @@ pub struct Changes {
 /// say for whom a request is.
 #[must_use]
 pub fn is_free(name: &HeaderName) -> bool {
-    let framing = [
-        CONNECTION,
-        CONTENT_LENGTH,
-        EXPECT,
-        HOST,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ];
-    let others = ["keep-alive", "proxy-connection", "http2-settings"];
-    !framing.contains(name) && !others.contains(&name.as_str())
+    !is_protected(name) && *name != EXPECT && *name != HOST
 }
 
 impl Changes {

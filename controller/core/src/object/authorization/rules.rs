@@ -27,9 +27,6 @@ pub(super) enum Unknown {
     LeftOut,
 }
 
-const UNKNOWN: &str = "is not known";
-const UNKNOWN_HINT: &str = "see `kubectl explain` for the fields";
-
 /// Conditions that hold together, as far as they can be decided on.
 #[derive(Default)]
 struct Part {
@@ -103,7 +100,7 @@ impl RuleReader<'_, '_> {
                     continue;
                 }
                 _ => {
-                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
+                    self.reader.unknown(&field);
                     lacks = true;
                     continue;
                 }
@@ -143,7 +140,7 @@ impl RuleReader<'_, '_> {
                 if name == inner {
                     part = Some(self.part(value, &field, attribute));
                 } else {
-                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
+                    self.reader.unknown(&field);
                     lacks = true;
                 }
             }
@@ -195,7 +192,7 @@ impl RuleReader<'_, '_> {
                     part.lacks = true;
                 }
                 Named::Unheard => {
-                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
+                    self.reader.unknown(&field);
                     part.lacks = true;
                 }
             }
@@ -253,7 +250,7 @@ impl RuleReader<'_, '_> {
                 "notValues" => not_values = value,
                 _ => {
                     let field = format!("{field}.{name}");
-                    self.reader.fault(&field, UNKNOWN, UNKNOWN_HINT);
+                    self.reader.unknown(&field);
                     part.lacks = true;
                 }
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use karst_api::waypoint::{self as wire, token_rule::Keys};
 use serde_json::Value;
 
-use crate::object::policy::Reader;
+use crate::object::{policy::Reader, route::PROTECTED_HEADERS};
 
 /// Entries of a list, and bytes of a text. Proxies take no more of either.
 const MAX_ITEMS: usize = 64;
@@ -21,23 +21,13 @@ const MAX_KEYS: usize = 64;
 const TIMEOUT_MS: u64 = 5_000;
 const MAX_TIMEOUT_MS: u64 = 30_000;
 
-const UNKNOWN: &str = "is not known";
-const UNKNOWN_HINT: &str = "see `kubectl explain` for the fields";
-
-/// Headers that mean something to proxies on the way, or are made by them: no claim may stand there.
-const RESERVED_HEADERS: [&str; 16] = [
-    "connection",
+/// Headers that mean something to proxies on the way, or are made by them, besides [`PROTECTED_HEADERS`]: no claim may
+/// stand there.
+const RESERVED_HEADERS: [&str; 8] = [
     "content-encoding",
-    "content-length",
     "expect",
     "forwarded",
     "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
     "x-forwarded-client-cert",
     "x-forwarded-for",
     "x-forwarded-proto",
@@ -86,7 +76,7 @@ pub(super) fn read(
             "spaceDelimitedClaims" => {
                 rule.space_delimited_claims = texts(value, &field, reader);
             }
-            _ => reader.fault(&field, UNKNOWN, UNKNOWN_HINT),
+            _ => reader.unknown(&field),
         }
     }
     headers_differ(&rule, field, reader);
@@ -183,7 +173,7 @@ fn from_headers(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire
                 }
                 ("prefix", Some("")) => {}
                 ("prefix", _) => header.prefix = text(value, &field, reader).unwrap_or_default(),
-                _ => reader.fault(&field, UNKNOWN, UNKNOWN_HINT),
+                _ => reader.unknown(&field),
             }
         }
         if !header.name.is_empty() {
@@ -197,7 +187,8 @@ fn from_headers(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire
 
 fn output_header(value: &Value, field: &str, reader: &mut Reader<'_>) -> Option<String> {
     let name = name(value, field, reader)?.to_ascii_lowercase();
-    if RESERVED_HEADERS.contains(&name.as_str()) {
+    let is_taken = |list: &[&str]| list.contains(&name.as_str());
+    if is_taken(&PROTECTED_HEADERS) || is_taken(&RESERVED_HEADERS) {
         let problem = format!("is {name:?}, which proxies make or read themselves");
         reader.fault(field, problem, "use another header");
         return None;
@@ -219,7 +210,7 @@ fn claims(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<wire::Clai
                     let claim = text(value, &field, reader).unwrap_or_default();
                     one.claim = claim.split('.').map(str::to_owned).collect();
                 }
-                _ => reader.fault(&field, UNKNOWN, UNKNOWN_HINT),
+                _ => reader.unknown(&field),
             }
         }
         if !one.header.is_empty() && !one.claim.is_empty() {

@@ -15,7 +15,7 @@ const MAX_REGEX_NESTING: u32 = 50;
 const MAX_VALUE_BYTES: usize = 4096;
 
 /// Headers that belong to a connection, or say where a message ends (RFC 9110 7.6.1, 8.6).
-const PROTECTED_HEADERS: [&str; 9] = [
+pub(crate) const PROTECTED_HEADERS: [&str; 9] = [
     "connection",
     "content-length",
     "http2-settings",
