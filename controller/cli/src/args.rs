@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bugreport;
 mod cluster;
 mod objects;
 
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use cluster::{Check, DryRun, Install, Kubernetes, Uninstall, ValueArgs};
+pub use bugreport::BugReport;
+pub use cluster::{Check, DryRun, Form, Install, Kubernetes, Uninstall, ValueArgs};
 pub use objects::{Analyze, Explain, Objects, Threshold};
 
 /// Installs, checks and sees into a Karst mesh.
@@ -41,6 +43,8 @@ pub enum Command {
     Analyze(Analyze),
     /// Show what is on a node.
     Inspect(Inspect),
+    /// Gather everything that helps to find a fault into one archive, without secrets.
+    Bugreport(BugReport),
     /// Print the version.
     Version,
 }

@@ -77,7 +77,7 @@ fn value<T: Serialize>(result: Result<T, DatapathError>) -> Result<Value, Failur
     clippy::needless_pass_by_value,
     reason = "it is the argument of map_err"
 )]
-fn failure(error: DatapathError) -> Failure {
+pub fn failure(error: DatapathError) -> Failure {
     let mut message = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {

@@ -17,6 +17,7 @@
 mod admin;
 mod analyze;
 mod args;
+mod bugreport;
 mod check;
 mod cluster;
 mod explain;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
             let json = args.output.is_json();
             (analyze::run(&args), json)
         }
+        Command::Bugreport(args) => (bugreport::run(&args), false),
         Command::Check(args) => {
             let json = args.output.is_json();
             (check::run(&args), json)

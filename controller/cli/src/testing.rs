@@ -39,6 +39,14 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts it.
     pub async fn start() -> (Self, Client) {
+        let (server, url) = Self::start_at().await;
+        let url = url.parse().expect("address");
+        let client = Client::try_from(Config::new(url)).expect("client");
+        (server, client)
+    }
+
+    /// Starts it; returns its URL.
+    pub async fn start_at() -> (Self, String) {
         let server = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         let address = listener.local_addr().expect("address");
@@ -52,9 +60,7 @@ impl ApiServer {
                 tokio::spawn(connection);
             }
         });
-        let uri = format!("http://{address}").parse().expect("address");
-        let client = Client::try_from(Config::new(uri)).expect("client");
-        (server, client)
+        (server, format!("http://{address}"))
     }
 
     /// Puts an object at a path.
