@@ -250,3 +250,14 @@ fn merge(base: &mut Value, over: &Value) {
         (base, over) => *base = over.clone(),
     }
 }
+
+/// A kubeconfig for a server at `url`.
+pub fn kubeconfig(url: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    })
+    .to_string()
+}

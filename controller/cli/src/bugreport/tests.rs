@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::archive::tests::read;
 use super::run;
 use crate::args::{BugReport, Cli, Command};
-use crate::testing::ApiServer;
+use crate::testing::{ApiServer, kubeconfig};
 
 fn args(words: &[&str]) -> BugReport {
     let words = ["karst", "bugreport"].iter().chain(words);
@@ -139,14 +139,4 @@ fn a_cluster_is_in_it_without_its_secrets() {
         "{:?}",
         server.writes()
     );
-}
-
-fn kubeconfig(url: &str) -> String {
-    json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-    })
-    .to_string()
 }

@@ -9,6 +9,7 @@
 
 mod access;
 mod base;
+mod bugreport;
 mod faults;
 mod mesh;
 mod outage;

@@ -25,7 +25,7 @@ pub const ENROLMENT: Duration = Duration::from_secs(30);
 static INSTALLED: Mutex<bool> = Mutex::new(false);
 
 /// A command of `karst`, and what it printed.
-fn karst(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+pub fn karst(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
     let program = karst_cluster::binary("karst")?.display().to_string();
     let argv = [&[program.as_str()], arguments].concat();
     let output = cluster.exec_command(&argv)?.output()?;
