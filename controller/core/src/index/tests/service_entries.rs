@@ -136,10 +136,18 @@ fn endpoints_become_workloads_outside_of_the_mesh() {
 
 #[test]
 fn whose_it_is_goes_with_the_service() {
-    let mesh = Mesh::new([entry("api", json!({"spec": {"exportTo": [".", "client"]}}))]);
-    let service = mesh.service(API).unwrap();
-    assert_eq!(service.visibility, i32::from(Visibility::Namespace));
-    assert_eq!(more(&mesh, API).namespaces, ["client", "shop"]);
+    for (export_to, expected) in [
+        (json!([".", "client"]), &["client", "shop"][..]),
+        (json!(["."]), &["shop"]),
+        // Not for its own namespace, nor for any.
+        (json!(["client"]), &["client"]),
+        (json!(["~"]), &[]),
+    ] {
+        let mesh = Mesh::new([entry("api", json!({"spec": {"exportTo": export_to}}))]);
+        let service = mesh.service(API).unwrap();
+        assert_eq!(service.visibility, i32::from(Visibility::Namespace));
+        assert_eq!(more(&mesh, API).namespaces, expected);
+    }
 }
 
 #[test]
