@@ -94,14 +94,11 @@ pub struct OutsideTable {
 impl OutsideTable {
     /// The table of these services; those that are none of hosts outside are left out.
     pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
-        let mut all: Vec<(i64, Arc<Service>)> = services
-            .into_iter()
-            .filter_map(|service| Some((service.spec.outside.as_ref()?.created, service)))
-            .collect();
-        all.sort_by(|(a, left), (b, right)| (a, &left.spec.key).cmp(&(b, &right.spec.key)));
+        let mut all: Vec<Arc<Service>> = services.into_iter().collect();
+        all.sort_by(|a, b| age(a).cmp(&age(b)));
         let mut table = Self::default();
         let mut count = 0;
-        for (_, service) in &all {
+        for service in &all {
             let Some(outside) = &service.spec.outside else {
                 continue;
             };
@@ -149,6 +146,15 @@ impl OutsideTable {
         let held = self.blocks.values().map(Vec::len).sum();
         (held, self.left_out)
     }
+}
+
+/// The order in which services count. It is the controller's, which says in an entry's status
+/// which others come before it.
+fn age(service: &Service) -> (i64, &str, &str, &str) {
+    let spec = &service.spec;
+    let outside = spec.outside.as_ref();
+    let (created, entry) = outside.map_or((0, ""), |it| (it.created, &*it.entry));
+    (created, &spec.namespace, entry, &spec.key)
 }
 
 fn is_for(service: &Service, namespace: &str) -> bool {
