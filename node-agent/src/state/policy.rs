@@ -139,11 +139,22 @@ impl Published {
         let listed = workload.authorization_policies.clone();
         let selected = (Arc::clone(&workload.namespace), listed);
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !compiled.contains_key(&selected) {
+            // What nobody uses any more goes when there is something new: pods come and go, policies
+            // may stay as they are for weeks.
+            compiled.retain(|_, place| is_used(place));
+        }
         let place = Arc::clone(compiled.entry(selected).or_default());
         drop(compiled);
         // Another worker that asks for the same meanwhile waits, instead of doing it again.
         Arc::clone(place.get_or_init(|| Arc::new(Effective::compile(self, workload))))
     }
+}
+
+/// Whether somebody fills a place, waits for that, or has what is in it.
+fn is_used(place: &Arc<OnceLock<Arc<Effective>>>) -> bool {
+    let filled = place.get();
+    Arc::strong_count(place) > 1 || filled.is_some_and(|effective| Arc::strong_count(effective) > 1)
 }
 
 /// The policies this node knows.
