@@ -329,6 +329,8 @@ pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use karst_api::node::WaypointRequirement;
     use karst_api::workload::{self as proto, gateway_address};
 

@@ -101,7 +101,8 @@ impl Store {
             self.unlink(old, batch);
         }
         let node = &workload.locality.node;
-        let is_here = node.is_empty() || *node == self.local.node;
+        // An endpoint outside has no node, and no policies either.
+        let is_here = !is_endpoint(&uid) && (node.is_empty() || *node == self.local.node);
         effect.policies_changed |= is_here
             && old.is_none_or(|old| {
                 old.namespace != workload.namespace
