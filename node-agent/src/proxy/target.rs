@@ -103,11 +103,15 @@ impl Source<'_> {
 
     fn not_inside(&self, original: SocketAddr, own: bool) -> Result<Destination, Refused> {
         let ip = original.ip();
+        // A node's address is the cluster's own: no entry takes it away.
+        if self.state.is_node_address(ip) {
+            return Ok(Destination::External);
+        }
         let namespace = self.namespace;
         if let Some(service) = self.state.outside(ip, original.port(), namespace) {
             return Ok(of_service(service));
         }
-        if self.egress == Egress::RegistryOnly && !own && !self.state.is_node_address(ip) {
+        if self.egress == Egress::RegistryOnly && !own {
             let error =
                 format!("{original} is no workload, Service or ServiceEntry for {namespace}");
             return Err(Refused::because(Reason::EgressDenied, error));

@@ -583,6 +583,18 @@ fn nodes_are_known_while_workloads_share_their_addresses() {
     };
     let target = limited(vec![shared()], "172.30.0.1:6443").expect("a node");
     assert_eq!((target.workload.is_none(), target.way), (true, Way::Plain));
+    // An entry takes it away no more than that of a pod, and opens or closes nothing there.
+    for mode in [LoadBalancingMode::Passthrough, LoadBalancingMode::Any] {
+        for block in [("172.30.0.1", 32), ("172.30.0.0", 16)] {
+            for egress in [Egress::RegistryOnly, Egress::AllowAny] {
+                let entry = outside(&[block], mode, None);
+                let changes = vec![entry, endpoint("198.51.100.7"), shared()];
+                let target = find_as(egress, changes, "172.30.0.1:443", &[]).expect("a node");
+                assert_eq!(target.address.to_string(), "172.30.0.1:443");
+                assert!(target.workload.is_none());
+            }
+        }
+    }
     let gone = vec![shared(), Change::Removed(Arc::from("agent"))];
     assert_eq!(
         limited(gone, "172.30.0.1:6443").expect_err("gone"),

@@ -87,6 +87,15 @@ impl Index {
         }
     }
 
+    /// A pod uses other addresses of its node than before: who else has one is said in the status.
+    pub(super) fn node_ips_changed(&mut self, before: &[IpAddr], now: &[IpAddr]) {
+        if before != now {
+            let both = before.iter().chain(now);
+            let aliases: Vec<String> = both.map(|ip| self.alias(*ip)).collect();
+            self.entries.aliases_changed(&aliases);
+        }
+    }
+
     /// Number of ServiceEntries.
     pub(super) fn entry_count(&self) -> usize {
         self.entries.all.len()
@@ -262,6 +271,11 @@ impl Index {
         let own = |name: &String| self.entries.rendered.contains(name) || is_endpoint(name);
         let aliases = held.resources.first().map(|service| &service.aliases);
         let mut conflicts = Vec::new();
+        for (ip, length) in &held.entry.blocks {
+            if *length == whole(*ip) && self.relations.is_node_ip(*ip) {
+                conflicts.push(format!("{ip} is that of a node, which counts"));
+            }
+        }
         for alias in aliases.into_iter().flatten() {
             let names = self.aliases.get(alias).into_iter().flatten();
             if let Some(name) = names.filter(|name| !own(name)).min() {

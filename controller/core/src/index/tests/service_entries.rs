@@ -261,6 +261,34 @@ fn what_the_cluster_has_itself_counts() {
     assert_eq!(conflicted(&mesh), "");
 }
 
+#[test]
+fn a_node_keeps_its_address() {
+    let mut mesh = Mesh::new([
+        namespace(None),
+        entry("api", json!({"spec": {"addresses": ["172.30.0.1"]}})),
+    ]);
+    let on_host = |name: &str, over: Value| {
+        let host = json!({"spec": {"hostNetwork": true}});
+        pod(name, "172.30.0.1", merged(host, over))
+    };
+    let ended = || on_host("b", json!({"status": {"phase": "Succeeded"}}));
+    let expected =
+        "karst.dev/FullyEnforced=false Conflicted: 172.30.0.1 is that of a node, which counts";
+    let has_conflict = |mesh: &Mesh| {
+        said(mesh, "shop", "api")
+            .get(1)
+            .is_some_and(|it| it == expected)
+    };
+    assert!(!has_conflict(&mesh));
+    mesh.apply(on_host("a", json!({})));
+    assert!(has_conflict(&mesh), "{:?}", said(&mesh, "shop", "api"));
+    mesh.apply(on_host("b", json!({})));
+    mesh.delete(on_host("a", json!({})));
+    assert!(has_conflict(&mesh), "another pod uses it");
+    mesh.apply(ended());
+    assert!(!has_conflict(&mesh), "{:?}", said(&mesh, "shop", "api"));
+}
+
 fn labelled(value: &str) -> Value {
     merged(
         namespace(Some("ambient")),
