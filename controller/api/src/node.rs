@@ -32,6 +32,10 @@ pub const MAX_ADDRESSES_OF_SERVICE: usize = 256;
 /// takes some 100 bytes for each, and is made again with every change.
 pub const MAX_OUTSIDE_ADDRESSES: usize = 65_536;
 
+/// Most endpoints of all services for hosts outside together. Each is a resource, which every agent
+/// keeps in some 1,000 bytes.
+pub const MAX_OUTSIDE_ENDPOINTS: usize = 65_536;
+
 /// Most services for hosts outside that have one and the same address or block: an agent looks at
 /// one after the other for a connection.
 pub const MAX_SERVICES_OF_ADDRESS: usize = 256;

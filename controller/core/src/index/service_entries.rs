@@ -13,7 +13,7 @@ use std::{
 
 use karst_api::{
     convert::address_bytes,
-    node::{MAX_OUTSIDE_ADDRESSES, MAX_SERVICES_OF_ADDRESS, OutsideService},
+    node::{MAX_OUTSIDE_ADDRESSES, MAX_OUTSIDE_ENDPOINTS, MAX_SERVICES_OF_ADDRESS, OutsideService},
     workload::{
         self, LoadBalancing, Locality, NetworkAddress, Port, PortList, TunnelProtocol, Workload,
         WorkloadType, address::Type, load_balancing::Mode, service::Visibility,
@@ -47,6 +47,11 @@ pub(super) struct ServiceEntries {
 }
 
 impl ServiceEntries {
+    #[cfg(test)]
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
     /// An address resource has these aliases, or had them.
     pub(super) fn aliases_changed<'a>(&mut self, aliases: impl IntoIterator<Item = &'a String>) {
         let mut aliases = aliases.into_iter();
@@ -66,6 +71,24 @@ struct Held {
 struct Taken<'a> {
     key: &'a NsName,
     entry: &'a ServiceEntry,
+    /// In order.
+    ports: Vec<u16>,
+}
+
+/// How much the entries that have been taken have together.
+#[derive(Default)]
+struct Sum {
+    addresses: usize,
+    endpoints: usize,
+}
+
+/// What comes of all entries together.
+#[derive(Default)]
+struct Judged {
+    wanted: BTreeMap<String, Arc<Rendered>>,
+    statuses: BTreeMap<ObjectKey, ObjectStatus>,
+    /// Aliases of the services; endpoints' own addresses are not looked for.
+    aliases: HashSet<String>,
 }
 
 impl Index {
@@ -112,11 +135,12 @@ impl Index {
             return;
         }
         let all = std::mem::take(&mut self.entries.all);
-        let (wanted, statuses) = self.judge(&all);
-        let aliases = wanted
-            .values()
-            .flat_map(|rendered| rendered.aliases.clone());
-        self.entries.aliases = aliases.collect();
+        let Judged {
+            wanted,
+            statuses,
+            aliases,
+        } = self.judge(&all);
+        self.entries.aliases = aliases;
         let gone: Vec<String> = self
             .entries
             .rendered
@@ -144,23 +168,16 @@ impl Index {
         self.entries.dirty = false;
     }
 
-    fn judge(
-        &self,
-        all: &BTreeMap<NsName, Held>,
-    ) -> (
-        BTreeMap<String, Arc<Rendered>>,
-        BTreeMap<ObjectKey, ObjectStatus>,
-    ) {
+    fn judge(&self, all: &BTreeMap<NsName, Held>) -> Judged {
         let mut by_age: Vec<(&NsName, &Held)> = all.iter().collect();
         by_age.sort_by_key(|(key, held)| (held.meta.created, *key));
-        let mut wanted = BTreeMap::new();
-        let mut statuses = BTreeMap::new();
+        let mut judged = Judged::default();
         let mut names: HashMap<&str, &NsName> = HashMap::new();
         let mut blocks: HashMap<AddressBlock, Vec<usize>> = HashMap::new();
         let mut taken: Vec<Taken<'_>> = Vec::new();
-        let mut addresses = 0;
+        let mut sum = Sum::default();
         for (key, held) in by_age {
-            let refused = self.refusal(key, held, &names, addresses);
+            let refused = self.refusal(key, held, &names, &sum);
             let mut conditions = Vec::new();
             if let Some(refused) = refused {
                 conditions.push(refused);
@@ -169,11 +186,18 @@ impl Index {
                 conditions.push(Condition::yes(ACCEPTED, "Accepted", summary(entry)));
                 let mut narrowed = entry.narrowed.clone();
                 let mut conflicts = self.cluster_conflicts(held);
+                let mut ports: Vec<u16> = entry.ports.iter().map(|port| port.number).collect();
+                ports.sort_unstable();
+                // Whatever blocks two entries share, they are compared once.
+                let mut compared: HashMap<usize, Option<u16>> = HashMap::new();
                 for block in &entry.blocks {
                     let earlier = blocks.entry(*block).or_default();
-                    let rival = earlier
-                        .iter()
-                        .find_map(|at| conflict(taken.get(*at)?, entry));
+                    let rival = earlier.iter().find_map(|at| {
+                        let older = taken.get(*at)?;
+                        let shared = compared.entry(*at);
+                        let port = *shared.or_insert_with(|| conflict(older, entry, &ports));
+                        Some((older.key, port?))
+                    });
                     if let Some((rival, port)) = rival {
                         conflicts.push(format!(
                             "{}, port {port}, is also that of ServiceEntry {}/{}, which is older and counts",
@@ -190,13 +214,16 @@ impl Index {
                         )),
                     }
                 }
-                addresses += entry.blocks.len();
-                taken.push(Taken { key, entry });
+                sum.addresses += entry.blocks.len();
+                sum.endpoints += endpoints(entry);
+                taken.push(Taken { key, entry, ports });
                 for rendered in &held.resources {
-                    wanted.insert(rendered.name.clone(), Arc::clone(rendered));
+                    let name = rendered.name.clone();
+                    judged.wanted.insert(name, Arc::clone(rendered));
                 }
                 if let Some(service) = held.resources.first() {
                     names.insert(&service.name, key);
+                    judged.aliases.extend(service.aliases.iter().cloned());
                 }
                 if !conflicts.is_empty() {
                     let message = listed(&conflicts, "; ");
@@ -215,9 +242,9 @@ impl Index {
                 generation: held.meta.generation,
                 content: StatusContent::Conditions(conditions),
             };
-            statuses.insert(object, status);
+            judged.statuses.insert(object, status);
         }
-        (wanted, statuses)
+        judged
     }
 
     /// Why an entry has no effect, if it has none.
@@ -226,7 +253,7 @@ impl Index {
         key: &NsName,
         held: &Held,
         names: &HashMap<&str, &NsName>,
-        addresses: usize,
+        sum: &Sum,
     ) -> Option<Condition> {
         let entry = &held.entry;
         let no = |reason, message: String| Some(Condition::no(ACCEPTED, reason, message));
@@ -256,12 +283,25 @@ impl Index {
             );
             return no("Conflicted", message);
         }
-        if addresses + entry.blocks.len() > MAX_OUTSIDE_ADDRESSES {
-            let message = format!(
-                "Older entries leave no room for its addresses among {MAX_OUTSIDE_ADDRESSES}. {}/{} has no effect",
-                key.namespace, key.name
-            );
-            return no("TooMany", message);
+        for (what, all, limit) in [
+            (
+                "addresses",
+                sum.addresses + entry.blocks.len(),
+                MAX_OUTSIDE_ADDRESSES,
+            ),
+            (
+                "endpoints",
+                sum.endpoints + endpoints(entry),
+                MAX_OUTSIDE_ENDPOINTS,
+            ),
+        ] {
+            if all > limit {
+                let message = format!(
+                    "Older entries leave no room for its {what} among {limit}. {}/{} has no effect",
+                    key.namespace, key.name
+                );
+                return no("TooMany", message);
+            }
         }
         None
     }
@@ -435,16 +475,28 @@ fn shown((ip, length): &AddressBlock) -> String {
     }
 }
 
-/// An older entry that has one of the ports for some of the same pods, and the port.
-fn conflict<'a>(older: &Taken<'a>, entry: &ServiceEntry) -> Option<(&'a NsName, u16)> {
+/// The first port that an older entry has too, for some of the same pods. Both lists are in order.
+fn conflict(older: &Taken<'_>, entry: &ServiceEntry, ports: &[u16]) -> Option<u16> {
+    #[cfg(test)]
+    COMPARED.with(|compared| compared.set(compared.get() + 1));
     if !older.entry.audience.overlaps(&entry.audience) {
         return None;
     }
-    let has = |number| older.entry.ports.iter().any(|other| other.number == number);
-    let mut ports = entry.ports.iter().map(|port| port.number);
-    ports
-        .find(|number| has(*number))
-        .map(|port| (older.key, port))
+    let mut ports = ports.iter().copied();
+    ports.find(|port| older.ports.binary_search(port).is_ok())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often two entries have been compared.
+    pub(super) static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+fn endpoints(entry: &ServiceEntry) -> usize {
+    match &entry.resolution {
+        Resolution::AsAsked => 0,
+        Resolution::Endpoints(endpoints) => endpoints.len(),
+    }
 }
 
 fn summary(entry: &ServiceEntry) -> String {
