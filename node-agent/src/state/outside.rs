@@ -6,10 +6,11 @@
 //! block first; of several services of one block the oldest that is for the pod's namespace and
 //! has the port counts.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use karst_api::convert::network;
 use karst_api::node::{MAX_OUTSIDE_ADDRESSES, MAX_SERVICES_OF_ADDRESS};
 use serde::Serialize;
 
@@ -25,18 +26,7 @@ pub struct Block {
 impl Block {
     /// The block of that length in which `ip` is; `None` if there is no such length.
     pub fn around(ip: IpAddr, length: u8) -> Option<Self> {
-        let network = match ip.to_canonical() {
-            IpAddr::V4(ip) => {
-                let rest = 32_u32.checked_sub(length.into())?;
-                let mask = u32::MAX.checked_shl(rest).unwrap_or(0);
-                IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() & mask))
-            }
-            IpAddr::V6(ip) => {
-                let rest = 128_u32.checked_sub(length.into())?;
-                let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
-                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & mask))
-            }
-        };
+        let network = network(ip.to_canonical(), length)?;
         Some(Self { network, length })
     }
 }
@@ -165,13 +155,6 @@ fn is_for(service: &Service, namespace: &str) -> bool {
 fn first<'a>(services: &'a [Arc<Service>], port: u16, namespace: &str) -> Option<&'a Arc<Service>> {
     let mut services = services.iter();
     services.find(|service| service.ports.contains_key(&port) && is_for(service, namespace))
-}
-
-/// Whether a workload of that uid is an endpoint of a ServiceEntry. Its address is no address of
-/// the mesh: what is open are the service's own addresses and ports.
-pub fn is_endpoint(uid: &str) -> bool {
-    let mut parts = uid.split('/').skip(1);
-    (parts.next(), parts.next()) == (Some("networking.istio.io"), Some("ServiceEntry"))
 }
 
 #[cfg(test)]

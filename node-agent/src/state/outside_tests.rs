@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use karst_api::node::MAX_SERVICES_OF_ADDRESS;
 
-use super::{Audience, Block, Outside, OutsideTable, is_endpoint};
+use super::{Audience, Block, Outside, OutsideTable};
 use crate::state::service::{HealthPolicy, LoadBalancingMode, Service, ServiceSpec};
 use crate::state::workload::{Locality, Via};
 
@@ -167,19 +167,4 @@ fn what_is_beyond_the_limit_is_not_known() {
         format!("s{}", last - 1)
     );
     assert_eq!(found(&table, "192.0.2.1", last + 1, "any"), "");
-}
-
-#[test]
-fn endpoints_are_told_by_their_uid() {
-    assert!(is_endpoint(
-        "Kubernetes/networking.istio.io/ServiceEntry/ns/name/192.0.2.1"
-    ));
-    for other in [
-        "Kubernetes//Pod/ns/networking.istio.io",
-        "Kubernetes/networking.istio.io/WorkloadEntry/ns/name",
-        "Kubernetes/discovery.k8s.io/EndpointSlice/ns/name/192.0.2.1",
-        "",
-    ] {
-        assert!(!is_endpoint(other), "{other}");
-    }
 }

@@ -12,8 +12,11 @@ use std::{
 };
 
 use karst_api::{
-    convert::address_bytes,
-    node::{MAX_OUTSIDE_ADDRESSES, MAX_OUTSIDE_ENDPOINTS, MAX_SERVICES_OF_ADDRESS, OutsideService},
+    convert::{address_bytes, whole},
+    node::{
+        MAX_OUTSIDE_ADDRESSES, MAX_OUTSIDE_ENDPOINTS, MAX_SERVICES_OF_ADDRESS, OutsideService,
+        endpoint_uid, is_endpoint_uid,
+    },
     workload::{
         self, LoadBalancing, Locality, NetworkAddress, Port, PortList, TunnelProtocol, Workload,
         WorkloadType, address::Type, load_balancing::Mode, service::Visibility,
@@ -308,7 +311,7 @@ impl Index {
 
     /// Addresses of an entry that the cluster has itself.
     fn cluster_conflicts(&self, held: &Held) -> Vec<String> {
-        let own = |name: &String| self.entries.rendered.contains(name) || is_endpoint(name);
+        let own = |name: &String| self.entries.rendered.contains(name) || is_endpoint_uid(name);
         let aliases = held.resources.first().map(|service| &service.aliases);
         let mut conflicts = Vec::new();
         for (ip, length) in &held.entry.blocks {
@@ -430,9 +433,11 @@ impl Index {
             subzone: part(),
         };
         Workload {
-            uid: format!(
-                "{}/{ENDPOINT}/{}/{}/{}",
-                self.config.cluster_id, key.namespace, key.name, endpoint.ip
+            uid: endpoint_uid(
+                &self.config.cluster_id,
+                &key.namespace,
+                &key.name,
+                endpoint.ip,
             ),
             name: key.name.clone(),
             namespace: key.namespace.clone(),
@@ -454,18 +459,6 @@ impl Index {
             ..Workload::default()
         }
     }
-}
-
-/// In the uid of an endpoint, after the cluster.
-const ENDPOINT: &str = "networking.istio.io/ServiceEntry";
-
-fn is_endpoint(name: &str) -> bool {
-    let rest = name.split_once('/').map(|(_, rest)| rest);
-    rest.is_some_and(|rest| rest.starts_with(ENDPOINT))
-}
-
-fn whole(ip: IpAddr) -> u8 {
-    if ip.is_ipv4() { 32 } else { 128 }
 }
 
 fn shown((ip, length): &AddressBlock) -> String {
