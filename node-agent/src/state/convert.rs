@@ -302,8 +302,9 @@ fn vips(p: &proto::Service, network: &str) -> Result<Vec<IpAddr>, FieldError> {
 }
 
 /// Converts a policy that comes as the resource `name`. What is wrong with its rules comes beside
-/// it: what it applies to is known all the same, and is refused.
-pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>) {
+/// it: what it applies to is known all the same, and is refused. `root` is the namespace whose
+/// policies are for the whole mesh.
+pub fn policy(name: &Arc<str>, p: &Authorization, root: &str) -> (Policy, Option<FieldError>) {
     let scope = match PolicyScopeProto::try_from(p.scope) {
         Ok(PolicyScopeProto::Global) => Ok(PolicyScope::Global),
         Ok(PolicyScopeProto::Namespace) => {
@@ -316,7 +317,7 @@ pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>
     let (scope, rules, error) = match (scope, rules) {
         (Ok(scope), Ok(rules)) => (scope, Some(rules), None),
         (Ok(scope), Err(error)) => (scope, None, Some(error)),
-        (Err(error), _) => return (Policy::unreadable(name), Some(error)),
+        (Err(error), _) => return (Policy::unreadable(name, root), Some(error)),
     };
     let policy = Policy {
         name: Arc::clone(name),

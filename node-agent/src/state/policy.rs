@@ -70,15 +70,19 @@ pub struct Policy {
 
 impl Policy {
     /// What is left of a policy of which not even the scope can be read: by its name it is of a
-    /// namespace, which is then refused. Less might leave out what it is for; the whole mesh would be
-    /// too much for what, of all scopes that there may ever be, is most likely a smaller one.
-    pub fn unreadable(name: &Arc<str>) -> Self {
+    /// namespace, which is then refused, and the whole mesh if that is `root`, whose policies are for
+    /// all. Less might leave out what it is for; more would be what no policy of its namespace can do.
+    pub fn unreadable(name: &Arc<str>, root: &str) -> Self {
         let namespace = name
             .split_once('/')
             .map_or(&**name, |(namespace, _)| namespace);
+        let scope = match namespace == root {
+            true => PolicyScope::Global,
+            false => PolicyScope::Namespace(Arc::from(namespace)),
+        };
         Self {
             name: Arc::clone(name),
-            scope: PolicyScope::Namespace(Arc::from(namespace)),
+            scope,
             dry_run: false,
             rules: None,
         }
