@@ -299,7 +299,11 @@ fn handler(
         ..Locality::default()
     };
     let store = Store::new(Arc::clone(&context.state), local);
-    let names = (config.network.clone(), config.trust_domain.clone());
+    let names = (
+        config.network.clone(),
+        config.trust_domain.clone(),
+        config.root_namespace.clone(),
+    );
     Handler::new((store, Arc::clone(&context.state)), names, events, workers)
 }
 

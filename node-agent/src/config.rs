@@ -117,6 +117,9 @@ pub struct Args {
     /// Trust domain of the mesh.
     #[arg(long, env = "KARST_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
+    /// Namespace whose security policies are for the whole mesh, as the controller has it.
+    #[arg(long, env = "KARST_ROOT_NAMESPACE", default_value = "karst-system")]
+    pub root_namespace: String,
     /// Id of this cluster.
     #[arg(long, env = "KARST_CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
@@ -165,6 +168,8 @@ pub struct Config {
     pub access_log: AccessLogFormat,
     /// Trust domain.
     pub trust_domain: String,
+    /// Namespace whose security policies are for the whole mesh.
+    pub root_namespace: String,
     /// Cluster id.
     pub cluster_id: String,
     /// Network id.
@@ -238,6 +243,7 @@ impl TryFrom<Args> for Config {
             log_level: args.log_level,
             access_log: args.access_log,
             trust_domain: args.trust_domain,
+            root_namespace: args.root_namespace,
             cluster_id: args.cluster_id,
             network: args.network,
             drain_deadline: Duration::from_secs(args.drain_deadline),
@@ -292,6 +298,10 @@ fn mistakes(args: &Args) -> Vec<String> {
             "--trust-domain {:?} is not a trust domain",
             args.trust_domain
         ),
+    );
+    check(
+        !args.root_namespace.is_empty(),
+        "--root-namespace is empty".to_owned(),
     );
     check(
         !args.cluster_id.is_empty(),
@@ -403,6 +413,7 @@ mod tests {
         let error = parse(&[
             "--workers=0",
             "--trust-domain=",
+            "--root-namespace=",
             "--state-dir=relative",
             "--agent-cgroup=/elsewhere",
             "--log-level=a=b=c",
@@ -412,13 +423,14 @@ mod tests {
         for flag in [
             "--workers",
             "--trust-domain",
+            "--root-namespace",
             "--state-dir",
             "--agent-cgroup",
             "--log-level",
         ] {
             assert!(text.contains(flag), "{flag} missing in {text}");
         }
-        assert_eq!(error.0.len(), 5, "{text}");
+        assert_eq!(error.0.len(), 6, "{text}");
     }
 
     #[test]

@@ -271,7 +271,10 @@ impl LocalPod {
     }
 
     /// Cuts live connections to where the pod may not connect any more.
-    pub(crate) fn hold_to_egress(&self) {
+    fn hold_to_egress(&self) {
+        if self.egress.get() == Egress::AllowAny {
+            return;
+        }
         let source = self.source();
         self.each_live(|live| live.hold_to_egress(source));
     }
@@ -507,8 +510,7 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
             }
             Command::Recheck => pods.values().chain(&released).for_each(|p| p.recheck()),
             Command::RecheckEgress => {
-                let all = pods.values().chain(&released);
-                all.for_each(|p| p.hold_to_egress());
+                hold_all_to_egress(released.iter().chain(pods.values()));
             }
             Command::Pause(reply) => {
                 let _ = reply.send(pause(&pods));
@@ -532,6 +534,21 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
                 let all: Vec<_> = pods.into_values().chain(released).collect();
                 return shut_down(&worker, &all, deadline).await;
             }
+        }
+    }
+}
+
+/// Cuts live connections of all pods to where these may not connect any more, in one walk over the
+/// worker's connections.
+fn hold_all_to_egress<'a>(pods: impl Iterator<Item = &'a Rc<LocalPod>>) {
+    let limited = pods.filter(|pod| pod.egress.get() != Egress::AllowAny);
+    let limited: HashMap<&str, &Rc<LocalPod>> = limited.map(|pod| (&*pod.pod.uid, pod)).collect();
+    let Some(one) = limited.values().next() else {
+        return;
+    };
+    for live in one.worker.live.borrow().values() {
+        if let Some(pod) = limited.get(live.pod_uid()) {
+            live.hold_to_egress(pod.source());
         }
     }
 }

@@ -25,6 +25,7 @@ pub struct Handler {
     state: Arc<MeshState>,
     network: String,
     trust_domain: String,
+    root_namespace: String,
     policies: PolicyTable,
     enrolment: mpsc::UnboundedSender<Event>,
     workers: WorkerSet,
@@ -34,7 +35,7 @@ impl Handler {
     /// A handler that writes to `store` (over `state`), the enrolment and the workers.
     pub fn new(
         (store, state): (Store, Arc<MeshState>),
-        (network, trust_domain): (String, String),
+        (network, trust_domain, root_namespace): (String, String, String),
         enrolment: mpsc::UnboundedSender<Event>,
         workers: WorkerSet,
     ) -> Self {
@@ -44,6 +45,7 @@ impl Handler {
             state,
             network,
             trust_domain,
+            root_namespace,
             policies,
             enrolment,
             workers,
@@ -100,12 +102,13 @@ impl Handler {
             self.policies.remove(name.as_str());
         }
         let mut policies = std::mem::take(&mut self.policies);
+        let root = self.root_namespace.as_str();
         let errors = each(updates, |resource| {
             // By the resource's name, which is what a removal will name, and workloads too.
             let name: Arc<str> = Arc::from(resource.name.as_str());
             let (policy, error) = match resource.unpack::<Authorization>(AUTHORIZATION_TYPE) {
-                Ok(authorization) => convert::policy(&name, &authorization),
-                Err(error) => (Policy::unreadable(&name), Some(error)),
+                Ok(authorization) => convert::policy(&name, &authorization, root),
+                Err(error) => (Policy::unreadable(&name, root), Some(error)),
             };
             // The last good one stays; a bad one without a predecessor refuses what it is for.
             if error.is_none() || !policies.contains_key(&name) {

@@ -30,7 +30,8 @@ fn fixture() -> Fixture {
     let (enrolment, events) = mpsc::unbounded_channel();
     let (worker, commands) = mpsc::unbounded_channel();
     let store = Store::new(Arc::clone(&state), Locality::default());
-    let names = (String::new(), "cluster.local".to_owned());
+    let domain = "cluster.local".to_owned();
+    let names = (String::new(), domain, "root".to_owned());
     let handler = Handler::new(
         (store, Arc::clone(&state)),
         names,
@@ -216,9 +217,6 @@ fn a_policy_of_unknown_scope_or_form_refuses_its_namespace() {
         .encode_to_vec(),
         b"no protobuf".to_vec(),
     ] {
-        let mut f = fixture();
-        f.handler
-            .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
         let policy = |name: &str| {
             let (name, version) = (name.to_owned(), "1".to_owned());
             Resource::pack(name, Vec::new(), version, AUTHORIZATION_TYPE, bytes.clone())
@@ -226,7 +224,12 @@ fn a_policy_of_unknown_scope_or_form_refuses_its_namespace() {
         for (name, decision) in [
             ("elsewhere/p", Ok(())),
             ("ns/p", Err(Reason::PolicyUnusable)),
+            // By the one of the root namespace the whole mesh may have been meant.
+            ("root/p", Err(Reason::PolicyUnusable)),
         ] {
+            let mut f = fixture();
+            f.handler
+                .apply(ADDRESS_TYPE, vec![workload("a", [10, 0, 0, 1])], Vec::new());
             let rejected = f
                 .handler
                 .apply(AUTHORIZATION_TYPE, vec![policy(name)], Vec::new());

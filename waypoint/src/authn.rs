@@ -108,12 +108,11 @@ impl Authentication {
             headers.remove(name);
         }
         let is_alike = |name: &HeaderName| {
-            name.as_str().contains('_')
-                && self.outputs.iter().any(|output| {
-                    let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
-                    name.as_str().len() == output.as_str().len()
-                        && name.as_str().bytes().zip(output.as_str().bytes()).all(same)
-                })
+            let dash = |byte: u8| if byte == b'_' { b'-' } else { byte };
+            self.outputs.iter().any(|output| {
+                let (name, output) = (name.as_str(), output.as_str());
+                name.len() == output.len() && name.bytes().map(dash).eq(output.bytes().map(dash))
+            })
         };
         let alike: Vec<HeaderName> = headers
             .keys()

@@ -64,6 +64,43 @@ pub fn address_bytes(ip: IpAddr) -> Vec<u8> {
     }
 }
 
+/// Reads an address, or a block as in `10.0.0.0/8`: the address as it is written, and the length of
+/// the network's part in bits, if there is one. `None` for other text.
+#[must_use]
+pub fn parse_block(text: &str) -> Option<(IpAddr, Option<u8>)> {
+    let Some((ip, length)) = text.split_once('/') else {
+        return Some((text.parse().ok()?, None));
+    };
+    let ip = ip.parse().ok()?;
+    // `parse` takes a sign, which nobody means.
+    let is_number = length.bytes().all(|byte| byte.is_ascii_digit());
+    let length = length.parse().ok().filter(|_| is_number)?;
+    (length <= whole(ip)).then_some((ip, Some(length)))
+}
+
+/// The network's part of an address, which is so many bits long: one block has one form. `None` if
+/// the address is shorter.
+#[must_use]
+pub fn network(ip: IpAddr, length: u8) -> Option<IpAddr> {
+    let rest = u32::from(whole(ip).checked_sub(length)?);
+    Some(match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(rest).unwrap_or(0);
+            Ipv4Addr::from_bits(ip.to_bits() & mask).into()
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
+            Ipv6Addr::from_bits(ip.to_bits() & mask).into()
+        }
+    })
+}
+
+/// The length of an address in bits.
+#[must_use]
+pub fn whole(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
 /// Reads a TCP port.
 ///
 /// # Errors
@@ -103,6 +140,61 @@ mod tests {
             let error = ip_address("addresses", &vec![0; length]).unwrap_err();
             assert_eq!(error.field, "addresses");
             assert!(error.problem.contains(&length.to_string()));
+        }
+    }
+
+    #[test]
+    fn blocks_are_read_as_written() {
+        for (text, ip, length) in [
+            ("10.0.0.1", "10.0.0.1", None),
+            ("10.0.0.1/8", "10.0.0.1", Some(8)),
+            ("0.0.0.0/0", "0.0.0.0", Some(0)),
+            ("10.0.0.1/32", "10.0.0.1", Some(32)),
+            ("fd00::1/128", "fd00::1", Some(128)),
+            ("::ffff:10.0.0.1/104", "::ffff:10.0.0.1", Some(104)),
+        ] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert_eq!(parse_block(text), Some((ip, length)), "{text}");
+        }
+        for bad in [
+            "",
+            "/",
+            "/8",
+            "10.0.0.1/",
+            "10.0.0.1/33",
+            "fd00::/129",
+            "10.0.0.1/+8",
+            "10.0.0.1/-1",
+            "10.0.0.1/256",
+            "10.0.0.1/8/8",
+            "10.0.0.1/ 8",
+            "10.0.0.1/٣",
+            "10.0.0.1 ",
+            "10.0.0",
+            "host",
+        ] {
+            assert_eq!(parse_block(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_without_the_bits_beyond() {
+        for (ip, length, expected) in [
+            ("255.255.255.255", 0, Some("0.0.0.0")),
+            ("255.255.255.255", 9, Some("255.128.0.0")),
+            ("255.255.255.255", 32, Some("255.255.255.255")),
+            ("255.255.255.255", 33, None),
+            ("ffff::1", 0, Some("::")),
+            ("ffff::1", 127, Some("ffff::")),
+            ("ffff::1", 128, Some("ffff::1")),
+            ("ffff::1", 129, None),
+        ] {
+            let expected = expected.map(|text| text.parse::<IpAddr>().unwrap());
+            assert_eq!(
+                network(ip.parse().unwrap(), length),
+                expected,
+                "{ip}/{length}"
+            );
         }
     }
 

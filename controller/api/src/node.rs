@@ -32,9 +32,32 @@ pub const MAX_ADDRESSES_OF_SERVICE: usize = 256;
 /// takes some 100 bytes for each, and is made again with every change.
 pub const MAX_OUTSIDE_ADDRESSES: usize = 65_536;
 
+/// Most endpoints of all services for hosts outside together. Each is a resource, which every agent
+/// keeps in some 1,000 bytes.
+pub const MAX_OUTSIDE_ENDPOINTS: usize = 65_536;
+
 /// Most services for hosts outside that have one and the same address or block: an agent looks at
 /// one after the other for a connection.
 pub const MAX_SERVICES_OF_ADDRESS: usize = 256;
+
+/// Between cluster and namespace in the uid of a workload that is an endpoint of a ServiceEntry.
+const ENDPOINT: [&str; 2] = ["networking.istio.io", "ServiceEntry"];
+
+/// The uid of the workload that is an endpoint of a ServiceEntry.
+#[must_use]
+pub fn endpoint_uid(cluster: &str, namespace: &str, name: &str, ip: IpAddr) -> String {
+    let [group, kind] = ENDPOINT;
+    format!("{cluster}/{group}/{kind}/{namespace}/{name}/{ip}")
+}
+
+/// Whether a workload of that uid is an endpoint of a ServiceEntry. Its address is no address of the
+/// mesh: what is open are the service's own addresses and ports.
+#[must_use]
+pub fn is_endpoint_uid(uid: &str) -> bool {
+    let mut parts = uid.split('/').skip(1);
+    let [group, kind] = ENDPOINT;
+    (parts.next(), parts.next()) == (Some(group), Some(kind))
+}
 
 /// Name of the extension that an [`OutsideService`] is.
 const OUTSIDE_SERVICE: &str = "karst.dev/service-entry";
@@ -65,6 +88,32 @@ impl OutsideService {
                 type_url: OUTSIDE_SERVICE_TYPE.to_owned(),
                 value: self.encode_to_vec(),
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_told_by_their_uid() {
+        let ip = [192, 0, 2, 1].into();
+        let uid = endpoint_uid("Kubernetes", "ns", "name", ip);
+        let expected = "Kubernetes/networking.istio.io/ServiceEntry/ns/name/192.0.2.1";
+        assert_eq!(uid, expected);
+        assert!(is_endpoint_uid(&uid));
+        assert!(is_endpoint_uid(&endpoint_uid("", "ns", "name", ip)));
+        for other in [
+            "Kubernetes//Pod/ns/networking.istio.io",
+            "Kubernetes/networking.istio.io/WorkloadEntry/ns/name",
+            "Kubernetes/networking.istio.io/ServiceEntries/ns/name/192.0.2.1",
+            "Kubernetes/discovery.k8s.io/EndpointSlice/ns/name/192.0.2.1",
+            "networking.istio.io/ServiceEntry/ns/name/192.0.2.1",
+            "ns/api.example.com",
+            "",
+        ] {
+            assert!(!is_endpoint_uid(other), "{other}");
         }
     }
 }

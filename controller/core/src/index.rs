@@ -31,7 +31,7 @@ use karst_api::workload::Locality;
 use self::{
     l7::L7,
     policies::Policies,
-    relations::{Concerned, Relations},
+    relations::{Concerned, Relations, node_ips},
     service_entries::ServiceEntries,
     tunnel::Tunnel,
 };
@@ -513,6 +513,8 @@ impl Index {
         let mode = self.mode(&key, &pod);
         self.pod_changed(&key);
         let former = self.pods.remove(&key);
+        let before = former.as_ref().map_or(&[][..], |it| node_ips(&it.pod));
+        self.node_ips_changed(before, node_ips(&pod));
         let mut concerned = match &former {
             Some(former) => self.relations.remove_pod(&key, &former.pod),
             None => Concerned::default(),
@@ -543,6 +545,7 @@ impl Index {
         let Some(former) = self.pods.remove(key) else {
             return;
         };
+        self.node_ips_changed(node_ips(&former.pod), &[]);
         let concerned = self.relations.remove_pod(key, &former.pod);
         self.unlist_pod(former.listed, changes);
         self.render_pod(key, changes);

@@ -20,6 +20,7 @@ mod object;
 mod proxy;
 mod resource;
 mod status;
+mod token;
 
 pub use config::{MeshConfig, ROOT_NAMESPACE};
 pub use error::ObjectError;

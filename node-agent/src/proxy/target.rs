@@ -8,10 +8,14 @@ use super::connection::Refused;
 use crate::egress::Egress;
 use crate::pod::{HBONE_PORT, is_own_port};
 use crate::reason::Reason;
-use crate::state::endpoint::now_ms;
+use crate::state::endpoint::{EndpointSet, now_ms};
 use crate::state::service::{LoadBalancingMode, Service};
 use crate::state::workload::{Protocol, Via, Workload};
 use crate::state::{Address, MeshState};
+
+/// Endpoints of a ServiceEntry that are passed over for one try, because they cannot be connected
+/// to at all. Choosing one takes a walk over all of them.
+const MAX_SKIPPED_ENDPOINTS: usize = 16;
 
 /// What an address stands for.
 #[derive(Clone, Debug)]
@@ -103,11 +107,15 @@ impl Source<'_> {
 
     fn not_inside(&self, original: SocketAddr, own: bool) -> Result<Destination, Refused> {
         let ip = original.ip();
+        // A node's address is the cluster's own: no entry takes it away.
+        if self.state.is_node_address(ip) {
+            return Ok(Destination::External);
+        }
         let namespace = self.namespace;
         if let Some(service) = self.state.outside(ip, original.port(), namespace) {
             return Ok(of_service(service));
         }
-        if self.egress == Egress::RegistryOnly && !own && !self.state.is_node_address(ip) {
+        if self.egress == Egress::RegistryOnly && !own {
             let error =
                 format!("{original} is no workload, Service or ServiceEntry for {namespace}");
             return Err(Refused::because(Reason::EgressDenied, error));
@@ -138,6 +146,9 @@ impl Source<'_> {
                 if service.spec.via != Via::Direct {
                     return self.via(&service.spec.via, original, tried);
                 }
+                if service.spec.outside.is_some() {
+                    return self.to_service_outside(endpoints, original, tried);
+                }
                 let Some(endpoint) = endpoints.choose(tried, now_ms()) else {
                     return Err(Reason::NoHealthyUpstream.into());
                 };
@@ -145,12 +156,42 @@ impl Source<'_> {
                     return Err(Reason::NoHealthyUpstream.into());
                 };
                 let address = SocketAddr::new(ip, endpoint.target_port);
-                if service.spec.outside.is_some() {
-                    return self.to_endpoint_outside(&endpoint.workload, address, tried);
-                }
                 self.to_workload(&endpoint.workload, address, tried)
             }
         }
+    }
+
+    /// To one of the endpoints that a ServiceEntry has. One that cannot be connected to does not
+    /// stand in the way of the others; nor does one behind which there is a workload in `tried`,
+    /// which is there under its own name.
+    fn to_service_outside(
+        self,
+        endpoints: &EndpointSet,
+        original: SocketAddr,
+        tried: &[Arc<str>],
+    ) -> Result<Target, Refused> {
+        let mut skipped = tried.to_vec();
+        let mut last = Refused::from(Reason::NoHealthyUpstream);
+        for _ in 0..MAX_SKIPPED_ENDPOINTS {
+            let Some(endpoint) = endpoints.choose(&skipped, now_ms()) else {
+                break;
+            };
+            skipped.push(Arc::clone(&endpoint.workload.uid));
+            let Some(ip) = endpoint.workload.address_like(original.ip()) else {
+                continue;
+            };
+            let address = SocketAddr::new(ip, endpoint.target_port);
+            let is_tried = |target: &Target| {
+                let workload = target.workload.as_ref();
+                workload.is_some_and(|workload| tried.contains(&workload.uid))
+            };
+            match self.to_endpoint_outside(&endpoint.workload, address, tried) {
+                Ok(target) if is_tried(&target) => {}
+                Ok(target) => return Ok(target),
+                Err(refused) => last = refused,
+            }
+        }
+        Err(last)
     }
 
     /// To an endpoint that a ServiceEntry has. One that is of the cluster after all is connected to

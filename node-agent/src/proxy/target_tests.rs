@@ -571,6 +571,48 @@ fn endpoints_of_an_entry_are_reached_by_its_address_alone() {
     assert_eq!(refused, Reason::NoHealthyUpstream);
 }
 
+/// Every second choice would fall on the bad one.
+#[test]
+fn a_bad_endpoint_of_an_entry_does_not_stand_in_the_way() {
+    let with = |bad: &str| {
+        let mut all = server();
+        all.extend([
+            endpoint(bad),
+            endpoint("198.51.100.7"),
+            outside(API, LoadBalancingMode::Any, None),
+        ]);
+        all
+    };
+    let tried = |uid: &str| [Arc::from(uid)];
+    for _ in 0..40 {
+        // One that is a Service's address.
+        let target = limited(with("10.96.0.1"), "192.0.2.1:443").expect("the other");
+        assert_eq!(target.address.to_string(), "198.51.100.7:8443");
+        // One that is a pod of the mesh, and was tried under the pod's own name.
+        let again = |uid| {
+            let egress = Egress::RegistryOnly;
+            find_as(egress, with("10.0.0.2"), "192.0.2.1:443", &tried(uid))
+        };
+        let target = again("server").expect("the other");
+        assert_eq!(target.address.to_string(), "198.51.100.7:8443");
+        let target = again("c/networking.istio.io/ServiceEntry/out/api/198.51.100.7");
+        assert_eq!(
+            target.expect("the pod").address.to_string(),
+            "10.0.0.2:8443"
+        );
+    }
+    // With none left there is an end.
+    let only = [
+        endpoint("10.0.0.2"),
+        outside(API, LoadBalancingMode::Any, None),
+    ];
+    let mut only = Vec::from(only);
+    only.extend(server());
+    let egress = Egress::RegistryOnly;
+    let refused = find_as(egress, only, "192.0.2.1:443", &tried("server"));
+    assert_eq!(refused.expect_err("none left"), Reason::NoHealthyUpstream);
+}
+
 #[test]
 fn nodes_are_known_while_workloads_share_their_addresses() {
     let shared = || {
@@ -583,6 +625,18 @@ fn nodes_are_known_while_workloads_share_their_addresses() {
     };
     let target = limited(vec![shared()], "172.30.0.1:6443").expect("a node");
     assert_eq!((target.workload.is_none(), target.way), (true, Way::Plain));
+    // An entry takes it away no more than that of a pod, and opens or closes nothing there.
+    for mode in [LoadBalancingMode::Passthrough, LoadBalancingMode::Any] {
+        for block in [("172.30.0.1", 32), ("172.30.0.0", 16)] {
+            for egress in [Egress::RegistryOnly, Egress::AllowAny] {
+                let entry = outside(&[block], mode, None);
+                let changes = vec![entry, endpoint("198.51.100.7"), shared()];
+                let target = find_as(egress, changes, "172.30.0.1:443", &[]).expect("a node");
+                assert_eq!(target.address.to_string(), "172.30.0.1:443");
+                assert!(target.workload.is_none());
+            }
+        }
+    }
     let gone = vec![shared(), Change::Removed(Arc::from("agent"))];
     assert_eq!(
         limited(gone, "172.30.0.1:6443").expect_err("gone"),

@@ -204,6 +204,8 @@ fn outside(
     if more.is_none() && !has_range && mode != LoadBalancingMode::Passthrough {
         return Ok(None);
     }
+    // An entry names all its namespaces; what another control plane sends has its own one only.
+    let own = more.is_none().then_some(&p.namespace);
     let more = more.unwrap_or_default();
     if blocks.len() > MAX_ADDRESSES_OF_SERVICE {
         let problem = format!("has more than {MAX_ADDRESSES_OF_SERVICE}");
@@ -213,11 +215,8 @@ fn outside(
         Ok(Visibility::Public) => Audience::All,
         // What is not known is meant to limit something.
         Ok(Visibility::Namespace) | Err(_) => {
-            let own = std::iter::once(&p.namespace);
-            let all = own
-                .chain(&more.namespaces)
-                .map(|name| Arc::from(name.as_str()));
-            Audience::Namespaces(all.collect())
+            let all = own.into_iter().chain(&more.namespaces);
+            Audience::Namespaces(all.map(|name| Arc::from(name.as_str())).collect())
         }
     };
     Ok(Some(Outside {
@@ -303,8 +302,9 @@ fn vips(p: &proto::Service, network: &str) -> Result<Vec<IpAddr>, FieldError> {
 }
 
 /// Converts a policy that comes as the resource `name`. What is wrong with its rules comes beside
-/// it: what it applies to is known all the same, and is refused.
-pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>) {
+/// it: what it applies to is known all the same, and is refused. `root` is the namespace whose
+/// policies are for the whole mesh.
+pub fn policy(name: &Arc<str>, p: &Authorization, root: &str) -> (Policy, Option<FieldError>) {
     let scope = match PolicyScopeProto::try_from(p.scope) {
         Ok(PolicyScopeProto::Global) => Ok(PolicyScope::Global),
         Ok(PolicyScopeProto::Namespace) => {
@@ -317,7 +317,7 @@ pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>
     let (scope, rules, error) = match (scope, rules) {
         (Ok(scope), Ok(rules)) => (scope, Some(rules), None),
         (Ok(scope), Err(error)) => (scope, None, Some(error)),
-        (Err(error), _) => return (Policy::unreadable(name), Some(error)),
+        (Err(error), _) => return (Policy::unreadable(name, root), Some(error)),
     };
     let policy = Policy {
         name: Arc::clone(name),
@@ -330,6 +330,8 @@ pub fn policy(name: &Arc<str>, p: &Authorization) -> (Policy, Option<FieldError>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use karst_api::node::WaypointRequirement;
     use karst_api::workload::{self as proto, gateway_address};
 
@@ -561,12 +563,30 @@ mod tests {
         let outside = |p: &proto::Service| service(p, "").expect("valid").outside;
         let all = outside(&p).expect("outside");
         assert_eq!((all.audience, all.created), (Audience::All, 7));
-        let some = Audience::Namespaces(vec!["ns".into(), "client".into()]);
-        // A visibility that is not known is the narrow one.
+        let only = |names: &[&str]| {
+            Audience::Namespaces(names.iter().map(|name| Arc::from(*name)).collect())
+        };
+        // A visibility that is not known is the narrow one. The service's own namespace is none of
+        // them unless it is named.
         for narrow in [1, 9] {
             p.visibility = narrow;
-            assert_eq!(outside(&p).expect("outside").audience, some);
+            for named in [&["client"][..], &["client", "ns"], &[]] {
+                let more = OutsideService {
+                    namespaces: named.iter().map(|name| (*name).to_owned()).collect(),
+                    ..more.clone()
+                };
+                p.extensions = vec![more.to_extension()];
+                assert_eq!(outside(&p).expect("outside").audience, only(named));
+            }
         }
+        // Without the extension nobody else can be named.
+        p.extensions.clear();
+        p.load_balancing = Some(proto::LoadBalancing {
+            mode: proto::load_balancing::Mode::Passthrough.into(),
+            ..proto::LoadBalancing::default()
+        });
+        assert_eq!(outside(&p).expect("outside").audience, only(&["ns"]));
+        p.load_balancing = None;
         let mut extension = more.to_extension();
         if let Some(config) = &mut extension.config {
             config.value = vec![0xff];

@@ -6,10 +6,11 @@
 //! block first; of several services of one block the oldest that is for the pod's namespace and
 //! has the port counts.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use karst_api::convert::network;
 use karst_api::node::{MAX_OUTSIDE_ADDRESSES, MAX_SERVICES_OF_ADDRESS};
 use serde::Serialize;
 
@@ -25,18 +26,7 @@ pub struct Block {
 impl Block {
     /// The block of that length in which `ip` is; `None` if there is no such length.
     pub fn around(ip: IpAddr, length: u8) -> Option<Self> {
-        let network = match ip.to_canonical() {
-            IpAddr::V4(ip) => {
-                let rest = 32_u32.checked_sub(length.into())?;
-                let mask = u32::MAX.checked_shl(rest).unwrap_or(0);
-                IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() & mask))
-            }
-            IpAddr::V6(ip) => {
-                let rest = 128_u32.checked_sub(length.into())?;
-                let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
-                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & mask))
-            }
-        };
+        let network = network(ip.to_canonical(), length)?;
         Some(Self { network, length })
     }
 }
@@ -94,14 +84,11 @@ pub struct OutsideTable {
 impl OutsideTable {
     /// The table of these services; those that are none of hosts outside are left out.
     pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
-        let mut all: Vec<(i64, Arc<Service>)> = services
-            .into_iter()
-            .filter_map(|service| Some((service.spec.outside.as_ref()?.created, service)))
-            .collect();
-        all.sort_by(|(a, left), (b, right)| (a, &left.spec.key).cmp(&(b, &right.spec.key)));
+        let mut all: Vec<Arc<Service>> = services.into_iter().collect();
+        all.sort_by(|a, b| age(a).cmp(&age(b)));
         let mut table = Self::default();
         let mut count = 0;
-        for (_, service) in &all {
+        for service in &all {
             let Some(outside) = &service.spec.outside else {
                 continue;
             };
@@ -151,6 +138,15 @@ impl OutsideTable {
     }
 }
 
+/// The order in which services count. It is the controller's, which says in an entry's status
+/// which others come before it.
+fn age(service: &Service) -> (i64, &str, &str, &str) {
+    let spec = &service.spec;
+    let outside = spec.outside.as_ref();
+    let (created, entry) = outside.map_or((0, ""), |it| (it.created, &*it.entry));
+    (created, &spec.namespace, entry, &spec.key)
+}
+
 fn is_for(service: &Service, namespace: &str) -> bool {
     let outside = service.spec.outside.as_ref();
     outside.is_some_and(|outside| outside.audience.has(namespace))
@@ -159,13 +155,6 @@ fn is_for(service: &Service, namespace: &str) -> bool {
 fn first<'a>(services: &'a [Arc<Service>], port: u16, namespace: &str) -> Option<&'a Arc<Service>> {
     let mut services = services.iter();
     services.find(|service| service.ports.contains_key(&port) && is_for(service, namespace))
-}
-
-/// Whether a workload of that uid is an endpoint of a ServiceEntry. Its address is no address of
-/// the mesh: what is open are the service's own addresses and ports.
-pub fn is_endpoint(uid: &str) -> bool {
-    let mut parts = uid.split('/').skip(1);
-    (parts.next(), parts.next()) == (Some("networking.istio.io"), Some("ServiceEntry"))
 }
 
 #[cfg(test)]

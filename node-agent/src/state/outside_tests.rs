@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use karst_api::node::MAX_SERVICES_OF_ADDRESS;
 
-use super::{Audience, Block, Outside, OutsideTable, is_endpoint};
+use super::{Audience, Block, Outside, OutsideTable};
 use crate::state::service::{HealthPolicy, LoadBalancingMode, Service, ServiceSpec};
 use crate::state::workload::{Locality, Via};
 
@@ -111,6 +111,45 @@ fn the_oldest_for_the_namespace_counts() {
     assert_eq!(found(&table, "192.0.2.9", 443, "third"), "");
 }
 
+/// As the controller has it, and not by the host's name.
+#[test]
+fn of_equal_age_the_first_by_namespace_and_entry_counts() {
+    let named = |namespace: &str, entry: &str, host: &str| {
+        let mut spec = service(host, &["192.0.2.1/32"], &[443], 5, &[])
+            .spec
+            .clone();
+        spec.key = Arc::from(format!("{namespace}/{host}"));
+        spec.namespace = Arc::from(namespace);
+        if let Some(outside) = &mut spec.outside {
+            outside.entry = Arc::from(entry);
+        }
+        Arc::new(Service::assemble(spec, &[], &Locality::default()))
+    };
+    for (one, other, first) in [
+        (
+            named("ns", "a", "z.example"),
+            named("ns", "b", "a.example"),
+            "z.example",
+        ),
+        // A namespace is a part of its own: "a-b" is behind "a", whatever comes between entry and it.
+        (
+            named("a", "z", "z.example"),
+            named("a-b", "a", "a.example"),
+            "z.example",
+        ),
+        (
+            named("ns", "a", "b.example"),
+            named("ns", "a", "a.example"),
+            "a.example",
+        ),
+    ] {
+        for both in [[&one, &other], [&other, &one]] {
+            let table = OutsideTable::new(both.map(Arc::clone));
+            assert_eq!(found(&table, "192.0.2.1", 443, "any"), first);
+        }
+    }
+}
+
 #[test]
 fn what_is_beyond_the_limit_is_not_known() {
     let one = |n: usize| {
@@ -128,19 +167,4 @@ fn what_is_beyond_the_limit_is_not_known() {
         format!("s{}", last - 1)
     );
     assert_eq!(found(&table, "192.0.2.1", last + 1, "any"), "");
-}
-
-#[test]
-fn endpoints_are_told_by_their_uid() {
-    assert!(is_endpoint(
-        "Kubernetes/networking.istio.io/ServiceEntry/ns/name/192.0.2.1"
-    ));
-    for other in [
-        "Kubernetes//Pod/ns/networking.istio.io",
-        "Kubernetes/networking.istio.io/WorkloadEntry/ns/name",
-        "Kubernetes/discovery.k8s.io/EndpointSlice/ns/name/192.0.2.1",
-        "",
-    ] {
-        assert!(!is_endpoint(other), "{other}");
-    }
 }

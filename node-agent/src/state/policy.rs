@@ -70,15 +70,19 @@ pub struct Policy {
 
 impl Policy {
     /// What is left of a policy of which not even the scope can be read: by its name it is of a
-    /// namespace, which is then refused. Less might leave out what it is for; the whole mesh would be
-    /// too much for what, of all scopes that there may ever be, is most likely a smaller one.
-    pub fn unreadable(name: &Arc<str>) -> Self {
+    /// namespace, which is then refused, and the whole mesh if that is `root`, whose policies are for
+    /// all. Less might leave out what it is for; more would be what no policy of its namespace can do.
+    pub fn unreadable(name: &Arc<str>, root: &str) -> Self {
         let namespace = name
             .split_once('/')
             .map_or(&**name, |(namespace, _)| namespace);
+        let scope = match namespace == root {
+            true => PolicyScope::Global,
+            false => PolicyScope::Namespace(Arc::from(namespace)),
+        };
         Self {
             name: Arc::clone(name),
-            scope: PolicyScope::Namespace(Arc::from(namespace)),
+            scope,
             dry_run: false,
             rules: None,
         }
@@ -139,11 +143,22 @@ impl Published {
         let listed = workload.authorization_policies.clone();
         let selected = (Arc::clone(&workload.namespace), listed);
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !compiled.contains_key(&selected) {
+            // What nobody uses any more goes when there is something new: pods come and go, policies
+            // may stay as they are for weeks.
+            compiled.retain(|_, place| is_used(place));
+        }
         let place = Arc::clone(compiled.entry(selected).or_default());
         drop(compiled);
         // Another worker that asks for the same meanwhile waits, instead of doing it again.
         Arc::clone(place.get_or_init(|| Arc::new(Effective::compile(self, workload))))
     }
+}
+
+/// Whether somebody fills a place, waits for that, or has what is in it.
+fn is_used(place: &Arc<OnceLock<Arc<Effective>>>) -> bool {
+    let filled = place.get();
+    Arc::strong_count(place) > 1 || filled.is_some_and(|effective| Arc::strong_count(effective) > 1)
 }
 
 /// The policies this node knows.

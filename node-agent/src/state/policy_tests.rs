@@ -225,6 +225,25 @@ fn workloads_that_list_the_same_share_what_is_compiled() {
 }
 
 #[test]
+fn what_nobody_uses_any_more_is_forgotten() {
+    let policies = published([]);
+    let held = policies.effective(&workload("own", &["own/a"]));
+    for pod in 0..100 {
+        policies.effective(&workload("own", &[&format!("own/{pod}")]));
+    }
+    let kept = policies
+        .published
+        .load()
+        .compiled
+        .lock()
+        .expect("lock")
+        .len();
+    assert_eq!(kept, 2, "what is held, and the newest");
+    let again = policies.effective(&workload("own", &["own/a"]));
+    assert!(Arc::ptr_eq(&held, &again), "what is used stays");
+}
+
+#[test]
 fn a_policy_that_is_listed_applies_whatever_its_scope() {
     let deny = policy(
         "other/p",

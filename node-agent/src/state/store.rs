@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use karst_api::node::is_endpoint_uid;
+
 use super::endpoint::EndpointStats;
-use super::outside::{OutsideTable, is_endpoint};
+use super::outside::OutsideTable;
 use super::service::{Service, ServiceSpec};
 use super::workload::{Locality, Workload};
 use super::{Address, MeshState};
@@ -101,7 +103,8 @@ impl Store {
             self.unlink(old, batch);
         }
         let node = &workload.locality.node;
-        let is_here = node.is_empty() || *node == self.local.node;
+        // An endpoint outside has no node, and no policies either.
+        let is_here = !is_endpoint_uid(&uid) && (node.is_empty() || *node == self.local.node);
         effect.policies_changed |= is_here
             && old.is_none_or(|old| {
                 old.namespace != workload.namespace
@@ -118,7 +121,7 @@ impl Store {
             members.insert(Arc::clone(&uid));
             batch.services.insert(Arc::clone(&membership.service));
         }
-        if workload.locality.network == self.local.network && !is_endpoint(&uid) {
+        if workload.locality.network == self.local.network && !is_endpoint_uid(&uid) {
             let owners = match workload.host_network {
                 true => &mut self.node_owners,
                 false => &mut self.owners,

@@ -232,3 +232,21 @@ async fn a_workload_is_waited_for() {
     store.apply(vec![Change::Workload(workload("a", "10.0.0.1"))]);
     assert!(waiter.await.expect("joined").is_some());
 }
+
+/// An endpoint of a ServiceEntry has no node, as a pod that is not scheduled yet; it is none all the same.
+#[test]
+fn an_endpoint_outside_has_no_policies() {
+    let (_, mut store) = fixture();
+    let no_node = workload("new", "10.0.0.9");
+    assert!(
+        store
+            .apply(vec![Change::Workload(no_node)])
+            .policies_changed
+    );
+    let endpoint = Workload {
+        uid: Arc::from("c/networking.istio.io/ServiceEntry/ns/api/192.0.2.1"),
+        ..workload("api", "192.0.2.1")
+    };
+    let effect = store.apply(vec![Change::Workload(endpoint)]);
+    assert!(!effect.policies_changed);
+}

@@ -19,7 +19,9 @@ const MAX_TOKENS: usize = 1024;
 /// Checks tokens for one worker.
 #[derive(Default)]
 pub struct Authenticator {
-    known: RefCell<HashMap<[u8; 32], Known>>,
+    /// By token and rule: services have rules of their own for one issuer, and a client's token is for all of
+    /// them. The rule lives as long as the entry, so that its address stays its own.
+    known: RefCell<HashMap<([u8; 32], usize), Known>>,
 }
 
 /// A token that counted, by these very keys and this rule.
@@ -79,7 +81,7 @@ impl Authenticator {
             keys: Arc::clone(keys),
             verified: Arc::clone(&verified),
         };
-        known.insert(digest, entry);
+        known.insert((digest, Arc::as_ptr(rule).addr()), entry);
         Ok(verified)
     }
 
@@ -90,7 +92,7 @@ impl Authenticator {
         keys: &Arc<KeySet>,
     ) -> Option<Arc<Verified>> {
         let known = self.known.borrow();
-        let entry = known.get(digest)?;
+        let entry = known.get(&(*digest, Arc::as_ptr(rule).addr()))?;
         let is_same = Arc::ptr_eq(&entry.rule, rule) && Arc::ptr_eq(&entry.keys, keys);
         let now = jsonwebtoken::get_current_timestamp();
         // In its last minutes it is checked each time, with the leeway for clocks.
@@ -102,5 +104,46 @@ impl Authenticator {
 impl Parsed<'_> {
     fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.text()).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::Authenticator;
+    use crate::authn::Document;
+    use crate::authn::source::{KeySources, Timing};
+    use crate::authn::testing::{Issuer, document, inline};
+    use crate::authn::verify::Parsed;
+
+    /// Two services have a rule each for one issuer, and a client calls them in turn.
+    #[tokio::test]
+    async fn a_token_is_remembered_for_each_rule() {
+        let issuer = Issuer::new("k");
+        let timing = Timing {
+            pause: Duration::ZERO,
+            ..Timing::default()
+        };
+        let (sources, _new) = KeySources::new(timing);
+        let rule = |name: &str| {
+            let wire = document(name, vec![inline(&[&issuer])]);
+            let read = Document::new(&wire, &sources).unwrap();
+            Arc::clone(&read.rules[0])
+        };
+        let (one, other) = (rule("a"), rule("b"));
+        let token = issuer.sign(&crate::authn::testing::claims(json!({})));
+        let token = Parsed::new(&token).unwrap();
+        let authenticator = Authenticator::default();
+        let first = authenticator.verified(&one, &token).await.unwrap();
+        let second = authenticator.verified(&other, &token).await.unwrap();
+        assert!(!Arc::ptr_eq(&first, &second), "a rule's own");
+        let again = authenticator.verified(&one, &token).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        let again = authenticator.verified(&other, &token).await.unwrap();
+        assert!(Arc::ptr_eq(&second, &again));
     }
 }

@@ -46,8 +46,7 @@ pub(super) fn find<'a>(
     parts: &Parts,
 ) -> Result<Option<(&'a Place, String)>, Refusal> {
     let mut found: Option<(&Place, String)> = None;
-    let mut header_done: Option<&str> = None;
-    for place in places {
+    for (at, place) in places.iter().enumerate() {
         let mut add = |token: Cow<'_, str>| {
             if token.is_empty() {
                 return Ok(());
@@ -63,13 +62,17 @@ pub(super) fn find<'a>(
         };
         match place {
             Place::Header(name, prefix) => {
-                // With several texts for one header, the first that is there counts.
-                if header_done == Some(name) {
-                    continue;
-                }
+                // With several texts for one header, the first that a line begins with counts for it.
+                let is_done = |value: &HeaderValue| {
+                    let earlier = places.iter().take(at);
+                    let mut texts = earlier.filter_map(|place| match place {
+                        Place::Header(other, text) if other == name => Some(text),
+                        _ => None,
+                    });
+                    texts.any(|text| behind(value, text).is_some())
+                };
                 for value in parts.headers.get_all(name.as_str()) {
-                    if let Some(token) = behind(value, prefix) {
-                        header_done = Some(name);
+                    if let Some(token) = behind(value, prefix).filter(|_| !is_done(value)) {
                         add(token?.into())?;
                     }
                 }
@@ -305,5 +308,16 @@ mod tests {
             &[("cookie", "a=b; c=d=e")],
         );
         check("/", &[("cookie", "session=t")], "/", &[]);
+    }
+
+    /// An application may take either of them.
+    #[test]
+    fn one_header_with_two_kinds_of_tokens_has_several() {
+        let both = [("x-jwt", "JWT a"), ("x-jwt", "b")];
+        assert_eq!(found("/", &both), Err(Refusal::Several));
+        assert_eq!(found("/", &[both[1], both[0]]), Err(Refusal::Several));
+        // One line has one token: that behind the longest text.
+        assert_eq!(found("/", &both[..1]), Ok(Some("a".to_owned())));
+        assert_eq!(found("/", &both[1..]), Ok(Some("b".to_owned())));
     }
 }

@@ -1,10 +1,10 @@
 //! Fetches keys in the background: one task for each source, a few of them on the network at once.
 //!
 //! No redirect is followed: where keys are from is for the configuration to say, and not for whoever answers there.
-//! Link-local addresses, where clouds keep their machines' credentials, are not asked.
+//! Addresses where clouds keep their machines' credentials are not asked: link-local ones, and some others.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
@@ -75,7 +75,7 @@ impl fmt::Display for FetchError {
             Self::Status(status) => write!(f, "the answer has the status {}", status.as_u16()),
             Self::Keys(error) => write!(f, "the answer {error}"),
             Self::Unresolved => f.write_str("the host has no address"),
-            Self::NotAllowed => f.write_str("the host has link-local addresses only"),
+            Self::NotAllowed => f.write_str("the host has no address that may be asked"),
             Self::Connect => f.write_str("no connection"),
             Self::NoAuthorities => {
                 f.write_str("the file that SSL_CERT_FILE names has no authority that can be used")
@@ -212,9 +212,28 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, FetchError> {
     Err(error)
 }
 
+/// Metadata servers that are not link-local: of Alibaba, Oracle, Amazon and Google.
+const METADATA: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Where NAT64 has IPv4 addresses (RFC 6052).
+const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
+
 fn is_allowed(address: IpAddr) -> bool {
-    match address.to_canonical() {
+    let address = address.to_canonical();
+    if METADATA.contains(&address) {
+        return false;
+    }
+    match address {
         IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) if address.segments().starts_with(&NAT64) => {
+            let [.., a, b, c, d] = address.octets();
+            is_allowed(Ipv4Addr::new(a, b, c, d).into())
+        }
         IpAddr::V6(address) => !address.is_unicast_link_local(),
     }
 }
@@ -278,6 +297,14 @@ mod tests {
             ("169.254.169.254", false),
             ("::ffff:169.254.169.254", false),
             ("fe80::1", false),
+            ("64:ff9b::a9fe:a9fe", false),
+            ("64:ff9b::a00:1", true),
+            ("100.100.100.200", false),
+            ("100.100.100.201", true),
+            ("192.0.0.192", false),
+            ("fd00:ec2::254", false),
+            ("fd00:ec2::253", true),
+            ("fd20:ce::254", false),
             ("10.0.0.1", true),
             ("127.0.0.1", true),
             ("2001:db8::1", true),

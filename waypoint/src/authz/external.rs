@@ -89,10 +89,11 @@ impl CheckError {
         }
     }
 
-    /// Whether a provider that may be passed by is, then. An answer that must not be followed is an answer.
+    /// Whether a provider that may be passed by is, then. An answer that must not be followed is an answer; and what
+    /// nobody can be asked about as the client has made it so does not pass either.
     #[must_use]
     pub fn may_pass(&self, provider: &Provider) -> bool {
-        provider.fail_open && self.why != Why::AnswerInvalid
+        provider.fail_open && !matches!(self.why, Why::AnswerInvalid | Why::NotAsked)
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::request::Parts;
 use http::{Method, Request, StatusCode, Uri, Version, response};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -229,7 +229,7 @@ async fn body(
     if !wanted.allow_partial && size.lower() > wanted.max_bytes as u64 {
         return Err(too_large());
     }
-    let Some(held) = Held::take(server, wanted.max_bytes) else {
+    let Some(held) = Held::take(server, at_most(&size, wanted)) else {
         let text = "too much of bodies is held back";
         return Ok(Err(CheckError::new(Why::Overloaded, text)));
     };
@@ -272,6 +272,13 @@ async fn body(
     }
     frames.extend(trailers.map(Frame::trailers));
     Ok(Ok(Some((excerpt, Read { frames, held }))))
+}
+
+/// Bytes that are held of a body at most: no more than it can have. Most requests have a small one or none, and
+/// what is held for all is limited.
+fn at_most(size: &SizeHint, wanted: CheckedBody) -> usize {
+    let upper = size.upper().and_then(|upper| usize::try_from(upper).ok());
+    upper.map_or(wanted.max_bytes, |upper| upper.min(wanted.max_bytes))
 }
 
 /// Asks, within the provider's time.
@@ -404,4 +411,28 @@ async fn receive(
         }
     }
     Ok((head, data.freeze(), trailers))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::SizeHint;
+
+    use super::{CheckedBody, at_most};
+
+    #[test]
+    fn what_a_request_cannot_have_is_not_held_for_it() {
+        let wanted = CheckedBody {
+            max_bytes: 1 << 20,
+            allow_partial: true,
+            as_bytes: false,
+        };
+        let mut unknown = SizeHint::new();
+        assert_eq!(at_most(&unknown, wanted), 1 << 20);
+        unknown.set_lower(5);
+        assert_eq!(at_most(&unknown, wanted), 1 << 20);
+        for (length, expected) in [(0, 0), (100, 100), (1 << 20, 1 << 20), (1 << 30, 1 << 20)] {
+            let exact = SizeHint::with_exact(length);
+            assert_eq!(at_most(&exact, wanted), expected, "{length}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Headers that belong to one hop, and those that tell the next one about the client.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::request::Parts;
 use rand::Rng as _;
@@ -35,7 +36,7 @@ const PROTECTED: [&str; 8] = [
 /// announces what is passed on.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        remove_named(headers);
+        remove_named(headers, &[]);
     }
     headers.remove(&KEEP_ALIVE);
     headers.remove(&PROXY_CONNECTION);
@@ -44,20 +45,62 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 #[cold]
-fn remove_named(headers: &mut HeaderMap) {
+fn remove_named(headers: &mut HeaderMap, spared: &[&str]) {
     let values: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
     headers.remove(CONNECTION);
     let names = values.iter().filter_map(|value| value.to_str().ok());
     for name in names.flat_map(|names| names.split(',')) {
         let name = name.trim();
-        if !PROTECTED
-            .iter()
-            .any(|other| other.eq_ignore_ascii_case(name))
-        {
+        if !is_one_of(&PROTECTED, name) && !is_one_of(spared, name) {
             // Names that are no header names are not in the map either.
             headers.remove(name);
         }
     }
+}
+
+/// Makes one line of cookies, which HTTP/2 lets come in several (RFC 9113, section 8.2.3): whoever gets
+/// them otherwise would read them in different ways.
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let lines: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(line) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        headers.insert(COOKIE, line);
+    }
+}
+
+/// What a client says of its connection itself in `Connection`; it is read later.
+const OF_CONNECTION: [&str; 5] = ["close", "http2-settings", "keep-alive", "te", "upgrade"];
+
+/// Removes the headers that a client has named in `Connection`, before anybody looks at them: what
+/// policies and authorizers decide about is what goes on, and what is written into a request from
+/// then on is not the client's to remove.
+pub(super) fn remove_named_by_client(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let values = headers.get_all(CONNECTION).iter();
+        let names = values.filter_map(|value| value.to_str().ok());
+        let own: Vec<&str> = names
+            .flat_map(|names| names.split(','))
+            .map(str::trim)
+            .filter(|name| is_one_of(&OF_CONNECTION, name))
+            .collect();
+        let own = HeaderValue::try_from(own.join(", "));
+        remove_named(headers, &OF_CONNECTION);
+        if let Ok(own) = own
+            && !own.is_empty()
+        {
+            headers.insert(CONNECTION, own);
+        }
+    }
+}
+
+fn is_one_of(list: &[&str], name: &str) -> bool {
+    list.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
 /// Brings the headers of a request into the form in which it goes on; returns its id.
@@ -190,7 +233,8 @@ mod tests {
     use http::{HeaderMap, HeaderValue};
 
     use super::{
-        Framed, forwarded_for, has_token, new_request_id, remove_hop_by_hop, return_response,
+        Framed, forwarded_for, has_token, join_cookies, new_request_id, remove_hop_by_hop,
+        remove_named_by_client, return_response,
     };
 
     fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -221,6 +265,47 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "host", "trailer", "x-three"]);
+    }
+
+    #[test]
+    fn what_a_client_names_goes_before_anybody_looks() {
+        let mut headers = map(&[
+            ("connection", "X-One, Upgrade"),
+            ("connection", "x-two,host, TE"),
+            ("upgrade", "websocket"),
+            ("te", "trailers"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("host", "h"),
+        ]);
+        remove_named_by_client(&mut headers);
+        assert_eq!(headers["connection"], "Upgrade, TE");
+        let mut left: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["connection", "host", "te", "upgrade", "x-three"]);
+        // What is written from then on stays.
+        headers.insert("x-one", HeaderValue::from_static("ours"));
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers["x-one"], "ours");
+        let mut headers = map(&[("connection", "x-one"), ("x-one", "1")]);
+        remove_named_by_client(&mut headers);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn cookies_are_one_line() {
+        let lines = |lines: &[&'static str]| {
+            let lines: Vec<_> = lines.iter().map(|line| ("cookie", *line)).collect();
+            let mut headers = map(&lines);
+            join_cookies(&mut headers);
+            let all = headers.get_all("cookie").iter();
+            let all: Vec<_> = all.map(|line| line.to_str().unwrap().to_owned()).collect();
+            all
+        };
+        assert!(lines(&[]).is_empty());
+        assert_eq!(lines(&["a=1; b=2"]), ["a=1; b=2"]);
+        assert_eq!(lines(&["a=1", "b=2", "c=3; d=4"]), ["a=1; b=2; c=3; d=4"]);
     }
 
     #[test]

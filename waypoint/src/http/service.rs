@@ -97,6 +97,8 @@ async fn serve(
 ) -> Result<Answer, Failure> {
     let connection = Rc::clone(&exchange.connection);
     exchange.authority = normal::normalise(&mut parts)?;
+    headers::remove_named_by_client(&mut parts.headers);
+    headers::join_cookies(&mut parts.headers);
     let authority = exchange.authority.clone();
     let host = host_of(authority.to_str().unwrap_or_default());
     let seen = connection.server.tables.generation();

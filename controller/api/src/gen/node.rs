@@ -44,7 +44,8 @@ pub struct NodePod {
 /// before its addresses.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OutsideService {
-    /// Namespaces besides its own whose pods it is for, where the service's visibility is NAMESPACE.
+    /// All namespaces whose pods it is for, where the service's visibility is NAMESPACE. Its own is one
+    /// of them only if it is named here.
     #[prost(string, repeated, tag = "1")]
     pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Creation of the ServiceEntry in seconds since 1970. Of several for one address the oldest counts.

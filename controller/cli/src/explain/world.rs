@@ -97,13 +97,14 @@ impl World {
         let mut store = Store::new(Arc::clone(&state), Locality::default());
         store.apply(changes);
         let mut policies = PolicyTable::new();
+        let root = index.config().root_namespace.as_str();
         for resource in index.authorizations() {
             let name: Arc<str> = Arc::from(resource.name.as_str());
             let wire = resource.to_resource(AUTHORIZATION_TYPE);
             let (policy, error) = match wire.unpack::<Authorization>(AUTHORIZATION_TYPE) {
-                Ok(wire) => convert::policy(&name, &wire),
+                Ok(wire) => convert::policy(&name, &wire, root),
                 Err(error) => (
-                    karst_node_agent::state::policy::Policy::unreadable(&name),
+                    karst_node_agent::state::policy::Policy::unreadable(&name, root),
                     Some(error),
                 ),
             };

@@ -6,6 +6,7 @@ use karst_api::waypoint::{self as wire, extension_provider::Kind, header_name};
 use serde_json::{Map, Value};
 
 use super::{MeshConfigFindings, Provider, Unusable};
+use crate::token::is_token;
 
 /// Providers of one mesh. Each costs little; more is a mistake.
 const MAX_PROVIDERS: usize = 256;
@@ -265,9 +266,9 @@ fn path_prefix(value: &Value) -> Result<String, Problem> {
     Err(format!("pathPrefix is {value}; write a path, as in /check"))
 }
 
-fn is_token(text: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.len() <= MAX_TEXT_BYTES && text.bytes().all(fits)
+/// The name of a header. A `*` would look like a pattern.
+fn is_header_name(text: &str) -> bool {
+    text.len() <= MAX_TEXT_BYTES && !text.contains('*') && is_token(text)
 }
 
 /// Names of headers: `abc`, `abc*` or `*abc`.
@@ -285,7 +286,7 @@ fn names(field: &str, value: &Value) -> Result<Vec<wire::HeaderName>, Problem> {
                 (None, Some(rest)) => (rest, header_name::Kind::Prefix),
                 (None, None) => (text.as_str(), header_name::Kind::Exact),
             };
-        if !is_token(text) {
+        if !is_header_name(text) {
             let hint = "write a name, with * at its beginning or end for several";
             return Err(format!("{field}[{index}] is {item}; {hint}"));
         }
@@ -308,7 +309,7 @@ fn headers(field: &str, value: &Value) -> Result<Vec<wire::Header>, Problem> {
             text.len() <= MAX_TEXT_BYTES && text.bytes().all(fits)
         });
         match text {
-            Some(text) if is_token(name) => Ok(wire::Header {
+            Some(text) if is_header_name(name) => Ok(wire::Header {
                 name: name.to_ascii_lowercase(),
                 value: text.to_owned(),
             }),

@@ -14,7 +14,7 @@ mod targets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use karst_api::security as wire;
@@ -37,10 +37,19 @@ pub(super) struct Policies {
     authorization: BTreeMap<NsName, Held<AuthorizationPolicy>>,
     /// Those of them that ask a provider.
     custom: BTreeSet<NsName>,
+    /// Where they meet; worked out when it is first needed in a flush, and forgotten after it.
+    meetings: OnceLock<providers::Meetings>,
     peer: BTreeMap<NsName, Held<PeerAuthentication>>,
     authentication: BTreeMap<NsName, Held<RequestAuthentication>>,
     rendered: BTreeMap<String, Arc<Rendered>>,
     statuses: BTreeMap<ObjectKey, ObjectStatus>,
+}
+
+impl Policies {
+    /// Something has changed, or nobody asks any more where policies with providers meet.
+    pub(super) fn forget_meetings(&mut self) {
+        self.meetings.take();
+    }
 }
 
 /// A policy as it is stored.

@@ -17,6 +17,8 @@ use crate::object::{
 pub(super) struct Relations {
     pods_of_node: HashMap<String, BTreeSet<NsName>>,
     pods_of_ip: HashMap<IpAddr, BTreeSet<NsName>>,
+    /// Pods that share the address with their node.
+    pods_of_node_ip: HashMap<IpAddr, BTreeSet<NsName>>,
     pod_of_uid: HashMap<String, NsName>,
     /// Static pods by the uid they have on their node, with that node.
     static_pods: HashMap<String, BTreeSet<(String, NsName)>>,
@@ -42,6 +44,9 @@ impl Relations {
                 link(&mut self.pods_of_ip, ip, key);
             }
         }
+        for ip in node_ips(pod) {
+            link(&mut self.pods_of_node_ip, ip, key);
+        }
         self.concerned(pod)
     }
 
@@ -56,6 +61,7 @@ impl Relations {
         }
         for ip in &pod.ips {
             unlink(&mut self.pods_of_ip, ip, key);
+            unlink(&mut self.pods_of_node_ip, ip, key);
         }
         self.concerned(pod)
     }
@@ -105,6 +111,11 @@ impl Relations {
     pub(super) fn pod_of_ip(&self, ip: IpAddr) -> Option<&NsName> {
         let pods = self.pods_of_ip.get(&ip)?;
         if pods.len() == 1 { pods.first() } else { None }
+    }
+
+    /// Whether an address is a node's, as far as pods use it that share it with their node.
+    pub(super) fn is_node_ip(&self, ip: IpAddr) -> bool {
+        self.pods_of_node_ip.contains_key(&ip)
     }
 
     pub(super) fn pod_by_uid(&self, uid: &str) -> Option<&NsName> {
@@ -189,6 +200,14 @@ pub(super) fn service_of(key: &NsName, slice: &EndpointSlice) -> Option<NsName> 
 /// Whether the pod's address says which pod it is.
 fn identified_by_ip(pod: &Pod) -> bool {
     pod.network == PodNetwork::Own && pod.phase != PodPhase::Terminal
+}
+
+/// Addresses of its node that the pod uses.
+pub(super) fn node_ips(pod: &Pod) -> &[IpAddr] {
+    match pod.network == PodNetwork::Host && pod.phase != PodPhase::Terminal {
+        true => &pod.ips,
+        false => &[],
+    }
 }
 
 /// Node of a static pod, and its uid there.

@@ -12,8 +12,11 @@ use std::{
 };
 
 use karst_api::{
-    convert::address_bytes,
-    node::{MAX_OUTSIDE_ADDRESSES, MAX_SERVICES_OF_ADDRESS, OutsideService},
+    convert::{address_bytes, whole},
+    node::{
+        MAX_OUTSIDE_ADDRESSES, MAX_OUTSIDE_ENDPOINTS, MAX_SERVICES_OF_ADDRESS, OutsideService,
+        endpoint_uid, is_endpoint_uid,
+    },
     workload::{
         self, LoadBalancing, Locality, NetworkAddress, Port, PortList, TunnelProtocol, Workload,
         WorkloadType, address::Type, load_balancing::Mode, service::Visibility,
@@ -47,6 +50,11 @@ pub(super) struct ServiceEntries {
 }
 
 impl ServiceEntries {
+    #[cfg(test)]
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
     /// An address resource has these aliases, or had them.
     pub(super) fn aliases_changed<'a>(&mut self, aliases: impl IntoIterator<Item = &'a String>) {
         let mut aliases = aliases.into_iter();
@@ -66,6 +74,24 @@ struct Held {
 struct Taken<'a> {
     key: &'a NsName,
     entry: &'a ServiceEntry,
+    /// In order.
+    ports: Vec<u16>,
+}
+
+/// How much the entries that have been taken have together.
+#[derive(Default)]
+struct Sum {
+    addresses: usize,
+    endpoints: usize,
+}
+
+/// What comes of all entries together.
+#[derive(Default)]
+struct Judged {
+    wanted: BTreeMap<String, Arc<Rendered>>,
+    statuses: BTreeMap<ObjectKey, ObjectStatus>,
+    /// Aliases of the services; endpoints' own addresses are not looked for.
+    aliases: HashSet<String>,
 }
 
 impl Index {
@@ -87,6 +113,15 @@ impl Index {
         }
     }
 
+    /// A pod uses other addresses of its node than before: who else has one is said in the status.
+    pub(super) fn node_ips_changed(&mut self, before: &[IpAddr], now: &[IpAddr]) {
+        if before != now {
+            let both = before.iter().chain(now);
+            let aliases: Vec<String> = both.map(|ip| self.alias(*ip)).collect();
+            self.entries.aliases_changed(&aliases);
+        }
+    }
+
     /// Number of ServiceEntries.
     pub(super) fn entry_count(&self) -> usize {
         self.entries.all.len()
@@ -103,11 +138,12 @@ impl Index {
             return;
         }
         let all = std::mem::take(&mut self.entries.all);
-        let (wanted, statuses) = self.judge(&all);
-        let aliases = wanted
-            .values()
-            .flat_map(|rendered| rendered.aliases.clone());
-        self.entries.aliases = aliases.collect();
+        let Judged {
+            wanted,
+            statuses,
+            aliases,
+        } = self.judge(&all);
+        self.entries.aliases = aliases;
         let gone: Vec<String> = self
             .entries
             .rendered
@@ -135,23 +171,16 @@ impl Index {
         self.entries.dirty = false;
     }
 
-    fn judge(
-        &self,
-        all: &BTreeMap<NsName, Held>,
-    ) -> (
-        BTreeMap<String, Arc<Rendered>>,
-        BTreeMap<ObjectKey, ObjectStatus>,
-    ) {
+    fn judge(&self, all: &BTreeMap<NsName, Held>) -> Judged {
         let mut by_age: Vec<(&NsName, &Held)> = all.iter().collect();
         by_age.sort_by_key(|(key, held)| (held.meta.created, *key));
-        let mut wanted = BTreeMap::new();
-        let mut statuses = BTreeMap::new();
+        let mut judged = Judged::default();
         let mut names: HashMap<&str, &NsName> = HashMap::new();
         let mut blocks: HashMap<AddressBlock, Vec<usize>> = HashMap::new();
         let mut taken: Vec<Taken<'_>> = Vec::new();
-        let mut addresses = 0;
+        let mut sum = Sum::default();
         for (key, held) in by_age {
-            let refused = self.refusal(key, held, &names, addresses);
+            let refused = self.refusal(key, held, &names, &sum);
             let mut conditions = Vec::new();
             if let Some(refused) = refused {
                 conditions.push(refused);
@@ -160,11 +189,18 @@ impl Index {
                 conditions.push(Condition::yes(ACCEPTED, "Accepted", summary(entry)));
                 let mut narrowed = entry.narrowed.clone();
                 let mut conflicts = self.cluster_conflicts(held);
+                let mut ports: Vec<u16> = entry.ports.iter().map(|port| port.number).collect();
+                ports.sort_unstable();
+                // Whatever blocks two entries share, they are compared once.
+                let mut compared: HashMap<usize, Option<u16>> = HashMap::new();
                 for block in &entry.blocks {
                     let earlier = blocks.entry(*block).or_default();
-                    let rival = earlier
-                        .iter()
-                        .find_map(|at| conflict(taken.get(*at)?, entry));
+                    let rival = earlier.iter().find_map(|at| {
+                        let older = taken.get(*at)?;
+                        let shared = compared.entry(*at);
+                        let port = *shared.or_insert_with(|| conflict(older, entry, &ports));
+                        Some((older.key, port?))
+                    });
                     if let Some((rival, port)) = rival {
                         conflicts.push(format!(
                             "{}, port {port}, is also that of ServiceEntry {}/{}, which is older and counts",
@@ -181,13 +217,16 @@ impl Index {
                         )),
                     }
                 }
-                addresses += entry.blocks.len();
-                taken.push(Taken { key, entry });
+                sum.addresses += entry.blocks.len();
+                sum.endpoints += endpoints(entry);
+                taken.push(Taken { key, entry, ports });
                 for rendered in &held.resources {
-                    wanted.insert(rendered.name.clone(), Arc::clone(rendered));
+                    let name = rendered.name.clone();
+                    judged.wanted.insert(name, Arc::clone(rendered));
                 }
                 if let Some(service) = held.resources.first() {
                     names.insert(&service.name, key);
+                    judged.aliases.extend(service.aliases.iter().cloned());
                 }
                 if !conflicts.is_empty() {
                     let message = listed(&conflicts, "; ");
@@ -206,9 +245,9 @@ impl Index {
                 generation: held.meta.generation,
                 content: StatusContent::Conditions(conditions),
             };
-            statuses.insert(object, status);
+            judged.statuses.insert(object, status);
         }
-        (wanted, statuses)
+        judged
     }
 
     /// Why an entry has no effect, if it has none.
@@ -217,7 +256,7 @@ impl Index {
         key: &NsName,
         held: &Held,
         names: &HashMap<&str, &NsName>,
-        addresses: usize,
+        sum: &Sum,
     ) -> Option<Condition> {
         let entry = &held.entry;
         let no = |reason, message: String| Some(Condition::no(ACCEPTED, reason, message));
@@ -247,21 +286,39 @@ impl Index {
             );
             return no("Conflicted", message);
         }
-        if addresses + entry.blocks.len() > MAX_OUTSIDE_ADDRESSES {
-            let message = format!(
-                "Older entries leave no room for its addresses among {MAX_OUTSIDE_ADDRESSES}. {}/{} has no effect",
-                key.namespace, key.name
-            );
-            return no("TooMany", message);
+        for (what, all, limit) in [
+            (
+                "addresses",
+                sum.addresses + entry.blocks.len(),
+                MAX_OUTSIDE_ADDRESSES,
+            ),
+            (
+                "endpoints",
+                sum.endpoints + endpoints(entry),
+                MAX_OUTSIDE_ENDPOINTS,
+            ),
+        ] {
+            if all > limit {
+                let message = format!(
+                    "Older entries leave no room for its {what} among {limit}. {}/{} has no effect",
+                    key.namespace, key.name
+                );
+                return no("TooMany", message);
+            }
         }
         None
     }
 
     /// Addresses of an entry that the cluster has itself.
     fn cluster_conflicts(&self, held: &Held) -> Vec<String> {
-        let own = |name: &String| self.entries.rendered.contains(name) || is_endpoint(name);
+        let own = |name: &String| self.entries.rendered.contains(name) || is_endpoint_uid(name);
         let aliases = held.resources.first().map(|service| &service.aliases);
         let mut conflicts = Vec::new();
+        for (ip, length) in &held.entry.blocks {
+            if *length == whole(*ip) && self.relations.is_node_ip(*ip) {
+                conflicts.push(format!("{ip} is that of a node, which counts"));
+            }
+        }
         for alias in aliases.into_iter().flatten() {
             let names = self.aliases.get(alias).into_iter().flatten();
             if let Some(name) = names.filter(|name| !own(name)).min() {
@@ -376,9 +433,11 @@ impl Index {
             subzone: part(),
         };
         Workload {
-            uid: format!(
-                "{}/{ENDPOINT}/{}/{}/{}",
-                self.config.cluster_id, key.namespace, key.name, endpoint.ip
+            uid: endpoint_uid(
+                &self.config.cluster_id,
+                &key.namespace,
+                &key.name,
+                endpoint.ip,
             ),
             name: key.name.clone(),
             namespace: key.namespace.clone(),
@@ -402,18 +461,6 @@ impl Index {
     }
 }
 
-/// In the uid of an endpoint, after the cluster.
-const ENDPOINT: &str = "networking.istio.io/ServiceEntry";
-
-fn is_endpoint(name: &str) -> bool {
-    let rest = name.split_once('/').map(|(_, rest)| rest);
-    rest.is_some_and(|rest| rest.starts_with(ENDPOINT))
-}
-
-fn whole(ip: IpAddr) -> u8 {
-    if ip.is_ipv4() { 32 } else { 128 }
-}
-
 fn shown((ip, length): &AddressBlock) -> String {
     match *length == whole(*ip) {
         true => ip.to_string(),
@@ -421,16 +468,28 @@ fn shown((ip, length): &AddressBlock) -> String {
     }
 }
 
-/// An older entry that has one of the ports for some of the same pods, and the port.
-fn conflict<'a>(older: &Taken<'a>, entry: &ServiceEntry) -> Option<(&'a NsName, u16)> {
+/// The first port that an older entry has too, for some of the same pods. Both lists are in order.
+fn conflict(older: &Taken<'_>, entry: &ServiceEntry, ports: &[u16]) -> Option<u16> {
+    #[cfg(test)]
+    COMPARED.with(|compared| compared.set(compared.get() + 1));
     if !older.entry.audience.overlaps(&entry.audience) {
         return None;
     }
-    let has = |number| older.entry.ports.iter().any(|other| other.number == number);
-    let mut ports = entry.ports.iter().map(|port| port.number);
-    ports
-        .find(|number| has(*number))
-        .map(|port| (older.key, port))
+    let mut ports = ports.iter().copied();
+    ports.find(|port| older.ports.binary_search(port).is_ok())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often two entries have been compared.
+    pub(super) static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+fn endpoints(entry: &ServiceEntry) -> usize {
+    match &entry.resolution {
+        Resolution::AsAsked => 0,
+        Resolution::Endpoints(endpoints) => endpoints.len(),
+    }
 }
 
 fn summary(entry: &ServiceEntry) -> String {

@@ -6,7 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use karst_api::{node::MAX_ADDRESSES_OF_SERVICE, workload::AppProtocol};
+use karst_api::{
+    convert::{self, network, whole},
+    node::MAX_ADDRESSES_OF_SERVICE,
+    workload::AppProtocol,
+};
 use serde_json::Value;
 
 use super::{
@@ -263,37 +267,17 @@ fn blocks(value: &Value, reader: &mut Reader<'_>) -> Vec<AddressBlock> {
 /// An address or a CIDR block; bits beyond the prefix are cleared. `None` for one that no connection
 /// goes to.
 fn parse_block(text: &str) -> Option<AddressBlock> {
-    let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
-        None => (text, None),
-    };
-    let ip = address.parse::<IpAddr>().ok()?;
-    let Some(length) = length else {
-        let ip = ip.to_canonical();
-        let whole = if ip.is_ipv4() { 32 } else { 128 };
-        let usable = !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast();
-        return usable.then_some((ip, whole));
-    };
-    let is_number = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
-    let length = length.parse::<u8>().ok().filter(|_| is_number)?;
-    match ip {
-        IpAddr::V4(ip) => {
-            let rest = 32_u32.checked_sub(length.into())?;
-            let mask = u32::MAX.checked_shl(rest).unwrap_or(0);
-            let network = std::net::Ipv4Addr::from_bits(ip.to_bits() & mask);
-            let usable = !network.is_loopback() && !network.is_multicast();
-            usable.then_some((network.into(), length))
+    let (ip, length) = convert::parse_block(text)?;
+    let block = match (ip, length) {
+        (ip, None) => {
+            let ip = ip.to_canonical();
+            (!ip.is_unspecified()).then_some((ip, whole(ip)))
         }
         // An IPv4 block in IPv6's clothes has no length that means the same everywhere.
-        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => None,
-        IpAddr::V6(ip) => {
-            let rest = 128_u32.checked_sub(length.into())?;
-            let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
-            let network = std::net::Ipv6Addr::from_bits(ip.to_bits() & mask);
-            let usable = !network.is_loopback() && !network.is_multicast();
-            usable.then_some((network.into(), length))
-        }
-    }
+        (IpAddr::V6(ip), Some(_)) if ip.to_ipv4_mapped().is_some() => None,
+        (ip, Some(length)) => Some((network(ip, length)?, length)),
+    };
+    block.filter(|(ip, _)| !ip.is_loopback() && !ip.is_multicast())
 }
 
 fn ports(value: &Value, reader: &mut Reader<'_>, narrowed: &mut Vec<String>) -> Vec<EntryPort> {

@@ -4,7 +4,10 @@ use karst_api::waypoint as wire;
 use serde::Deserialize;
 
 use super::{Body, duration, gateway_api::Resource};
-use crate::error::{Faults, ObjectError};
+use crate::{
+    error::{Faults, ObjectError},
+    token::is_name,
+};
 
 /// Balancing, ejection and limits of services.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -219,8 +222,8 @@ impl Reader<'_> {
         use wire::hash_key::Kind;
         let source = spec.source_ip == Some(true);
         let kind = match (&spec.header, &spec.cookie, source) {
-            (Some(header), None, false) if is_token(header) => Kind::Header(header.clone()),
-            (None, Some(cookie), false) if is_token(&cookie.name) => {
+            (Some(header), None, false) if is_name(header) => Kind::Header(header.clone()),
+            (None, Some(cookie), false) if is_name(&cookie.name) => {
                 let field = "loadBalancing.hash.cookie.ttl";
                 let ttl = self.milliseconds(field, cookie.ttl.as_deref());
                 Kind::Cookie(wire::HashCookie {
@@ -272,10 +275,4 @@ impl Reader<'_> {
             idle_timeout_ms: self.milliseconds("limits.idleTimeout", idle),
         }
     }
-}
-
-/// Names of headers and cookies are tokens (RFC 9110 5.6.2, RFC 6265 4.1.1).
-fn is_token(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.len() <= 256 && text.bytes().all(allowed)
 }

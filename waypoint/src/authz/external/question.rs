@@ -168,7 +168,7 @@ impl Asking<'_> {
     /// As a request over HTTP.
     ///
     /// # Errors
-    /// The prefix makes no path of the request's.
+    /// With the prefix in front the request's target is too long.
     pub fn http(&self, check: &HttpCheck) -> Result<Request<Bytes>, CheckError> {
         let path = match self.target() {
             "*" => "/",
@@ -176,7 +176,8 @@ impl Asking<'_> {
         };
         let target = format!("{}{path}", check.path_prefix);
         let target = Uri::try_from(target);
-        let target = target.map_err(|error| CheckError::new(Why::ProviderInvalid, error))?;
+        // The prefix is a path; it is the client's part that makes it too long.
+        let target = target.map_err(|error| CheckError::new(Why::NotAsked, error))?;
         let body = self.body.as_ref().map(|excerpt| excerpt.bytes.clone());
         let mut request = Request::new(body.unwrap_or_default());
         *request.method_mut() = self.method.clone();

@@ -554,6 +554,27 @@ fn what_http_is_asked() {
     assert_eq!(headers, expected);
 }
 
+/// It would pass by an authorizer that may be passed by when it cannot be asked.
+#[test]
+fn a_client_cannot_make_its_request_pass_unasked() {
+    let provider = provider(&wire::ExtensionProvider {
+        fail_open: true,
+        ..http(wire::HttpCheck {
+            path_prefix: format!("/{}", "p".repeat(2000)),
+            ..wire::HttpCheck::default()
+        })
+    });
+    let Kind::Http(check) = &provider.kind else {
+        panic!("http");
+    };
+    let (client, headers) = (client(), sent_headers());
+    let uri = Uri::try_from(format!("/{}", "a".repeat(64_000))).unwrap();
+    let error = asking(&client, &uri, &headers).http(check).unwrap_err();
+    assert!(!error.may_pass(&provider), "{error:?}");
+    let gone = CheckError::new(Why::Unavailable, "nobody there");
+    assert!(gone.may_pass(&provider));
+}
+
 #[test]
 fn providers_that_cannot_be_used_name_the_field() {
     type Change = fn(&mut wire::ExtensionProvider);

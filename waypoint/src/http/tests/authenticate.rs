@@ -519,13 +519,21 @@ fn headers_of_claims_cannot_be_forged() {
             header("x-user", &["sub"]),
             header("x-tier", &["plan", "tier"]),
             header("x-list", &["groups"]),
+            header("x_role", &["role"]),
         ];
         rule.payload_header = "x-payload".to_owned();
         let (proxy, _) = checking(vec![rule]).await;
         let claims = claims(json!({"plan": {"tier": 3}, "groups": ["a"]}));
         let token = issuer.sign(&claims);
         let forge = |mut request: Request<Body>| {
-            for name in ["x-user", "x_user", "x-tier", "x-list", "x-payload"] {
+            for name in [
+                "x-user",
+                "x_user",
+                "x-tier",
+                "x-list",
+                "x-payload",
+                "x-role",
+            ] {
                 let headers = request.headers_mut();
                 headers.insert(name, "forged".parse().unwrap());
             }

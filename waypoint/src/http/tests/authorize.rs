@@ -45,6 +45,25 @@ async fn guarded(policies: &[wire::AuthorizationPolicy]) -> Proxy {
     proxy
 }
 
+/// A header that does not go on must not open anything, nor hide from a policy.
+#[test]
+fn what_a_client_has_removed_is_not_there_for_policies() {
+    run(async {
+        let rule = when(vec![header("x-tenant", &["a"])]);
+        let proxy = guarded(&[policy("shop/allow", ALLOW, vec![rule])]).await;
+        let ask = async |connection: &str| {
+            let request = format!(
+                "GET / HTTP/1.1\r\nHost: shop\r\nX-Tenant: a\r\nConnection: {connection}\r\n\r\n"
+            );
+            proxy.raw(&request).await
+        };
+        let answer = ask("close").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let answer = ask("close, X-Tenant").await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    });
+}
+
 #[test]
 fn a_denial_names_its_policy() {
     run(async {

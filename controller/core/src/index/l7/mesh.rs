@@ -72,6 +72,7 @@ impl Index {
         }
         self.policy_targets_changed(key);
         self.service_policies_changed(key);
+        self.provider_service_changed(key);
     }
 
     pub(super) fn flush_services(&mut self, changes: &mut Changes) {
@@ -91,6 +92,11 @@ impl Index {
             self.l7.dirty.proxies.extend(waypoints);
             if former == now {
                 continue;
+            }
+            let gateway = |mesh: &ServiceMesh| mesh.binding.as_ref().map(|it| it.gateway.clone());
+            if gateway(&former) != gateway(&now) {
+                // Other policies meet there.
+                self.custom_statuses_changed();
             }
             if let Some(binding) = &former.binding {
                 super::unlink(&mut self.l7.bound_services, &binding.gateway, &key);

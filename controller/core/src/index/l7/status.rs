@@ -19,6 +19,7 @@ pub(in crate::index) const WAYPOINT_BOUND: &str = "karst.dev/WaypointBound";
 
 impl Index {
     pub(super) fn flush_statuses(&mut self, changes: &mut Changes) {
+        self.policies.forget_meetings();
         for key in std::mem::take(&mut self.l7.dirty.statuses) {
             let former = self.l7.statuses.get(&key);
             let now = self.status_of(&key);
@@ -31,6 +32,7 @@ impl Index {
             };
             changes.statuses.insert(key);
         }
+        self.policies.forget_meetings();
     }
 
     fn status_of(&self, key: &ObjectKey) -> Option<ObjectStatus> {

@@ -1,6 +1,6 @@
 //! External authorizers (CUSTOM): what proxies are told of them, and what is said of the policies that ask them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use karst_api::waypoint as wire;
 
@@ -17,9 +17,15 @@ use crate::{
         policy::listed,
         service::Reach,
     },
-    proxy::{GatewayName, ProxyClass},
+    proxy::GatewayName,
     status::Condition,
 };
+
+/// What a policy is enforced at: what comes through a proxy, as a whole or for one Service.
+type Place = (GatewayName, Option<NsName>);
+
+/// The providers that are asked at each place, with the policies that ask them.
+pub(super) type Meetings = HashMap<Place, BTreeMap<String, BTreeSet<String>>>;
 
 /// Name of the provider that a policy asks.
 pub(super) fn provider_of(held: &Held<AuthorizationPolicy>) -> Option<&str> {
@@ -59,7 +65,7 @@ impl Index {
     }
 
     /// A Service came, changed or went: it may be the one of a provider.
-    pub(super) fn provider_service_changed(&mut self, service: &NsName) {
+    pub(in crate::index) fn provider_service_changed(&mut self, service: &NsName) {
         let hostname = self.config.hostname(&service.namespace, &service.name);
         let all = self.custom_policies();
         let all = all.filter_map(|(_, held)| provider_of(held));
@@ -74,7 +80,7 @@ impl Index {
     }
 
     /// Which providers meet at a proxy follows from all policies that ask one.
-    pub(super) fn custom_statuses_changed(&mut self) {
+    pub(in crate::index) fn custom_statuses_changed(&mut self) {
         let keys: Vec<_> = self
             .policies
             .custom
@@ -151,27 +157,21 @@ impl Index {
             let message = format!("{}. {effect}", unusable.message);
             return Some(Condition::no(ACCEPTED, unusable.reason, message));
         }
-        let mut others = Vec::new();
-        for (gateway, class, service) in self.places(key, policy) {
-            for other in self.policies_at(&gateway, class, service.as_ref()) {
-                let Some((namespace, own)) = other.split_once('/') else {
-                    continue;
-                };
-                let held = self
-                    .policies
-                    .authorization
-                    .get(&NsName::new(namespace, own));
-                let asked = held.and_then(provider_of);
-                if other != resource_name(key) && asked.is_some_and(|asked| asked != name) {
-                    others.push(other);
-                }
-            }
+        let meetings = self.policies.meetings.get_or_init(|| self.meetings());
+        let own = resource_name(key);
+        let mut others = BTreeSet::new();
+        for place in self.places(key, policy) {
+            // One that asks one provider alone is nearly every place.
+            let asked = meetings.get(&place).filter(|asked| asked.len() > 1);
+            let of_others = asked.into_iter().flatten();
+            let of_others = of_others.filter(|(provider, _)| *provider != name);
+            others.extend(of_others.flat_map(|(_, policies)| policies));
         }
+        others.remove(&own);
         if others.is_empty() {
             return None;
         }
-        others.sort_unstable();
-        others.dedup();
+        let others: Vec<String> = others.into_iter().cloned().collect();
         let message = format!(
             "Another provider than {name:?} is asked for the same traffic by {}; there can be one only. {effect}",
             listed(&others, ", ")
@@ -179,20 +179,32 @@ impl Index {
         Some(Condition::no(ACCEPTED, "ProviderConflict", message))
     }
 
+    /// Which providers are asked where, and by whom.
+    fn meetings(&self) -> Meetings {
+        let mut meetings = Meetings::new();
+        for (key, held) in self.custom_policies() {
+            let Some((targeted, provider)) = targeted(held).zip(provider_of(held)) else {
+                continue;
+            };
+            for place in self.places(key, targeted) {
+                let asked = meetings.entry(place).or_default();
+                let policies = asked.entry(provider.to_owned()).or_default();
+                policies.insert(resource_name(key));
+            }
+        }
+        meetings
+    }
+
     /// Everything that a policy is enforced at: proxies, and there each Service on its own.
-    fn places(
-        &self,
-        key: &NsName,
-        policy: &Targeted,
-    ) -> Vec<(GatewayName, ProxyClass, Option<NsName>)> {
+    fn places(&self, key: &NsName, policy: &Targeted) -> Vec<Place> {
         let mut places = Vec::new();
         let mut whole = |gateway: &GatewayName| {
-            let Some(class) = self.class_of_gateway(gateway) else {
+            if self.class_of_gateway(gateway).is_none() {
                 return;
-            };
-            places.push((gateway.clone(), class, None));
+            }
+            places.push((gateway.clone(), None));
             let services = self.l7.services_bound_to(gateway);
-            places.extend(services.map(|service| (gateway.clone(), class, Some(service.clone()))));
+            places.extend(services.map(|service| (gateway.clone(), Some(service.clone()))));
         };
         let mut services = Vec::new();
         for target in &policy.targets {
@@ -215,7 +227,7 @@ impl Index {
         for service in services {
             if let Some(binding) = self.l7.binding_of_service(&service) {
                 let gateway = binding.gateway.clone();
-                places.push((gateway, ProxyClass::Waypoint, Some(service)));
+                places.push((gateway, Some(service)));
             }
         }
         places

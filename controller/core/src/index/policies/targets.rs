@@ -122,8 +122,6 @@ impl Index {
         let mut keys = naming_service(&self.policies.authorization, service);
         keys.extend(naming_service(&self.policies.authentication, service));
         self.l7.dirty.statuses.extend(keys);
-        self.provider_service_changed(service);
-        self.custom_statuses_changed();
     }
 
     /// The statuses of policies for a Gateway or its class may change, and, if its class has, its policies.

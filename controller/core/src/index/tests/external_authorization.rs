@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     authorization_policies::authorization,
-    support::{Mesh, merged, service},
+    support::{Mesh, merged, object, service},
     support_l7::{key, short},
 };
 use crate::{Changes, ExtensionProviders, Kind, ProxyKind};
@@ -201,4 +201,53 @@ fn on_trial_nothing_is_enforced() {
         conditions.contains(&"karst.dev/FullyEnforced=False/DryRun".to_owned()),
         "{conditions:?}"
     );
+}
+
+/// The authorizer is itself behind the waypoint for which it decides.
+#[test]
+fn an_authorizer_that_is_bound_where_it_is_asked_comes_to_rest() {
+    let labels = json!({"metadata": {"labels": {"karst.dev/use-waypoint": "wp",
+        "karst.dev/use-waypoint-namespace": "shop"}}});
+    let whole = authorization("shop", "whole", custom("wp", "Gateway", "a"));
+    let mut auth = merged(auth_service(), labels);
+    auth["metadata"]["namespace"] = json!("shop");
+    let mut mesh = Mesh::bound([auth.clone(), whole]);
+    let own = json!({"service": "auth.shop.svc.cluster.local"});
+    set(&mut mesh, json!([grpc("a", own)]));
+    assert_eq!(said(&mesh, "whole").0, "Accepted=True/Accepted");
+    assert!(mesh.0.l7.dirty.services.is_empty());
+    // A change of it is one of the policy.
+    auth["spec"]["ports"][0]["port"] = json!(1);
+    mesh.apply(auth);
+    assert_eq!(
+        said(&mesh, "whole").0,
+        "Accepted=False/ProviderServiceNotFound"
+    );
+    assert!(mesh.0.l7.dirty.services.is_empty());
+}
+
+#[test]
+fn other_services_do_not_concern_what_is_said_of_providers() {
+    let mut mesh = Mesh::bound([auth_service(), policy("p", "a")]);
+    set(
+        &mut mesh,
+        json!([grpc("a", json!({})), grpc("b", json!({}))]),
+    );
+    let over = json!({"metadata": {"name": "other"}, "spec": {"clusterIP": "10.96.0.78"}});
+    let stage = |mesh: &mut Mesh, value| {
+        mesh.0.stage(object(value)).unwrap();
+        mesh.0.l7.dirty.statuses.clone()
+    };
+    assert!(stage(&mut mesh, service(over)).is_empty());
+    mesh.0.flush();
+    // Where its own target goes does: another provider is asked at the waypoint as a whole.
+    mesh.apply(authorization("shop", "whole", custom("wp", "Gateway", "b")));
+    assert_eq!(said(&mesh, "p").0, "Accepted=False/ProviderConflict");
+    let none = json!({"metadata": {"labels": {"karst.dev/use-waypoint": "none"}}});
+    mesh.apply(service(none));
+    assert_eq!(said(&mesh, "p").0, "Accepted=True/Accepted");
+    assert_eq!(said(&mesh, "whole").0, "Accepted=True/Accepted");
+    mesh.apply(service(json!({})));
+    assert_eq!(said(&mesh, "p").0, "Accepted=False/ProviderConflict");
+    assert_eq!(said(&mesh, "whole").0, "Accepted=False/ProviderConflict");
 }

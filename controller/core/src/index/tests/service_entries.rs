@@ -1,12 +1,13 @@
 //! ServiceEntries and where pods may connect to.
 
 use karst_api::{
-    node::{EgressMode, OutsideService},
+    node::{EgressMode, MAX_OUTSIDE_ENDPOINTS, OutsideService},
     workload::{Workload, load_balancing::Mode, service::Visibility},
 };
 use serde_json::{Value, json};
 
 use super::support::{Mesh, merged, namespace, object, pod, service};
+use crate::index::service_entries::COMPARED;
 use crate::{Changes, ConditionStatus, Egress, Index, Kind, MeshConfig, ObjectKey, StatusContent};
 
 const API: &str = "shop/api.example.com";
@@ -136,10 +137,18 @@ fn endpoints_become_workloads_outside_of_the_mesh() {
 
 #[test]
 fn whose_it_is_goes_with_the_service() {
-    let mesh = Mesh::new([entry("api", json!({"spec": {"exportTo": [".", "client"]}}))]);
-    let service = mesh.service(API).unwrap();
-    assert_eq!(service.visibility, i32::from(Visibility::Namespace));
-    assert_eq!(more(&mesh, API).namespaces, ["client", "shop"]);
+    for (export_to, expected) in [
+        (json!([".", "client"]), &["client", "shop"][..]),
+        (json!(["."]), &["shop"]),
+        // Not for its own namespace, nor for any.
+        (json!(["client"]), &["client"]),
+        (json!(["~"]), &[]),
+    ] {
+        let mesh = Mesh::new([entry("api", json!({"spec": {"exportTo": export_to}}))]);
+        let service = mesh.service(API).unwrap();
+        assert_eq!(service.visibility, i32::from(Visibility::Namespace));
+        assert_eq!(more(&mesh, API).namespaces, expected);
+    }
 }
 
 #[test]
@@ -251,6 +260,112 @@ fn what_the_cluster_has_itself_counts() {
     mesh.delete(service(json!({})));
     mesh.delete(pod("a", "10.0.1.1", json!({})));
     assert_eq!(conflicted(&mesh), "");
+}
+
+#[test]
+fn all_endpoints_together_have_a_limit() {
+    let with = |at: usize, count: usize| {
+        let endpoints: Vec<Value> = (0..count)
+            .map(|n| json!({"address": format!("198.{}.{}.{}", 18 + at % 2, n / 256, n % 256)}))
+            .collect();
+        entry(
+            &format!("e{at:02}"),
+            json!({"spec": {"hosts": [format!("h{at}.example.com")], "resolution": "STATIC",
+                "endpoints": endpoints}}),
+        )
+    };
+    let mut mesh = Mesh::new([]);
+    let whole = MAX_OUTSIDE_ENDPOINTS / 1024;
+    for at in 0..whole {
+        mesh.0.stage(object(with(at, 1024))).unwrap();
+    }
+    mesh.apply(with(whole, 1));
+    let last = |at: usize| said(&mesh, "shop", &format!("e{at:02}"));
+    assert!(last(whole - 1)[0].starts_with("Accepted=true"));
+    let refused = last(whole);
+    assert!(
+        refused[0]
+            .starts_with("Accepted=false TooMany: Older entries leave no room for its endpoints"),
+        "{refused:?}"
+    );
+    let name = format!("shop/h{whole}.example.com");
+    assert!(mesh.service(&name).is_none());
+    // What needs none is taken.
+    mesh.apply(entry("z", json!({"spec": {"hosts": ["z.example.com"]}})));
+    assert!(said(&mesh, "shop", "z")[0].starts_with("Accepted=true"));
+}
+
+/// Nobody is told that a pod has the address of an endpoint, which is no conflict: nothing is worked out.
+#[test]
+fn the_address_of_an_endpoint_concerns_no_status() {
+    let mut mesh = Mesh::new([namespace(None), with_endpoints("api")]);
+    mesh.0
+        .stage(object(pod("a", "198.51.100.1", json!({}))))
+        .unwrap();
+    assert!(!mesh.0.entries.is_dirty());
+    mesh.0
+        .stage(object(pod("b", "192.0.2.1", json!({}))))
+        .unwrap();
+    assert!(mesh.0.entries.is_dirty());
+}
+
+/// A port that two entries share is one of all their common blocks.
+#[test]
+fn entries_that_share_many_blocks_are_compared_once() {
+    let blocks =
+        |count: usize| -> Vec<String> { (0..count).map(|n| format!("192.0.{n}.1")).collect() };
+    let ports = |first: usize| -> Vec<Value> {
+        (0..256)
+            .map(|n| json!({"number": first + n, "name": format!("p{n}")}))
+            .collect()
+    };
+    let one = |at: usize, first: usize| {
+        entry(
+            &format!("e{at:03}"),
+            json!({"spec": {"hosts": [format!("h{at}.example.com")], "addresses": blocks(256),
+                "ports": ports(first)}}),
+        )
+    };
+    const OTHERS: usize = 20;
+    let mut mesh = Mesh::new([]);
+    for at in 0..OTHERS {
+        mesh.0.stage(object(one(at, 1 + 256 * at))).unwrap();
+    }
+    COMPARED.set(0);
+    // It shares its first port with the newest of the others.
+    mesh.apply(one(OTHERS, 256 * OTHERS));
+    assert_eq!(COMPARED.get(), (OTHERS + 1) * OTHERS / 2, "each pair once");
+    let said = &said(&mesh, "shop", "e020")[1];
+    let expected = "192.0.0.1, port 5120, is also that of ServiceEntry shop/e019";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn a_node_keeps_its_address() {
+    let mut mesh = Mesh::new([
+        namespace(None),
+        entry("api", json!({"spec": {"addresses": ["172.30.0.1"]}})),
+    ]);
+    let on_host = |name: &str, over: Value| {
+        let host = json!({"spec": {"hostNetwork": true}});
+        pod(name, "172.30.0.1", merged(host, over))
+    };
+    let ended = || on_host("b", json!({"status": {"phase": "Succeeded"}}));
+    let expected =
+        "karst.dev/FullyEnforced=false Conflicted: 172.30.0.1 is that of a node, which counts";
+    let has_conflict = |mesh: &Mesh| {
+        said(mesh, "shop", "api")
+            .get(1)
+            .is_some_and(|it| it == expected)
+    };
+    assert!(!has_conflict(&mesh));
+    mesh.apply(on_host("a", json!({})));
+    assert!(has_conflict(&mesh), "{:?}", said(&mesh, "shop", "api"));
+    mesh.apply(on_host("b", json!({})));
+    mesh.delete(on_host("a", json!({})));
+    assert!(has_conflict(&mesh), "another pod uses it");
+    mesh.apply(ended());
+    assert!(!has_conflict(&mesh), "{:?}", said(&mesh, "shop", "api"));
 }
 
 fn labelled(value: &str) -> Value {

@@ -9,6 +9,7 @@ use karst_api::{
 };
 
 use super::values::{self, Wrong};
+use crate::token::is_token;
 
 /// Bytes of one value. Proxies take no more.
 const MAX_VALUE_BYTES: usize = 4096;
@@ -99,10 +100,7 @@ fn bracketed(key: &str) -> Option<(Attribute, String)> {
         rest.strip_suffix(']')
     };
     if let Some(name) = inner("request.headers") {
-        let is_token =
-            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        let is_name = !name.is_empty() && name.bytes().all(is_token);
-        return is_name.then(|| (Attribute::Header, name.to_owned()));
+        return is_token(name).then(|| (Attribute::Header, name.to_owned()));
     }
     let claims: Vec<&str> = inner("request.auth.claims")?.split("][").collect();
     let is_path = claims.iter().all(|claim| !claim.is_empty());

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use karst_api::security as wire;
+use karst_api::{
+    convert::{address_bytes, network, parse_block, whole},
+    security as wire,
+};
 
 /// What is wrong with a value, and what to do about it.
 pub(super) type Wrong = (String, &'static str);
@@ -67,48 +70,21 @@ pub(super) fn service_account(
 /// An address or a range of them.
 pub(super) fn address(text: &str) -> Result<wire::Address, Wrong> {
     let hint = "write an address like \"10.0.0.1\", or a range like \"10.0.0.0/8\"";
-    let refused = || {
-        wrong(
-            format!("is {text:?}, which is no address and no range"),
-            hint,
-        )
+    let read = || {
+        let (ip, length) = parse_block(text)?;
+        let length = length.unwrap_or_else(|| whole(ip));
+        // An IPv4 address in its IPv6 form is compared as what it is.
+        let (ip, length) = match (ip.to_canonical(), length.checked_sub(96)) {
+            (IpAddr::V4(v4), Some(length)) if ip.is_ipv6() => (v4.into(), length),
+            _ => (ip, length),
+        };
+        Some(wire::Address {
+            address: address_bytes(network(ip, length)?),
+            length: length.into(),
+        })
     };
-    let (ip, length) = match text.split_once('/') {
-        None => (text, None),
-        Some((ip, length)) => (ip, Some(length)),
-    };
-    let Ok(ip) = ip.parse::<IpAddr>() else {
-        return refused();
-    };
-    let bits = if ip.is_ipv4() { 32_u32 } else { 128 };
-    let length = match length {
-        None => bits,
-        // `parse` takes a sign, which nobody means.
-        Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => match text.parse::<u32>() {
-            Ok(length) if length <= bits => length,
-            _ => return refused(),
-        },
-        Some(_) => return refused(),
-    };
-    // An IPv4 address in its IPv6 form is compared as what it is.
-    Ok(match ip {
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) if length >= 96 => masked(v4.octets().to_vec(), length - 96),
-            _ => masked(v6.octets().to_vec(), length),
-        },
-        IpAddr::V4(v4) => masked(v4.octets().to_vec(), length),
-    })
-}
-
-/// Without the bits beyond the prefix: one range has one form.
-fn masked(mut address: Vec<u8>, length: u32) -> wire::Address {
-    let mut left = length;
-    for byte in &mut address {
-        let here = left.min(8);
-        left -= here;
-        *byte &= u8::MAX.checked_shl(8 - here).unwrap_or(0);
-    }
-    wire::Address { address, length }
+    let problem = || format!("is {text:?}, which is no address and no range");
+    read().ok_or_else(|| (problem(), hint))
 }
 
 /// A port's number, as text.

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use karst_api::waypoint::{self as wire, token_rule::Keys};
 use serde_json::Value;
 
-use crate::object::{policy::Reader, route::PROTECTED_HEADERS};
+use crate::{
+    object::{policy::Reader, route::PROTECTED_HEADERS},
+    token::is_token,
+};
 
 /// Entries of a list, and bytes of a text. Proxies take no more of either.
 const MAX_ITEMS: usize = 64;
@@ -136,12 +139,7 @@ fn texts(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<String> {
     read.collect()
 }
 
-fn is_token(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(allowed)
-}
-
-/// Names of headers and cookies are both tokens (RFC 9110 5.6.2, RFC 6265 4.1.1).
+/// The name of a header or cookie.
 fn name(value: &Value, field: &str, reader: &mut Reader<'_>) -> Option<String> {
     let name = text(value, field, reader)?;
     if is_token(&name) {

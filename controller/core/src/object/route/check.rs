@@ -4,6 +4,7 @@
 use regex::RegexBuilder;
 
 use super::{Place, Unusable};
+use crate::token::is_name;
 
 /// Size of a compiled regular expression in bytes.
 const MAX_REGEX_BYTES: usize = 1 << 20;
@@ -65,7 +66,7 @@ pub(super) fn length(place: Place<'_>, field: &str, text: &str) -> Result<(), Un
 
 /// The name of a header (RFC 9110 5.6.2).
 pub(super) fn header_name(place: Place<'_>, field: &str, name: &str) -> Result<(), Unusable> {
-    if is_token(name) {
+    if is_name(name) {
         return Ok(());
     }
     let problem = format!("is {:?}, which is no name of a header", shown(name));
@@ -99,7 +100,7 @@ pub(super) fn header_value(place: Place<'_>, field: &str, value: &str) -> Result
 
 /// A method (RFC 9110 9.1).
 pub(super) fn method(place: Place<'_>, field: &str, method: &str) -> Result<(), Unusable> {
-    if is_token(method) {
+    if is_name(method) {
         return Ok(());
     }
     let problem = format!("is {:?}, which is no method", shown(method));
@@ -125,11 +126,6 @@ pub(super) fn hostname(place: Place<'_>, field: &str, name: &str) -> Result<(), 
         problem,
         "write a host name without port and wildcard",
     ))
-}
-
-pub(super) fn is_token(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.len() <= 256 && text.bytes().all(allowed)
 }
 
 /// As much of a text as goes into a message.

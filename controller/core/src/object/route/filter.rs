@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{BackendRef, Place, RouteKind, Unusable, check, check_count};
+use crate::token::is_name;
 
 /// Filters of a rule, or of a backend (Gateway API).
 const MAX_FILTERS: usize = 16;
@@ -402,9 +403,9 @@ impl Cors {
                 &self.allow_origins,
                 is_origin as fn(&str) -> bool,
             ),
-            ("allowMethods", &self.allow_methods, check::is_token),
-            ("allowHeaders", &self.allow_headers, check::is_token),
-            ("exposeHeaders", &self.expose_headers, check::is_token),
+            ("allowMethods", &self.allow_methods, is_name),
+            ("allowHeaders", &self.allow_headers, is_name),
+            ("exposeHeaders", &self.expose_headers, is_name),
         ];
         for (name, list, valid) in lists {
             check_count(place, &format!("{field}.{name}"), list.len(), MAX_CORS)?;
