@@ -7,8 +7,12 @@
 //! | GET | `/v1/status`, `/v1/ready` | the agent |
 //! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services`, `/v1/policies` | what it knows |
 //! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
+//! | GET | `/v1/endpoints` | the endpoints of services, and what it knows of how they do |
+//! | GET | `/v1/xds` | what the controller has sent, type by type, and what was answered |
 //!
 //! Errors are `{"reason": LABEL, "error": TEXT}`.
+
+mod endpoints;
 
 use std::fs;
 use std::io;
@@ -20,7 +24,7 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, DeltaAds};
 use karst_process::http_server::{Reply, json};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -51,6 +55,8 @@ pub struct Admin {
     pub context: Arc<Context>,
     /// The control-plane session.
     pub ads: watch::Receiver<AdsStatus>,
+    /// The same, type by type.
+    pub xds: DeltaAds,
     /// Enrolment.
     pub pods: watch::Receiver<Arc<PodTable>>,
     /// Where sandboxes are registered.
@@ -124,6 +130,8 @@ impl Admin {
             }
             "/v1/workloads" => self.workloads(),
             "/v1/services" => self.services(),
+            "/v1/endpoints" => endpoints::page(&self.context.state),
+            "/v1/xds" => list(self.xds.types()),
             "/v1/policies" => {
                 let policies = self.context.state.policies.all();
                 list(policies.iter().map(|p| p.view()).collect::<Vec<_>>())

@@ -34,6 +34,7 @@ impl Fixture {
             started: Instant::now(),
             context: context(enrolment.kernel, enrolment.certificates),
             ads: enrolment.ads.status(),
+            xds: enrolment.ads.clone(),
             pods: enrolment.pods,
             enrolment: events.clone(),
             workers: WorkerSet(Vec::new()),

@@ -354,6 +354,7 @@ impl Serving {
             started: Instant::now(),
             context: Arc::clone(&self.context),
             ads: self.ads.status(),
+            xds: self.ads.clone(),
             pods: pods.clone(),
             enrolment: events.clone(),
             workers: self.workers.clone(),

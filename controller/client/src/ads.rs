@@ -11,8 +11,8 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::{
-    backoff::Backoff, channel::Controller, config::AdsConfig, error::ClientError, session::Session,
-    subscriptions::TypeState,
+    backoff::Backoff, channel::Controller, config::AdsConfig, error::ClientError,
+    report::TypeReport, session::Session, subscriptions::TypeState,
 };
 
 /// Receives resources. Called in order, from one task, and never concurrently.
@@ -145,6 +145,14 @@ impl DeltaAds {
     #[must_use]
     pub fn held(&self, type_url: &str) -> usize {
         self.shared.types().get(type_url).map_or(0, TypeState::held)
+    }
+
+    /// What has become of each type, by its URL.
+    #[must_use]
+    pub fn types(&self) -> Vec<TypeReport> {
+        let types = self.shared.types();
+        let report = |(url, state): (&&'static str, &TypeState)| state.report(url);
+        types.iter().map(report).collect()
     }
 
     /// Returns when the first state of every type is complete. It waits for the controller without

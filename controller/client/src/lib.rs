@@ -11,6 +11,7 @@ mod backoff;
 mod channel;
 mod config;
 mod error;
+mod report;
 mod session;
 mod subscriptions;
 
@@ -19,3 +20,4 @@ pub use channel::Controller;
 pub use config::{AdsConfig, ControllerConfig, InitialSubscription};
 pub use error::ClientError;
 pub use karst_api::discovery::Resource;
+pub use report::{Nack, Rejected, TypeReport};

@@ -1,6 +1,10 @@
 //! One stream: subscribe, apply, acknowledge, until it ends.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use karst_api::{
     REJECTED_RESOURCE_TYPE,
@@ -136,6 +140,10 @@ impl Session {
         let versions = subscriptions::versions(&response);
         let partial = response.is_partial();
         let removed = response.removed_resources.clone();
+        let named = (
+            response.system_version_info.clone(),
+            response.nonce.clone(),
+        );
         let rejected = handler.apply(&type_url, response.resources, response.removed_resources);
 
         let synced = {
@@ -143,6 +151,7 @@ impl Session {
             if let Some(state) = types.get_mut(type_url.as_str()) {
                 state.record(versions, &removed, &rejected);
                 state.synced |= !partial;
+                state.answers.note(named, &rejected, SystemTime::now());
             }
             types.values().all(|state| state.synced)
         };

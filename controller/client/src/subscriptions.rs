@@ -8,6 +8,7 @@ use karst_api::{
 };
 
 use crate::config::InitialSubscription;
+use crate::report::{Answers, TypeReport};
 
 /// Names one type may be subscribed to on demand. More than this is a fault of the caller, and the
 /// controller would refuse them as well.
@@ -25,6 +26,8 @@ pub(crate) struct TypeState {
     held: BTreeMap<String, String>,
     /// A complete response has arrived, in this or an earlier stream.
     pub(crate) synced: bool,
+    /// What was answered to responses.
+    pub(crate) answers: Answers,
 }
 
 impl TypeState {
@@ -35,6 +38,7 @@ impl TypeState {
             told: BTreeSet::new(),
             held: BTreeMap::new(),
             synced: false,
+            answers: Answers::default(),
         }
     }
 
@@ -118,6 +122,24 @@ impl TypeState {
             if !rejected.iter().any(|(bad, _)| bad == name) {
                 self.held.remove(name);
             }
+        }
+    }
+
+    /// The type in numbers, and its last answers.
+    pub(crate) fn report(&self, type_url: &'static str) -> TypeReport {
+        let answers = &self.answers;
+        TypeReport {
+            type_url,
+            wildcard: self.initial == InitialSubscription::Everything,
+            subscribed: self.wanted.len(),
+            held: self.held.len(),
+            synced: self.synced,
+            version: answers.version.clone(),
+            nonce: answers.nonce.clone(),
+            acks: answers.acks,
+            nacks: answers.nacks,
+            last_ack: answers.last_ack,
+            last_nack: answers.last_nack.clone(),
         }
     }
 
