@@ -7,9 +7,13 @@
 //! | `/v1/ready` | whether it is ready, and why not |
 //! | `/v1/config` | each resource: its version, its state, what is wrong with it |
 //! | `/v1/ports` | a gateway's ports, and why one is not open |
-//! | `/v1/clusters` | backends with their endpoints |
+//! | `/v1/clusters` | backends with their endpoints: weight, latency, requests, ejection |
+//! | `/v1/routes` | the routes in force |
+//! | `/v1/xds` | what the controller has sent, type by type, and what was answered |
 //! | `/v1/pools` | connections to endpoints |
 //! | `/v1/certificates` | the proxy's own certificate |
+
+mod routes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,14 +21,14 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, DeltaAds};
 use karst_identity::CertificateManager;
 use karst_process::http_server::{self, Reply};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::args::Config;
-use crate::balance::{Cluster, Via};
+use crate::balance::Cluster;
 use crate::config::Listing;
 use crate::proxy;
 use crate::readiness::Readiness;
@@ -43,6 +47,8 @@ pub struct Admin {
     pub workers: Vec<mpsc::UnboundedSender<Command>>,
     /// The stream to the controller.
     pub ads: watch::Receiver<AdsStatus>,
+    /// The same, type by type.
+    pub xds: DeltaAds,
     /// What it has sent.
     pub listing: Listing,
     /// A gateway's ports.
@@ -65,6 +71,11 @@ impl Admin {
             "/v1/config" => json!(self.listing.items()),
             "/v1/ports" => self.ports(),
             "/v1/clusters" => self.clusters(),
+            "/v1/routes" => {
+                let table = self.shared.tables.load();
+                json!(routes::page(&table, &self.listing.items()))
+            }
+            "/v1/xds" => json!(self.xds.types()),
             "/v1/pools" => json!(proxy::pools(&self.workers).await),
             "/v1/certificates" => json!(self.certificates.list()),
             _ => return problem(StatusCode::NOT_FOUND, "not_found"),
@@ -133,20 +144,6 @@ impl Admin {
 
 fn view(cluster: &Cluster) -> Value {
     let settings = cluster.settings();
-    let endpoints = cluster.endpoints();
-    let endpoint = |endpoint: &Arc<crate::balance::Endpoint>| {
-        let identity = match endpoint.via() {
-            Via::Plain => None,
-            Via::Hbone { identity, .. } => Some(identity.as_str().to_owned()),
-        };
-        json!({
-            "key": &**endpoint.key(),
-            "address": endpoint.address(),
-            "port": endpoint.port(),
-            "identity": identity,
-            "ejected": cluster.is_ejected(endpoint),
-        })
-    };
     json!({
         "name": &**cluster.name(),
         "service": &*settings.hostname,
@@ -155,7 +152,8 @@ fn view(cluster: &Cluster) -> Value {
         "invalid": settings.invalid.as_deref(),
         "tls": settings.tls.is_some(),
         "stats": cluster.stats(),
-        "endpoints": endpoints.iter().map(endpoint).collect::<Value>(),
+        "algorithm": settings.balancing.algorithm.as_str_name(),
+        "endpoints": cluster.endpoint_statuses(),
     })
 }
 

@@ -191,6 +191,7 @@ impl App {
             shared: Arc::clone(&self.shared),
             workers: self.proxy.commands(),
             ads: ads.status(),
+            xds: ads.clone(),
             listing,
             ports: ports.shown(),
             certificates: self.manager.clone(),
