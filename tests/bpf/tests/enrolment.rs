@@ -248,7 +248,11 @@ fn inspection_works_without_an_agent() -> Result<()> {
     );
     let maps = inspect::maps(root, node)?;
     let ids: Vec<u32> = maps.iter().map(|map| map.id).collect();
-    ensure!(maps.len() == 8);
+    let (pinned, others): (Vec<_>, Vec<_>) = maps.iter().partition(|map| map.pinned.is_some());
+    ensure!(pinned.len() == 8, "{maps:?}");
+    let log = others.iter().find(|map| map.name == "AYA_LOGS");
+    let log = log.context("no AYA_LOGS")?;
+    ensure!(log.kind == "ringbuf" && log.fill_percent.is_some(), "{log:?}");
     let connect4 = programs
         .iter()
         .find(|program| program.links == ["connect4"]);
@@ -259,7 +263,7 @@ fn inspection_works_without_an_agent() -> Result<()> {
             .iter()
             .filter(|id| ids.contains(id))
             .count()
-            == 5,
+            == 6,
         "{connect4:?}"
     );
     let dumped = inspect::dump_map(root, node, "PODS")?;
@@ -274,6 +278,13 @@ fn inspection_works_without_an_agent() -> Result<()> {
     for map in &maps {
         inspect::dump_map(root, node, &map.name)?;
     }
+    // Both ends of the connection have storage; the kernel gives it to an iterator alone.
+    let storage = inspect::dump_map(root, node, "SKST")?;
+    let original = storage.iter().filter(|entry| {
+        let text = format!("{:?}", entry.value);
+        text.contains("203.0.113.9:80")
+    });
+    ensure!(original.count() == 2, "{storage:?}");
     let error = inspect::dump_map(root, node, "NOPE")
         .err()
         .context("dumped nothing")?;
