@@ -2,8 +2,8 @@
 //!
 //! `karst inspect` shows what is on a node: programs, links, maps and enrolled
 //! pods straight from the kernel (also when the agent is dead), everything else
-//! from the agent's admin socket. Objects and commands follow bpftool: unique
-//! prefixes are enough, `list` is `show`, no command means `show`.
+//! from the agent's or a waypoint's admin server, also through the API server. Objects and commands follow
+//! bpftool: unique prefixes are enough, `list` is `show`, no command means `show`.
 //!
 //! `karst install`, `upgrade`, `uninstall` and `check` talk to a Kubernetes cluster, as its
 //! administrator: they apply the chart that is embedded here, take it away again, and say what is
@@ -31,7 +31,6 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod uninstall;
-mod words;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,10 +48,7 @@ fn main() -> ExitCode {
     };
     let (outcome, json) = match cli.command {
         Command::Version => (Ok(format!("karst {}\n", env!("CARGO_PKG_VERSION"))), false),
-        Command::Inspect(inspect) => {
-            let json = inspect.output.is_json();
-            (inspect::run(&inspect), json)
-        }
+        Command::Inspect(inspect) => return finish(&inspect::run(&inspect)),
         Command::Install(args) => (install::run(&args, Intent::Install), false),
         Command::Upgrade(args) => (install::run(&args, Intent::Upgrade), false),
         Command::Uninstall(args) => (uninstall::run(&args), false),
@@ -77,6 +73,14 @@ fn main() -> ExitCode {
         }
         Err(failure) => report(&failure, json),
     }
+}
+
+/// Prints what `inspect` says, and ends as it did.
+fn finish(outcome: &inspect::Outcome) -> ExitCode {
+    // A closed pipe (`| head`) is no failure.
+    let _ = anstream::stdout().write_all(outcome.out.as_bytes());
+    let _ = anstream::stderr().write_all(outcome.err.as_bytes());
+    ExitCode::from(outcome.code)
 }
 
 /// Says what the command line should be. `analyze` has an exit code of its own for that.
