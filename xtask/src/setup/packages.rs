@@ -32,6 +32,9 @@ const TOOLS: &[Tool] = &[
     tool("make", "make", Need::Toolchain),
     tool("ip", "iproute2", Need::Lab),
     tool("mount", "mount", Need::Lab),
+    // What `karst inspect` is compared with, and what checks its JSON against the schemas.
+    tool("bpftool", "bpftool", Need::Lab),
+    tool("jsonschema", "python3-jsonschema", Need::Lab),
     tool("nginx", "nginx-light", Need::Demo),
     tool("redis-server", "redis-server", Need::Demo),
     tool("redis-cli", "redis-tools", Need::Demo),

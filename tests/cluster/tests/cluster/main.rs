@@ -10,6 +10,7 @@
 mod access;
 mod base;
 mod faults;
+mod inspect;
 mod mesh;
 mod outage;
 mod policy;
