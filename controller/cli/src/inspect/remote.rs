@@ -166,7 +166,14 @@ impl Node {
     /// There is no agent, or the API server does not let us.
     pub fn output(&self, arguments: &[String]) -> Result<Output, Failure> {
         cluster::run(async {
-            let client = cluster::client(&self.kubernetes).await?;
+            let client = cluster::client(&self.kubernetes).await;
+            let client = client.map_err(|failure| Failure {
+                message: format!(
+                    "{} has no pins on this machine, and there is {}",
+                    self.name, failure.message
+                ),
+                ..failure
+            })?;
             let running = self.execute(client, arguments);
             match tokio::time::timeout(EXEC_LIMIT, running).await {
                 Ok(output) => output,
