@@ -12,10 +12,10 @@ use karst_bpf_common::{CounterId, Ip};
 
 use super::describe::{Fields, MapEntry};
 use super::records;
-use crate::{DatapathError, btf};
 use crate::map::{self, RawMap};
 use crate::pods::uid_of;
 use crate::sys::{self, iterate};
+use crate::{DatapathError, btf};
 
 /// Every entry of `map`, in the order of its keys' text.
 pub(super) fn entries(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {

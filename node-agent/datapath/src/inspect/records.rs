@@ -1,5 +1,5 @@
-//! Log records of the programs, read from the ring as the programs write them: fields of a kind, a
-//! length and as many bytes. Records are the kernel side's alone, but a ring that another version
+//! Log records of the programs, read from the ring as the programs write them: the length of all,
+//! itself included, then fields of a kind, a length and as many bytes, then what was reserved in vain. Records are the kernel side's alone, but a ring that another version
 //! wrote may hold anything, so nothing is taken for granted.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -45,10 +45,13 @@ fn hex(bytes: &[u8]) -> String {
     hex.join(" ")
 }
 
-fn decode(mut bytes: &[u8]) -> Option<Fields> {
+fn decode(bytes: &[u8]) -> Option<Fields> {
+    let length = bytes.first_chunk()?;
+    let mut bytes = bytes.get(2..u16::from_ne_bytes(*length).into())?;
     let (mut level, mut module, mut message) = (String::new(), String::new(), String::new());
     let mut in_message = false;
-    while let Some((kind, value, rest)) = field(bytes) {
+    while !bytes.is_empty() {
+        let (kind, value, rest) = field(bytes)?;
         bytes = rest;
         if in_message {
             message.push_str(&part(kind, value)?);
@@ -123,11 +126,21 @@ mod tests {
             field(5, &4_usize.to_ne_bytes()),
             field(20, b"connect to "),
             field(0, &[4]),
-            field(17, &std::net::Ipv4Addr::new(10, 0, 0, 9).to_ipv6_mapped().octets()),
+            field(
+                17,
+                &std::net::Ipv4Addr::new(10, 0, 0, 9)
+                    .to_ipv6_mapped()
+                    .octets(),
+            ),
             field(20, b" port "),
             field(7, &80_u16.to_ne_bytes()),
         ];
-        parts.concat()
+        framed(&parts.concat())
+    }
+
+    fn framed(fields: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(fields.len() + 2).unwrap().to_ne_bytes();
+        [&length[..], fields, &[0; 40]].concat()
     }
 
     #[test]
@@ -144,7 +157,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_shown_as_bytes() {
         assert_eq!(value(Some(vec![1, 2])), [("bytes", "01 02".to_owned())]);
-        let strange = [record(), field(11, &[0; 8])].concat();
+        let strange = framed(&[field(5, &[0; 8]), field(11, &[0; 8])].concat());
         assert_eq!(value(Some(strange))[0].0, "bytes");
         assert_eq!(value(None)[0].0, "state");
         for length in 0..record().len() {
