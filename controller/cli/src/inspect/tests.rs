@@ -2,7 +2,9 @@
 
 use clap::Parser;
 
-use super::{Outcome, run};
+use super::object::OBJECTS;
+use super::selector::Selector;
+use super::{Outcome, outcome as printed, run, show};
 use crate::args::{Cli, Command, Inspect};
 
 pub fn args(words: &[&str]) -> Inspect {
@@ -93,4 +95,32 @@ fn a_batch_stops_at_the_first_failure() {
     let (_, err, _) = outcome(&["batch", "file", "/nonexistent"]);
     assert_eq!(err, "Error: Can't open file (/nonexistent): No such file or directory\n");
     assert_eq!(outcome(&["batch"]).1, "Error: too few parameters for batch\n");
+}
+
+/// What is shown to people of the items in `testdata/inspect`; KARST_BLESS=1 writes it anew.
+#[test]
+fn text_is_as_people_know_it() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/inspect");
+    let mut tried = 0;
+    for object in OBJECTS {
+        let Ok(items) = std::fs::read_to_string(folder.join(format!("{}.json", object.name))) else {
+            // Its columns are still growing.
+            assert_eq!(object.name, "connection");
+            continue;
+        };
+        let items = serde_json::from_str(&items).expect("JSON");
+        let output = args(&[]).output;
+        let shown = printed(show(object, items, &Selector::All, output), output);
+        let empty = printed(show(object, Vec::new(), &Selector::All, output), output);
+        assert_eq!(empty.out, format!("{}\n", object.nothing));
+        let text = format!("{}--\n{}", shown.out, shown.err);
+        let golden = folder.join(format!("{}.txt", object.name));
+        if std::env::var_os("KARST_BLESS").is_some() {
+            std::fs::write(&golden, &text).expect("written");
+        }
+        let expected = std::fs::read_to_string(&golden).expect("a golden file");
+        assert_eq!(text, expected, "{}", object.name);
+        tried += 1;
+    }
+    assert_eq!(tried, 12);
 }
