@@ -205,6 +205,7 @@ async fn status_and_lists_answer_without_a_controller() {
                 "certificates",
                 "connections",
                 "tunnels",
+                "endpoints",
             ] {
                 assert_eq!(
                     f.get(&format!("/v1/{path}")).await,

@@ -161,13 +161,22 @@ mod tests {
         answers.note(version(2), &bad, at(2));
         let nack = answers.last_nack.clone().expect("noted");
         assert_eq!((nack.at, nack.over, nack.more), (at(2), false, 0));
-        assert_eq!((nack.resources[0].name.as_str(), nack.resources[0].reason.as_str()), ("a", "kind: is missing"));
+        assert_eq!(
+            (
+                nack.resources[0].name.as_str(),
+                nack.resources[0].reason.as_str()
+            ),
+            ("a", "kind: is missing")
+        );
         assert_eq!((answers.acks, answers.nacks), (1, 1));
         assert_eq!(answers.last_ack, Some(at(1)));
         answers.note(version(3), &[], at(3));
         let nack = answers.last_nack.as_ref().expect("stays");
         assert!(nack.over && nack.nonce == "n2" && nack.version == "v2");
-        assert_eq!((answers.version.as_str(), answers.nonce.as_str()), ("v3", "n3"));
+        assert_eq!(
+            (answers.version.as_str(), answers.nonce.as_str()),
+            ("v3", "n3")
+        );
     }
 
     #[test]
@@ -180,6 +189,10 @@ mod tests {
         answers.note(version(1), &bad, at(1));
         let nack = answers.last_nack.expect("noted");
         assert_eq!((nack.resources.len(), nack.more), (MAX_REJECTED, 3));
-        assert!(nack.resources.iter().all(|bad| bad.reason.len() <= MAX_REASON + 3));
+        assert!(
+            nack.resources
+                .iter()
+                .all(|bad| bad.reason.len() <= MAX_REASON + 3)
+        );
     }
 }
