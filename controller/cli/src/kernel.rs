@@ -72,7 +72,6 @@ pub fn list(value: Value) -> Vec<Value> {
 /// # Errors
 /// It is gone, or cannot be read.
 pub fn entries(root: &Path, node: &str, map: &Value) -> Result<Value, Failure> {
-
     let name = map.get("name").and_then(Value::as_str).unwrap_or_default();
     if map.get("pinned").is_some_and(|pin| !pin.is_null()) {
         return value(inspect::dump_map(root, node, name));

@@ -140,10 +140,7 @@ impl Session {
         let versions = subscriptions::versions(&response);
         let partial = response.is_partial();
         let removed = response.removed_resources.clone();
-        let named = (
-            response.system_version_info.clone(),
-            response.nonce.clone(),
-        );
+        let named = (response.system_version_info.clone(), response.nonce.clone());
         let rejected = handler.apply(&type_url, response.resources, response.removed_resources);
 
         let synced = {

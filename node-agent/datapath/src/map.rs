@@ -119,10 +119,7 @@ impl MapSpec {
         })
     }
 
-    pub(crate) fn failed(
-        &self,
-        action: &'static str,
-    ) -> impl FnOnce(io::Error) -> DatapathError {
+    pub(crate) fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
         let map = self.name;
         move |source| DatapathError::Map {
             action,

@@ -155,6 +155,12 @@ fn column(list: &Value, pointer: &str) -> Result<BTreeSet<String>> {
     Ok(items(list)?.iter().map(cell).collect())
 }
 
+/// What the golden tests of the text are made from.
+const SAMPLES: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../controller/cli/testdata/inspect"
+);
+
 /// Debian's validator of JSON schemas: another program than the one that wrote the answer. That it is missing is
 /// an error.
 fn valid(schema: &str, text: &str) -> Result<()> {
@@ -209,6 +215,13 @@ fn the_schemas_refuse_what_is_not_so() -> Result<()> {
         r#"{"error": "e", "reason": "r", "more": 1}"#,
     ] {
         ensure!(valid("error", wrong).is_err(), "{wrong} passed");
+    }
+    for object in OF_KERNEL.iter().chain(&OF_AGENT).chain(&["route"]) {
+        // The sample of connections comes with the columns that it shows.
+        if *object != "connection" {
+            let sample = fs::read_to_string(format!("{SAMPLES}/{object}.json"))?;
+            valid(object, &sample)?;
+        }
     }
     let map = r#"[{"key": {"netns_cookie": "x"}, "value": {"uid": "u", "v4": "", "v6": ""}}]"#;
     ensure!(

@@ -77,7 +77,11 @@ pub(super) fn page(table: &Table, held: &[Item]) -> Vec<RouteView> {
         }
     }
     for listener in table.sockets.values().flat_map(|socket| &socket.listeners) {
-        add(&mut routes, &format!("listener {}", listener.name), &listener.routes);
+        add(
+            &mut routes,
+            &format!("listener {}", listener.name),
+            &listener.routes,
+        );
     }
     routes.into_values().collect()
 }
@@ -158,7 +162,10 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 fn backends(backends: &Backends) -> Vec<BackendView> {
-    #[expect(clippy::cast_precision_loss, reason = "a share needs a few digits only")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a share needs a few digits only"
+    )]
     let total = backends.total as f64;
     let view = |backend: &crate::table::WeightedBackend| {
         let (name, invalid) = match &backend.target {

@@ -49,7 +49,12 @@ pub struct Inspect {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_STATS))]
     pub stats: Option<u64>,
     /// The node; one that is not this machine is reached through the API server.
-    #[arg(long, value_name = "NODE", help_heading = "Place", conflicts_with = "pod")]
+    #[arg(
+        long,
+        value_name = "NODE",
+        help_heading = "Place",
+        conflicts_with = "pod"
+    )]
     pub node: Option<String>,
     /// The waypoint or gateway of this pod, or the node that it runs on; through the API server.
     #[arg(long, value_name = "NAMESPACE/POD", help_heading = "Place")]

@@ -3,8 +3,8 @@
 //! `#` begins a comment, `\` at the end of a line continues it, single and double quotes hold words together. It
 //! stops at the first command that fails.
 
-use std::io::Read;
 use std::fs::File;
+use std::io::Read;
 
 use serde_json::{Value, json};
 

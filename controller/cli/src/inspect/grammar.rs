@@ -60,7 +60,10 @@ pub fn lookup<'a>(
         [] => Ok(None),
         [(place, _)] => Ok(Some(*place)),
         several => {
-            let names: Vec<_> = several.iter().map(|(_, name)| format!("'{name}'")).collect();
+            let names: Vec<_> = several
+                .iter()
+                .map(|(_, name)| format!("'{name}'"))
+                .collect();
             Err(Failure::usage(format!(
                 "ambiguous prefix: '{word}' could be {}",
                 names.join(" or ")

@@ -101,7 +101,8 @@ impl Place {
         if object.of_node {
             return Ok(self);
         }
-        let hint = "name a waypoint: --pod NAMESPACE/POD, or --waypoint-address inside of its namespace";
+        let hint =
+            "name a waypoint: --pod NAMESPACE/POD, or --waypoint-address inside of its namespace";
         Err(not_of(object, "node", hint))
     }
 
@@ -112,7 +113,9 @@ impl Place {
     pub fn here(&self) -> Result<&Local, Failure> {
         match self {
             Self::Local(local) => Ok(local),
-            _ => Err(Failure::unsupported("only a node has what is in its kernel")),
+            _ => Err(Failure::unsupported(
+                "only a node has what is in its kernel",
+            )),
         }
     }
 

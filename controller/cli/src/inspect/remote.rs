@@ -98,9 +98,7 @@ impl Forward {
     /// # Errors
     /// It cannot be reached, or answers with an error.
     pub fn page(&self, path: &str) -> Result<Value, Failure> {
-        let Self {
-            namespace, pod, ..
-        } = self;
+        let Self { namespace, pod, .. } = self;
         let whom = format!("the waypoint {namespace}/{pod}");
         cluster::run(async {
             let client = cluster::client(&self.kubernetes).await?;
@@ -110,9 +108,9 @@ impl Forward {
                 .portforward(pod, &[ADMIN_PORT])
                 .await
                 .map_err(|e| cluster::failure(&doing, &e))?;
-            let stream = forwarder
-                .take_stream(ADMIN_PORT)
-                .ok_or_else(|| Failure::failed("cluster_unreachable", format!("{doing}: no stream")))?;
+            let stream = forwarder.take_stream(ADMIN_PORT).ok_or_else(|| {
+                Failure::failed("cluster_unreachable", format!("{doing}: no stream"))
+            })?;
             let answer = admin::over(TokioIo::new(stream), &whom, path).await;
             forwarder.abort();
             answer
@@ -188,7 +186,10 @@ impl Node {
     async fn execute(&self, client: Client, arguments: &[String]) -> Result<Output, Failure> {
         let pod = self.agent(&client).await?;
         let api: Api<Pod> = Api::namespaced(client, SYSTEM_NAMESPACE);
-        let doing = format!("running karst in pod {SYSTEM_NAMESPACE}/{pod} on {}", self.name);
+        let doing = format!(
+            "running karst in pod {SYSTEM_NAMESPACE}/{pod} on {}",
+            self.name
+        );
         let command = std::iter::once(COMMAND).chain(arguments.iter().map(String::as_str));
         let how = AttachParams::default()
             .container(CONTAINER)
@@ -203,7 +204,9 @@ impl Node {
         let status = process.take_status().ok_or_else(|| broken("no status"))?;
         let (out, err) = (process.stdout(), process.stderr());
         let (out, err) = tokio::join!(text(out), text(err));
-        let status = status.await.ok_or_else(|| broken("the stream ended early"))?;
+        let status = status
+            .await
+            .ok_or_else(|| broken("the stream ended early"))?;
         let code = code(&status).map_err(|why| broken(&why))?;
         Ok(Output {
             out: out.map_err(|e| broken(&e))?,
@@ -222,7 +225,10 @@ impl Node {
         let doing = format!("listing the agent of {}", self.name);
         let pods = list.map_err(|e| cluster::failure(&doing, &e))?.items;
         let running = |pod: &&Pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            let phase = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref());
             phase == Some("Running")
         };
         let best = pods

@@ -45,12 +45,19 @@ fn what_the_node_says_is_passed_on() {
         Ok(Answer::Json(json!([])))
     );
     let failure = answer(
-        output("{\"error\":\"no pod 'x'\",\"reason\":\"not_found\"}\n", "", 3),
+        output(
+            "{\"error\":\"no pod 'x'\",\"reason\":\"not_found\"}\n",
+            "",
+            3,
+        ),
         &json,
     );
     let failure = failure.expect_err("a failure");
     assert_eq!(failure.kind, Kind::NotFound);
-    assert_eq!((failure.reason.as_str(), failure.message.as_str()), ("not_found", "no pod 'x'"));
+    assert_eq!(
+        (failure.reason.as_str(), failure.message.as_str()),
+        ("not_found", "no pod 'x'")
+    );
     let text = args(&["pod"]);
     assert_eq!(
         answer(output("a\n", "note\n", 0), &text),
@@ -70,11 +77,14 @@ fn what_the_node_says_is_passed_on() {
 #[test]
 fn only_our_own_proxies_are_waypoints() {
     let of = |labels| {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"labels": labels}})).expect("a pod");
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"labels": labels}})).expect("a pod");
         is_waypoint(&pod)
     };
     let gateway = "gateway.networking.k8s.io/gateway-name";
-    assert!(of(json!({gateway: "w", "app.kubernetes.io/managed-by": "karst-controller"})));
+    assert!(of(
+        json!({gateway: "w", "app.kubernetes.io/managed-by": "karst-controller"})
+    ));
     assert!(!of(json!({gateway: "w"})));
     assert!(!of(json!({"app": "web"})));
 }

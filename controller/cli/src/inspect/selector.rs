@@ -192,7 +192,10 @@ mod tests {
             let expected = Selector::By(Key::Pinned, "/f".to_owned());
             assert_eq!(parse(&[word, "/f"]), Ok(expected));
         }
-        assert_eq!(parse(&["i", "7"]), Ok(Selector::By(Key::Id, "7".to_owned())));
+        assert_eq!(
+            parse(&["i", "7"]),
+            Ok(Selector::By(Key::Id, "7".to_owned()))
+        );
     }
 
     #[test]

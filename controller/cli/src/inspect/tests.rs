@@ -24,13 +24,19 @@ fn outcome(words: &[&str]) -> (String, String, u8) {
 fn help_is_for_people_only() {
     for words in [&[][..], &["help"], &["prog", "help"], &["map", "h"]] {
         let (out, err, code) = outcome(words);
-        assert!(out.is_empty() && err.starts_with("Usage: karst inspect"), "{words:?}");
+        assert!(
+            out.is_empty() && err.starts_with("Usage: karst inspect"),
+            "{words:?}"
+        );
         assert_eq!(code, 0);
         let json = [words, &["-j"]].concat();
         assert_eq!(outcome(&json), ("null\n".to_owned(), String::new(), 0));
     }
     let (_, err, _) = outcome(&["prog", "help"]);
-    assert!(err.contains("PROG := { id N | tag TAG | name NAME | pinned FILE | NAME }"), "{err}");
+    assert!(
+        err.contains("PROG := { id N | tag TAG | name NAME | pinned FILE | NAME }"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -58,7 +64,10 @@ fn a_version_is_said() {
 #[test]
 fn nobody_is_asked_for_what_it_does_not_have() {
     let (_, err, code) = outcome(&["route"]);
-    assert!(err.contains("a node has no route") && err.contains("--pod"), "{err}");
+    assert!(
+        err.contains("a node has no route") && err.contains("--pod"),
+        "{err}"
+    );
     assert_eq!(code, 8);
     let waypoint = ["prog", "--waypoint-address", "127.0.0.1:1"];
     let (_, err, code) = outcome(&waypoint);
@@ -79,7 +88,10 @@ fn a_batch_stops_at_the_first_failure() {
     let file = file.to_str().expect("text");
     std::fs::write(file, "version\nprog show id x\nversion\n").expect("written");
     let (out, err, code) = outcome(&["batch", "file", file]);
-    assert!(out.starts_with("karst ") && out.lines().count() == 1, "{out}");
+    assert!(
+        out.starts_with("karst ") && out.lines().count() == 1,
+        "{out}"
+    );
     assert_eq!((err.as_str(), code), ("Error: can't parse x as ID\n", 2));
     let (out, _, code) = outcome(&["-j", "ba", "f", file]);
     let list: serde_json::Value = serde_json::from_str(&out).expect("JSON");
@@ -89,12 +101,21 @@ fn a_batch_stops_at_the_first_failure() {
     assert_eq!(list[1]["output"]["error"], "can't parse x as ID");
     std::fs::write(file, "version\nversion # twice\n").expect("written");
     let (out, _, code) = outcome(&["batch", "file", file]);
-    assert!(out.ends_with("processed 2 commands\n") && code == 0, "{out}");
+    assert!(
+        out.ends_with("processed 2 commands\n") && code == 0,
+        "{out}"
+    );
     std::fs::write(file, "batch file b\n").expect("written");
     assert_eq!(outcome(&["batch", "file", file]).2, 2);
     let (_, err, _) = outcome(&["batch", "file", "/nonexistent"]);
-    assert_eq!(err, "Error: Can't open file (/nonexistent): No such file or directory\n");
-    assert_eq!(outcome(&["batch"]).1, "Error: too few parameters for batch\n");
+    assert_eq!(
+        err,
+        "Error: Can't open file (/nonexistent): No such file or directory\n"
+    );
+    assert_eq!(
+        outcome(&["batch"]).1,
+        "Error: too few parameters for batch\n"
+    );
 }
 
 /// What is shown to people of the items in `testdata/inspect`; KARST_BLESS=1 writes it anew.
@@ -103,7 +124,8 @@ fn text_is_as_people_know_it() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/inspect");
     let mut tried = 0;
     for object in OBJECTS {
-        let Ok(items) = std::fs::read_to_string(folder.join(format!("{}.json", object.name))) else {
+        let Ok(items) = std::fs::read_to_string(folder.join(format!("{}.json", object.name)))
+        else {
             // Its columns are still growing.
             assert_eq!(object.name, "connection");
             continue;

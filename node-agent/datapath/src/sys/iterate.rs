@@ -218,7 +218,11 @@ fn load_program(value_size: u32, iterator: u32) -> io::Result<OwnedFd> {
     loaded.map(owned).map_err(|error| {
         let said = log.split(|byte| *byte == 0).next().unwrap_or_default();
         let said = String::from_utf8_lossy(said);
-        match said.lines().rev().find(|line| !line.starts_with("processed")) {
+        match said
+            .lines()
+            .rev()
+            .find(|line| !line.starts_with("processed"))
+        {
             Some(line) => io::Error::new(error.kind(), format!("{error}: {line}")),
             None => error,
         }

@@ -68,7 +68,13 @@ pub(crate) fn pending(map: BorrowedFd<'_>, size: u32) -> io::Result<Pending> {
     let mapping = Mapping { start, length };
     let position = |offset: usize| {
         // SAFETY: inside of the mapping, and aligned to a page; others write it as a whole word.
-        let word = unsafe { &*mapping.start.cast::<u8>().wrapping_add(offset).cast::<AtomicU64>() };
+        let word = unsafe {
+            &*mapping
+                .start
+                .cast::<u8>()
+                .wrapping_add(offset)
+                .cast::<AtomicU64>()
+        };
         word.load(Ordering::Acquire)
     };
     let (reader, writer) = (position(0), position(page));
@@ -80,7 +86,8 @@ pub(crate) fn pending(map: BorrowedFd<'_>, size: u32) -> io::Result<Pending> {
     while at < writer && data.is_power_of_two() {
         let place = 2 * page + (at as usize & (data - 1));
         // SAFETY: as above, and a header never lies across the end: records are twice in a row.
-        let header = unsafe { slice::from_raw_parts(mapping.start.cast::<u8>().wrapping_add(place), 4) };
+        let header =
+            unsafe { slice::from_raw_parts(mapping.start.cast::<u8>().wrapping_add(place), 4) };
         let Ok(header) = header.try_into().map(u32::from_ne_bytes) else {
             break;
         };
@@ -92,7 +99,8 @@ pub(crate) fn pending(map: BorrowedFd<'_>, size: u32) -> io::Result<Pending> {
         let copy = whole.then(|| {
             let from = place + HEADER;
             // SAFETY: checked above to be within one length of the ring, which is mapped twice.
-            unsafe { slice::from_raw_parts(mapping.start.cast::<u8>().wrapping_add(from), bytes) }.to_vec()
+            unsafe { slice::from_raw_parts(mapping.start.cast::<u8>().wrapping_add(from), bytes) }
+                .to_vec()
         });
         pending.records.push(Record {
             position: at,

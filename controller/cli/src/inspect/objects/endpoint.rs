@@ -74,8 +74,10 @@ mod tests {
             "endpoints": [{"workload": "c//Pod/shop/web-0", "address": "10.1.0.2", "port": 8080}]});
         assert_eq!(
             super::flatten(cluster),
-            [json!({"backend": "shop/web/80", "service": "web.shop", "port": 80, "algorithm": "PEAK_EWMA",
-                "workload": "c//Pod/shop/web-0", "addresses": ["10.1.0.2"], "target_port": 8080})]
+            [
+                json!({"backend": "shop/web/80", "service": "web.shop", "port": 80, "algorithm": "PEAK_EWMA",
+                "workload": "c//Pod/shop/web-0", "addresses": ["10.1.0.2"], "target_port": 8080})
+            ]
         );
     }
 }

@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use crate::args::Inspect;
 use crate::failure::Failure;
+use crate::inspect::Answer;
 use crate::inspect::object::Object;
 use crate::inspect::place::Place;
 use crate::inspect::selector::{Key, Selector};
-use crate::inspect::Answer;
 use crate::kernel;
 use crate::table::render;
 

@@ -36,9 +36,8 @@ pub const OBJECT: Object = Object {
 
 fn list(place: &Place, args: &Inspect) -> Result<Vec<Value>, Failure> {
     let (root, node) = place.here()?.pins()?;
-    let programs = || -> Result<Vec<Value>, Failure> {
-        Ok(kernel::list(kernel::programs(root, &node)?))
-    };
+    let programs =
+        || -> Result<Vec<Value>, Failure> { Ok(kernel::list(kernel::programs(root, &node)?)) };
     let mut items = match args.stats {
         None => programs()?,
         Some(seconds) => {
@@ -66,9 +65,7 @@ fn counted(program: &mut Value, before: &[Value], seconds: u64) {
         let value = item.and_then(|item| item.get(field));
         value.and_then(Value::as_u64).unwrap_or(0)
     };
-    let more = |field: &str| {
-        number(Some(program), field).saturating_sub(number(former, field))
-    };
+    let more = |field: &str| number(Some(program), field).saturating_sub(number(former, field));
     let (runs, time) = (more("run_cnt"), more("run_time_ns"));
     if let Some(fields) = program.as_object_mut() {
         let stats = json!({"seconds": seconds, "run_cnt": runs, "run_time_ns": time});
@@ -80,7 +77,9 @@ fn counted(program: &mut Value, before: &[Value], seconds: u64) {
 fn pins(programs: &mut [Value], links: Vec<Value>) {
     for program in programs {
         let id = program.get("id").cloned();
-        let of = links.iter().filter(|link| link.get("prog_id") == id.as_ref());
+        let of = links
+            .iter()
+            .filter(|link| link.get("prog_id") == id.as_ref());
         let pinned = of.filter_map(|link| link.get("pinned").cloned()).collect();
         if let Some(fields) = program.as_object_mut() {
             fields.insert("pinned".to_owned(), Value::Array(pinned));

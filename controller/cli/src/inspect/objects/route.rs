@@ -34,7 +34,9 @@ fn rows(route: Value) -> Vec<Value> {
     let row = |rule: Option<&Value>| {
         let mut row = route.clone();
         let of = |field: &str, text: fn(&Value) -> String| -> Vec<String> {
-            let list = rule.and_then(|rule| rule.get(field)).and_then(Value::as_array);
+            let list = rule
+                .and_then(|rule| rule.get(field))
+                .and_then(Value::as_array);
             list.into_iter().flatten().map(text).collect()
         };
         if let Some(fields) = row.as_object_mut() {
