@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -165,7 +166,9 @@ const SAMPLES: &str = concat!(
 /// an error.
 fn valid(schema: &str, text: &str) -> Result<()> {
     let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../controller/cli/schemas");
-    let file = std::env::temp_dir().join(format!("karst-{}-{schema}.json", std::process::id()));
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let file = std::env::temp_dir().join(format!("karst-{}-{number}.json", std::process::id()));
     fs::write(&file, text)?;
     let output = Command::new("jsonschema")
         .arg("-i")

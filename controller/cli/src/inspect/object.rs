@@ -12,6 +12,9 @@ use crate::args::Inspect;
 use crate::failure::Failure;
 use crate::table::Column;
 
+/// A `dump` of its own.
+pub type Dump = fn(&Place, &Inspect, &Selector) -> Result<Answer, Failure>;
+
 /// One kind of thing. Each has a module of its own in [`super::objects`].
 #[derive(Debug)]
 pub struct Object {
@@ -30,7 +33,7 @@ pub struct Object {
     /// All of them.
     pub list: fn(&Place, &Inspect) -> Result<Vec<Value>, Failure>,
     /// `dump`, where it is more than the whole of what JSON shows.
-    pub dump: Option<fn(&Place, &Inspect, &Selector) -> Result<Answer, Failure>>,
+    pub dump: Option<Dump>,
     /// The rows of the text that an item gives.
     pub rows: fn(Value) -> Vec<Value>,
     /// What there is to say for people besides.

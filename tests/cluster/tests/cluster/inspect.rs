@@ -186,9 +186,76 @@ fn pass_on(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// An account with the rights that the documentation names, and no other.
+const LOOKER: &str = "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: looker, namespace: inspect}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: karst-inspect, namespace: karst-system}
+rules:
+- {apiGroups: [''], resources: [pods], verbs: [list]}
+- {apiGroups: [''], resources: [pods/exec], verbs: [create, get]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: karst-inspect, namespace: karst-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: karst-inspect}
+subjects: [{kind: ServiceAccount, name: looker, namespace: inspect}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: karst-inspect, namespace: inspect}
+rules:
+- {apiGroups: [''], resources: [pods], verbs: [get]}
+- {apiGroups: [''], resources: [pods/portforward], verbs: [create, get]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: karst-inspect, namespace: inspect}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: karst-inspect}
+subjects: [{kind: ServiceAccount, name: looker, namespace: inspect}]
+";
+
+/// The documented rights are enough, and without them nothing is shown.
+fn rights(cluster: &Cluster) -> Result<()> {
+    let waypoint = open(cluster)?;
+    cluster.apply(LOOKER)?;
+    let token = cluster.kubectl(&["create", "token", "looker", "-n", NAMESPACE])?;
+    let view = ["config", "view", "--raw", "--minify", "-o", "json"];
+    let mut config: Value = serde_json::from_str(&cluster.kubectl(&view)?)?;
+    config["users"][0]["user"] = serde_json::json!({"token": token.trim()});
+    let file = std::env::temp_dir().join(format!("karst-looker-{}", std::process::id()));
+    std::fs::write(&file, config.to_string())?;
+    let as_looker = ["--kubeconfig", file.to_str().context("a path")?];
+    let json = |words: &[&str]| json(cluster, &[words, &as_looker].concat());
+    let looked = until("the rights to be known", LIMIT, || {
+        ensure!(items(&json(&["prog", "--node", "node1"])?)?.len() == 6);
+        ensure!(!items(&json(&["xds", "--pod", &waypoint])?)?.is_empty());
+        Ok(())
+    });
+    let role = ["delete", "role", "karst-inspect", "-n", "karst-system"];
+    cluster.kubectl(&role)?;
+    let refused = until("the rights to be gone", LIMIT, || {
+        let words = [&["prog", "-j", "--node", "node1"], &as_looker[..]].concat();
+        let output = inspect(cluster, &words)?;
+        let said: Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(
+            output.status.code() == Some(1) && said["reason"] == "forbidden",
+            "{said}"
+        );
+        Ok(())
+    });
+    std::fs::remove_file(&file)?;
+    looked.and(refused)
+}
+
 #[test]
 fn nodes_and_waypoints_are_looked_into_from_afar() {
     let cluster = shared();
     look(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
     pass_on(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
+    rights(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
 }
