@@ -7,6 +7,8 @@
 //! | GET | `/v1/status`, `/v1/ready` | the agent |
 //! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services`, `/v1/policies` | what it knows |
 //! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
+//! | GET | `/v1/rejected` | resources of the controller's whose newest version is not in force, and why |
+//! | GET | `/v1/datapath` | what it has loaded into the kernel and told its programs |
 //!
 //! Errors are `{"reason": LABEL, "error": TEXT}`.
 
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, RejectedResource};
 use karst_process::http_server::{Reply, json};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -31,6 +33,8 @@ use crate::cni::install::InstallStatus;
 use crate::context::Context;
 use crate::enrol::task::{Event, Patience, WorkerSet};
 use crate::enrol::{PodTable, Problem};
+use crate::state::endpoint::{Endpoint, EndpointSet};
+use crate::state::service::Service;
 use crate::worker::{Command, Snapshot};
 
 /// Largest request body: a registration has a few hundred bytes.
@@ -128,6 +132,8 @@ impl Admin {
                 let policies = self.context.state.policies.all();
                 list(policies.iter().map(|p| p.view()).collect::<Vec<_>>())
             }
+            "/v1/rejected" => self.rejected(),
+            "/v1/datapath" => self.datapath(),
             "/v1/certificates" => list(self.context.certificates.list()),
             "/v1/connections" => list(self.snapshot().await.connections),
             "/v1/tunnels" => {
@@ -287,27 +293,27 @@ impl Admin {
         list(all.iter().map(view).collect::<Vec<_>>())
     }
 
+    fn rejected(&self) -> Reply {
+        let rejected = Arc::clone(&self.ads.borrow().rejected_now);
+        let view = |one: &RejectedResource| json!({"type_url": one.type_url, "name": one.name, "error": one.error});
+        list(rejected.iter().map(view).collect::<Vec<_>>())
+    }
+
+    fn datapath(&self) -> Reply {
+        match self.context.kernel.loaded() {
+            Ok(loaded) => json(StatusCode::OK, &loaded),
+            Err(error) => problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                error.reason(),
+                &error.to_string(),
+            ),
+        }
+    }
+
     fn services(&self) -> Reply {
         let mut all = self.context.state.all_services();
         all.sort_by(|a, b| a.spec.key.cmp(&b.spec.key));
-        let view = |s: &Arc<crate::state::service::Service>| {
-            let mut value = serde_json::to_value(&s.spec).unwrap_or_default();
-            if let Some(object) = value.as_object_mut() {
-                let mut ports: Vec<_> = s.ports.iter().collect();
-                ports.sort_by_key(|(port, _)| **port);
-                let endpoints = |set: &crate::state::endpoint::EndpointSet| {
-                    let one = |e: &crate::state::endpoint::Endpoint| json!({"workload": e.workload.uid, "addresses": e.workload.addresses, "port": e.target_port});
-                    set.iter().map(one).collect::<Vec<_>>()
-                };
-                let ports = ports
-                    .into_iter()
-                    .map(|(port, set)| json!({"port": port, "endpoints": endpoints(set)}))
-                    .collect::<Vec<_>>();
-                object.insert("ports".to_owned(), ports.into());
-            }
-            value
-        };
-        list(all.iter().map(view).collect::<Vec<_>>())
+        list(all.iter().map(|s| service_view(s)).collect::<Vec<_>>())
     }
 
     async fn snapshot(&self) -> Snapshot {
@@ -327,6 +333,25 @@ impl Admin {
         }
         all
     }
+}
+
+/// A service in `GET /v1/services`.
+pub fn service_view(service: &Service) -> Value {
+    let mut value = serde_json::to_value(&service.spec).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        let mut ports: Vec<_> = service.ports.iter().collect();
+        ports.sort_by_key(|(port, _)| **port);
+        let endpoints = |set: &EndpointSet| {
+            let one = |e: &Endpoint| json!({"workload": e.workload.uid, "addresses": e.workload.addresses, "port": e.target_port});
+            set.iter().map(one).collect::<Vec<_>>()
+        };
+        let ports = ports
+            .into_iter()
+            .map(|(port, set)| json!({"port": port, "endpoints": endpoints(set)}))
+            .collect::<Vec<_>>();
+        object.insert("ports".to_owned(), ports.into());
+    }
+    value
 }
 
 fn tunnel(pod: &crate::pod::Pod, tunnel: &karst_tunnel::pool::PoolConnection) -> Value {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
-use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment};
+use karst_datapath::{Counter, DatapathError, EnrolledPod, Loaded, MapFill, PodAttachment};
 use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -114,6 +114,10 @@ impl Kernel for FakeKernel {
             entries: 1,
             max_entries: 10,
         }])
+    }
+
+    fn loaded(&self) -> Result<Loaded, DatapathError> {
+        Err(DatapathError::NotOpen)
     }
 }
 

@@ -42,6 +42,20 @@ pub struct AdsStatus {
     pub streams: u64,
     /// Resources rejected so far.
     pub rejected: u64,
+    /// Resources whose newest version was rejected; the last good one of each is still in force. At most 256
+    /// of a type.
+    pub rejected_now: Arc<[RejectedResource]>,
+}
+
+/// A resource whose newest version could not be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedResource {
+    /// Its type.
+    pub type_url: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What is wrong with it.
+    pub error: String,
 }
 
 /// Shared by handle and task.

@@ -14,7 +14,7 @@ mod error;
 mod session;
 mod subscriptions;
 
-pub use ads::{AdsStatus, AdsTask, DeltaAds, ResourceHandler};
+pub use ads::{AdsStatus, AdsTask, DeltaAds, RejectedResource, ResourceHandler};
 pub use channel::Controller;
 pub use config::{AdsConfig, ControllerConfig, InitialSubscription};
 pub use error::ClientError;

@@ -9,6 +9,9 @@ use karst_api::{
 
 use crate::config::InitialSubscription;
 
+/// Rejected resources of one type that are remembered, for an operator to read. All are counted.
+const MAX_REJECTED: usize = 256;
+
 /// Names one type may be subscribed to on demand. More than this is a fault of the caller, and the
 /// controller would refuse them as well.
 pub(crate) const MAX_NAMES: usize = 100_000;
@@ -25,6 +28,8 @@ pub(crate) struct TypeState {
     held: BTreeMap<String, String>,
     /// A complete response has arrived, in this or an earlier stream.
     pub(crate) synced: bool,
+    /// Names whose newest version was rejected and that have not been got right since, with the reason.
+    rejected: BTreeMap<String, String>,
 }
 
 impl TypeState {
@@ -35,6 +40,7 @@ impl TypeState {
             told: BTreeSet::new(),
             held: BTreeMap::new(),
             synced: false,
+            rejected: BTreeMap::new(),
         }
     }
 
@@ -109,6 +115,18 @@ impl TypeState {
         removed: &[String],
         rejected: &[(String, String)],
     ) {
+        for (name, _) in &versions {
+            self.rejected.remove(name);
+        }
+        for name in removed {
+            self.rejected.remove(name);
+        }
+        for (name, error) in rejected {
+            // A name that is known already takes the newer reason, whatever the room.
+            if self.rejected.len() < MAX_REJECTED || self.rejected.contains_key(name) {
+                self.rejected.insert(name.clone(), error.clone());
+            }
+        }
         for (name, version) in versions {
             if !rejected.iter().any(|(bad, _)| *bad == name) {
                 self.held.insert(name, version);
@@ -119,6 +137,11 @@ impl TypeState {
                 self.held.remove(name);
             }
         }
+    }
+
+    /// What was rejected and has not been got right since: name and reason.
+    pub(crate) fn rejected(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.rejected.iter()
     }
 
     /// Number of resources held.

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::links;
 use crate::map::{self, Map, RawMap};
+use crate::object::{CGROUP_PROGRAMS, SK_LOOKUP_LINK};
 use crate::pins::{self, Pins};
 use crate::pods::{addresses_of, uid_of};
 use crate::sys::{self, AttachType, LinkTarget};
@@ -46,6 +47,20 @@ pub fn programs(bpffs_root: &Path, node: &str) -> Result<Vec<ProgramInfo>, Datap
         }
     }
     Ok(programs)
+}
+
+/// The links that every node with an agent has, by pin name, and the hook of each. Each enrolled pod has one
+/// more, see [`pod_link`].
+pub fn node_links() -> Vec<(&'static str, String)> {
+    let programs = CGROUP_PROGRAMS.iter();
+    programs
+        .map(|program| (program.link, AttachType::name(program.attach_type as u32)))
+        .collect()
+}
+
+/// The pin name of the link of the pod with this uid; `None` for what is no uid.
+pub fn pod_link(uid: &str) -> Option<String> {
+    pins::escape(uid).map(|uid| format!("{SK_LOOKUP_LINK}-{uid}"))
 }
 
 /// This node's pinned links, by name.
