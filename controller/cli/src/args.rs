@@ -55,8 +55,10 @@ kernel and need no agent; the others come from the agent's admin socket.
   karst inspect pod                     enrolled pods of this node
   karst inspect map dump PODS -p        every entry of one map, as indented JSON
   karst inspect workload show default/web-0
+  karst inspect diff                    what differs between objects, agent, kernel and sockets
 
-Exit codes: 0 done; 1 the kernel or the agent cannot be asked; 2 wrong usage; 3 not found.";
+Exit codes: 0 done; 1 the kernel or the agent cannot be asked; 2 wrong usage; 3 not found;
+6 diff found something.";
 
 /// Arguments of `karst inspect`.
 #[derive(Debug, Args)]
@@ -80,6 +82,26 @@ pub struct Inspect {
     /// The agent's admin socket; /run/karst/NODE/admin/agent.sock by default.
     #[arg(long, env = "KARST_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
+    /// Of `diff` and `connection`.
+    #[command(flatten)]
+    pub diff: Diff,
+}
+
+/// What `karst inspect diff` compares with, and how.
+#[derive(Clone, Debug, Args)]
+pub struct Diff {
+    /// diff: compare nothing with what Kubernetes objects ask for.
+    #[arg(long)]
+    pub no_intent: bool,
+    /// diff: time between the two readings of which both must have a difference.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub settle: u16,
+    /// Where container runtimes bind network namespaces, for pods whose agent is gone.
+    #[arg(long, value_name = "DIR", env = "KARST_NETNS_DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+    /// diff: the objects.
+    #[command(flatten)]
+    pub objects: Objects,
 }
 
 /// Output format.

@@ -35,7 +35,7 @@ use self::agent::Seen;
 use self::hop::Hop;
 use self::parties::{Client, Destination, socket};
 use self::proxy::{At, Next, Request};
-pub use self::world::World;
+pub use self::world::{World, type_url as proxy_type};
 use crate::args::Explain;
 use crate::cluster;
 use crate::failure::{Failure, Kind};
@@ -94,7 +94,7 @@ pub fn run(args: &Explain) -> Result<String, Failure> {
 }
 
 /// 65 is `karst analyze`'s.
-fn as_failed(failure: Failure) -> Failure {
+pub fn as_failed(failure: Failure) -> Failure {
     Failure {
         kind: Kind::Failed,
         ..failure

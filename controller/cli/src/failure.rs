@@ -13,6 +13,8 @@ pub enum Kind {
     Unhealthy,
     /// What was asked about is not allowed.
     Denied,
+    /// `karst inspect diff`: layers do not agree.
+    Differs,
     /// `karst analyze` found something.
     Findings,
     /// `karst analyze`: the command line makes no sense.
@@ -30,6 +32,7 @@ impl Kind {
             Self::NotFound => 3,
             Self::Unhealthy => 4,
             Self::Denied => 5,
+            Self::Differs => 6,
             // As sysexits.h and istioctl have them.
             Self::AnalyzeUsage => 64,
             Self::Input => 65,

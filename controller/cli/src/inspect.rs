@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use crate::admin;
 use crate::args::Inspect;
+use crate::diff;
 use crate::failure::Failure;
+use crate::inspect_conn;
 use crate::kernel;
 use crate::table::{Column, render};
 use crate::words::{Object, Verb, object, verb};
@@ -29,6 +31,9 @@ pub fn run(args: &Inspect) -> Result<String, Failure> {
     };
     if word == "help" {
         return Ok(help(args));
+    }
+    if diff::is_meant(word) {
+        return diff::run(args);
     }
     let object = object(word)?;
     match args.verb.as_deref().map_or(Ok(Verb::Show), verb)? {
@@ -111,7 +116,10 @@ fn list(object: Object, args: &Inspect) -> Result<Vec<Value>, Failure> {
             services
         }
         Object::Policy => admin::get(&socket(args)?, "/v1/policies")?,
-        Object::Connection => admin::get(&socket(args)?, "/v1/connections")?,
+        Object::Connection => {
+            let socket = socket(args)?;
+            return inspect_conn::list(&|path| admin::get(&socket, path));
+        }
         Object::Tunnel => admin::get(&socket(args)?, "/v1/tunnels")?,
     };
     Ok(value.as_array().cloned().unwrap_or_default())
@@ -298,18 +306,7 @@ fn columns(object: Object) -> &'static [Column] {
             ("DRY RUN", "/dry_run"),
             ("USABLE", "/usable"),
         ],
-        Object::Connection => &[
-            ("POD", "/pod"),
-            ("DIRECTION", "/direction"),
-            ("SOURCE", "/src/addr"),
-            ("DESTINATION", "/dst/addr"),
-            ("SERVICE", "/service"),
-            ("SECURITY", "/connection_security_policy"),
-            ("CIPHER", "/tls/cipher"),
-            ("KEY EXCHANGE", "/tls/key_exchange"),
-            ("SENT", "/bytes_sent"),
-            ("RECEIVED", "/bytes_recv"),
-        ],
+        Object::Connection => inspect_conn::COLUMNS,
         Object::Tunnel => &[
             ("POD", "/pod"),
             ("PEER", "/address"),

@@ -73,11 +73,12 @@ fn value<T: Serialize>(result: Result<T, DatapathError>) -> Result<Value, Failur
     serde_json::to_value(list).map_err(|e| Failure::failed("json", e.to_string()))
 }
 
+/// The error with its causes.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "it is the argument of map_err"
 )]
-fn failure(error: DatapathError) -> Failure {
+pub fn failure(error: DatapathError) -> Failure {
     let mut message = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {

@@ -19,10 +19,12 @@ mod analyze;
 mod args;
 mod check;
 mod cluster;
+mod diff;
 mod explain;
 mod failure;
 mod input;
 mod inspect;
+mod inspect_conn;
 mod install;
 mod kernel;
 mod source;
@@ -99,7 +101,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 fn report(failure: &Failure, json: bool) -> ExitCode {
     if matches!(
         failure.kind,
-        Kind::Unhealthy | Kind::Denied | Kind::Findings
+        Kind::Unhealthy | Kind::Denied | Kind::Differs | Kind::Findings
     ) {
         // The report is the answer, and not an error of the command.
         let _ = anstream::stdout().write_all(failure.message.as_bytes());

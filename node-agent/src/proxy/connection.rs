@@ -12,6 +12,7 @@ use karst_bpf_common::policy::{Attributes, Identity};
 use karst_tunnel::relay::RelayEnd;
 use karst_tunnel::{Counters, TlsInfo};
 use serde::Serialize;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::Direction;
@@ -93,6 +94,35 @@ pub struct Flow {
     /// What the application asked for, if that is no address of the cluster's own. Boxed: most
     /// connections stay inside.
     pub outside: Option<Box<SocketAddr>>,
+    /// The agent's sockets of it, for the admin socket. Boxed: a task holds it several times.
+    pub legs: Box<Legs>,
+}
+
+/// The agent's two sockets of a connection, in the pod's network namespace. What is known of them joins the
+/// connection with what the kernel measures.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Legs {
+    /// To the pod's application.
+    pub application: Option<Leg>,
+    /// To the other end: the tunnel that it shares with others, or a plain connection of its own.
+    pub network: Option<Leg>,
+}
+
+/// A socket by its two ends.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Leg {
+    /// The agent's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+}
+
+impl Leg {
+    /// Of a connection to `remote`.
+    pub fn of(stream: &TcpStream, remote: SocketAddr) -> Option<Self> {
+        let local = stream.local_addr().ok()?;
+        Some(Self { local, remote })
+    }
 }
 
 impl Flow {
@@ -109,6 +139,7 @@ impl Flow {
             security: Security::Unknown,
             dry_run: None,
             outside: None,
+            legs: Box::default(),
         }
     }
 
@@ -344,6 +375,12 @@ impl Live {
             service: flow.service.as_ref().map(|s| Arc::clone(&s.spec.hostname)),
             connection_security_policy: flow.security.as_str(),
             tls: self.tls.clone(),
+            path: if self.tls.is_some() {
+                "hbone"
+            } else {
+                "plaintext"
+            },
+            legs: *flow.legs,
             bytes_sent,
             bytes_recv,
             duration_ms: u64::try_from(millis).unwrap_or(u64::MAX),
@@ -372,6 +409,10 @@ pub struct ConnectionView {
     pub connection_security_policy: &'static str,
     /// What was negotiated.
     pub tls: Option<Arc<TlsInfo>>,
+    /// `hbone` in a tunnel, or `plaintext`.
+    pub path: &'static str,
+    /// The agent's sockets of it.
+    pub legs: Legs,
     /// Bytes of responses.
     pub bytes_sent: u64,
     /// Bytes of requests.

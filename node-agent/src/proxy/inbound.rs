@@ -18,7 +18,7 @@ use karst_tunnel::{Counters, TunnelError, server};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Refused};
+use super::connection::{Flow, Leg, Refused};
 use crate::metrics::traffic::Security;
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
@@ -157,6 +157,11 @@ async fn open(
     flow.source.workload = proven(client.ip()).or_else(|| proven(request.peer_addr.ip()));
     let permit = Permit::acquire(&local.pod).ok_or(Reason::TooManyConnections)?;
     let upstream = connect_to_application(local, address, client).await?;
+    flow.legs.application = Leg::of(&upstream, address);
+    flow.legs.network = Some(Leg {
+        local: request.local_addr,
+        remote: request.peer_addr,
+    });
     // What was required meanwhile cuts live connections, of which this is none yet.
     waypoint()?;
     still_authorised(local, flow)?;

@@ -2,7 +2,7 @@
 //! connected there through a tunnel or plainly, relayed.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Refused};
+use super::connection::{Flow, Leg, Refused};
 use super::target::{Destination, Target, Way};
 use crate::metrics::traffic::Security;
-use crate::pod::Permit;
+use crate::pod::{OUTBOUND_PORT, Permit};
 use crate::reason::Reason;
 use crate::sockets;
 use crate::state::endpoint::{LiveGuard, now_ms};
@@ -86,6 +86,15 @@ async fn open(
     flow: &mut Flow,
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
     let context = &local.worker.context;
+    // The socket that was accepted: of the listener on the loopback of the family.
+    let loopback = match from.is_ipv4() {
+        true => IpAddr::from(Ipv4Addr::LOCALHOST),
+        false => IpAddr::from(Ipv6Addr::LOCALHOST),
+    };
+    flow.legs.application = Some(Leg {
+        local: SocketAddr::new(loopback, OUTBOUND_PORT),
+        remote: from,
+    });
     let original = context
         .kernel
         .original_destination(stream.as_fd())
@@ -130,6 +139,13 @@ async fn connect(
         let load = stats.as_ref().map(LiveGuard::new);
         match dial(local, &target, flow).await {
             Ok(upstream) => {
+                flow.legs.network = match &upstream {
+                    Upstream::Plain(stream) => Leg::of(stream, target.address),
+                    Upstream::Tunnel(tunnel) => {
+                        let ends = tunnel.tls.local_addr.zip(target.hbone_addr());
+                        ends.map(|(local, remote)| Leg { local, remote })
+                    }
+                };
                 if let Some(stats) = stats {
                     stats.succeeded();
                 }

@@ -9,7 +9,7 @@ use karst_tunnel::{Counters, relay};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Refused};
+use super::connection::{Flow, Leg, Refused};
 use super::inbound::{authorise, connect_to_application, still_authorised};
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
@@ -67,6 +67,11 @@ async fn open(
     authorise(local, flow).await?;
     flow.source.workload = local.worker.context.state.workload_at(from.ip());
     let upstream = connect_to_application(local, dialled, from).await?;
+    flow.legs.application = Leg::of(&upstream, dialled);
+    flow.legs.network = Some(Leg {
+        local: dialled,
+        remote: from,
+    });
     // What was required meanwhile cuts live connections, of which this is none yet.
     waypoint()?;
     still_authorised(local, flow)?;

@@ -536,6 +536,14 @@ impl Lab {
         mesh::inspect(&self.paths, node, args)
     }
 
+    /// Runs the user's CLI (`karst ARGS`), to which the lab is its folder of manifests.
+    pub fn karst(&self, args: &[&str]) -> Result<Output> {
+        mesh::karst(args)?
+            .stdin(Stdio::null())
+            .output()
+            .context("running karst")
+    }
+
     /// What a pod's container wrote so far.
     pub fn logs(&self, pod: &str) -> Result<String> {
         read_log(&self.pod_log(pod)?)

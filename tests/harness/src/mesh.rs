@@ -255,6 +255,13 @@ pub fn inspect(paths: &Paths, node: &str, args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
+/// The user's CLI about the whole lab.
+pub fn karst(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(HELPER.binary("karst")?);
+    command.args(args);
+    Ok(command)
+}
+
 /// Fails with the end of its log if a process that was just started has ended.
 fn alive(child: &mut Option<Child>, what: &str, log: impl Fn() -> PathBuf) -> Result<()> {
     let Some(child) = child else { return Ok(()) };

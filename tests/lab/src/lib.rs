@@ -6,6 +6,7 @@
 
 pub mod attacker;
 mod chat;
+mod doctor;
 mod evidence;
 mod kernel;
 pub mod scenario;
@@ -13,6 +14,7 @@ pub mod shop;
 mod world;
 
 pub use chat::Chat;
+pub use doctor::Doctor;
 pub use evidence::{Footprint, Refusal, access_records, footprint, refusals, wait_refused};
 pub use kernel::{kernel_view, once_attached};
 pub use world::{AMBIENT, World, manifest};

@@ -301,7 +301,7 @@ async fn handshake(
             expected: key.destination.clone(),
         }));
     }
-    let info = tls::tls_info(&session);
+    let info = tls::tls_info(&session, &tcp);
     let (io, handle) = TlsHandle::new(tcp, session);
     Ok((io, handle, info))
 }

@@ -96,7 +96,7 @@ async fn handshake(
     let session = rustls::Connection::Server(session);
     tls::check_alpn(&session)?;
     let id = peer_identity(session.peer_certificates().unwrap_or_default(), cert)?;
-    let tls = Arc::new(tls::tls_info(&session));
+    let tls = Arc::new(tls::tls_info(&session, &tcp));
     let (io, handle) = TlsHandle::new(tcp, session);
     let peer = Peer {
         id,
