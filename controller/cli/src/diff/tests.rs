@@ -253,8 +253,8 @@ fn pods_of_the_agent() {
     );
     for change in [
         |pod: &mut Value| pod["identity"] = json!("spiffe://cluster.local/ns/shop/sa/other"),
-        |pod| pod["egress"] = json!("REGISTRY_ONLY"),
-        |pod| pod["waypoints"] = json!([{"ports": [1]}]),
+        |pod: &mut Value| pod["egress"] = json!("REGISTRY_ONLY"),
+        |pod: &mut Value| pod["waypoints"] = json!([{"ports": [1]}]),
     ] {
         let list = pod(change);
         assert!(list.contains(&format!("KARST1006 {POD}")), "{list:?}");
@@ -403,7 +403,7 @@ fn entries_of_maps() {
         [format!("KARST1105 {POD}")]
     );
     assert_eq!(
-        of_kernel(|kernel| drop(kernel.addresses.insert("10.9.9.9".parse().expect("ip"), 7))),
+        of_kernel(|kernel| kernel.addresses.extend([("10.9.9.9".parse().expect("ip"), 7)])),
         ["KARST1105 POD_ADDRESSES[10.9.9.9]"]
     );
     assert_eq!(
