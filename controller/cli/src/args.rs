@@ -97,7 +97,12 @@ pub struct Diff {
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=600))]
     pub settle: u16,
     /// Where container runtimes bind network namespaces, for pods whose agent is gone.
-    #[arg(long, value_name = "DIR", env = "KARST_NETNS_DIR", default_value = "/run/netns")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "KARST_NETNS_DIR",
+        default_value = "/run/netns"
+    )]
     pub netns_dir: PathBuf,
     /// diff: the objects.
     #[command(flatten)]

@@ -37,7 +37,11 @@ pub fn run(args: &Inspect) -> Result<String, Failure> {
     if args.verb.as_deref() == Some("help") {
         return Ok(help(args));
     }
-    if let Some(word) = args.verb.as_deref().filter(|word| !"show".starts_with(word)) {
+    if let Some(word) = args
+        .verb
+        .as_deref()
+        .filter(|word| !"show".starts_with(word))
+    {
         let text = format!("inspect diff takes no command '{word}': only show and help");
         return Err(Failure::usage(text));
     }
@@ -70,9 +74,9 @@ fn help(args: &Inspect) -> String {
     if args.output.is_json() {
         return "null\n".to_owned();
     }
-    let codes = CODES.iter().map(|code| {
-        format!("  {}  {:<24}{}\n", code.id, code.name, code.says)
-    });
+    let codes = CODES
+        .iter()
+        .map(|code| format!("  {}  {:<24}{}\n", code.id, code.name, code.says));
     format!(
         "Usage: karst inspect diff [-f FILE | --source DIR | --no-intent] [--settle SECONDS] [-j] [-p]\n\n{}",
         codes.collect::<String>()

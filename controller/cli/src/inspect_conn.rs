@@ -182,10 +182,7 @@ mod tests {
         };
         let list = list(&ask).expect("lists");
         let said = list[0]["sockets"].as_str().unwrap_or_default();
-        assert!(
-            said.starts_with("not read: /nonexistent/netns: "),
-            "{said}"
-        );
+        assert!(said.starts_with("not read: /nonexistent/netns: "), "{said}");
         assert_eq!(list[0]["network"]["remote"], "10.0.0.2:15008");
         assert_eq!(list[0]["application"].get("rtt_us"), None);
     }

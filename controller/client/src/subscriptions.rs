@@ -231,4 +231,27 @@ mod tests {
         state.record(Vec::new(), &names(&["a"]), &[]);
         assert_eq!(state.held(), 1);
     }
+
+    #[test]
+    fn a_rejection_is_remembered_until_it_is_got_right() {
+        let version = |name: &str, version: &str| (name.to_owned(), version.to_owned());
+        let bad = |name: &str, error: &str| (name.to_owned(), error.to_owned());
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        let rejected = |state: &TypeState| {
+            let pairs = state
+                .rejected()
+                .map(|(name, error)| format!("{name}: {error}"));
+            pairs.collect::<Vec<_>>()
+        };
+        let both = vec![version("a", "1"), version("b", "1")];
+        state.record(both, &[], &[bad("a", "no"), bad("b", "no")]);
+        assert_eq!(rejected(&state), ["a: no", "b: no"]);
+        state.record(vec![version("a", "2")], &[], &[bad("a", "still no")]);
+        assert_eq!(rejected(&state), ["a: still no", "b: no"]);
+        state.record(vec![version("a", "3")], &names(&["b"]), &[]);
+        assert_eq!(rejected(&state), [""; 0]);
+        let many = (0..2 * MAX_REJECTED).map(|number| bad(&number.to_string(), "no"));
+        state.record(Vec::new(), &[], &many.collect::<Vec<_>>());
+        assert_eq!(rejected(&state).len(), MAX_REJECTED);
+    }
 }

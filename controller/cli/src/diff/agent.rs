@@ -30,7 +30,13 @@ pub fn compare(layers: &Layers, found: &mut Found) {
         Ok(agent) => agent,
         Err(why) => {
             let object = format!("agent of {}", layers.node);
-            return add(found, AGENT_UNREACHABLE, BETWEEN, object, ("an answer", why));
+            return add(
+                found,
+                AGENT_UNREACHABLE,
+                BETWEEN,
+                object,
+                ("an answer", why),
+            );
         }
     };
     own_state(layers, agent, found);
@@ -174,7 +180,13 @@ fn pods(layers: &Layers, intent: &Intent, agent: &Agent, found: &mut Found) {
                     text(problem, "message")
                 ),
             };
-            add(found, POD_NOT_SERVED, BETWEEN, object, ("enrolled", instead));
+            add(
+                found,
+                POD_NOT_SERVED,
+                BETWEEN,
+                object,
+                ("enrolled", instead),
+            );
         } else if !wanted.in_mesh && enrolled {
             add(
                 found,

@@ -253,7 +253,11 @@ fn program(
 fn pod_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
     let between = (above(layers), "kernel");
     let mut known: BTreeSet<String> = BTreeSet::new();
-    known.extend(inspect::node_links().iter().map(|(name, _)| (*name).to_owned()));
+    known.extend(
+        inspect::node_links()
+            .iter()
+            .map(|(name, _)| (*name).to_owned()),
+    );
     // Without the agent the newest is the one that most likely came last: a later load has a higher id.
     let of_pods = kernel.links.iter().filter(|link| link.kind == "netns");
     let newest = loaded(layers, "sk_lookup").or_else(|| of_pods.map(|link| link.program_id).max());

@@ -202,19 +202,20 @@ impl<'a> Reader<'a> {
         if diff.no_intent {
             return Ok(Err("not asked for (--no-intent)".to_owned()));
         }
-        let (input, from) = match source::offline(&diff.objects).map_err(crate::explain::as_failed)? {
-            Some(input) => (input, "manifests"),
-            None => {
-                let read = cluster::run(async {
-                    let client = cluster::client(&diff.objects.kubernetes).await?;
-                    source::cluster(&diff.objects, &client).await
-                });
-                match read {
-                    Ok(input) => (input, "the cluster"),
-                    Err(failure) => return Ok(Err(failure.message)),
+        let (input, from) =
+            match source::offline(&diff.objects).map_err(crate::explain::as_failed)? {
+                Some(input) => (input, "manifests"),
+                None => {
+                    let read = cluster::run(async {
+                        let client = cluster::client(&diff.objects.kubernetes).await?;
+                        source::cluster(&diff.objects, &client).await
+                    });
+                    match read {
+                        Ok(input) => (input, "the cluster"),
+                        Err(failure) => return Ok(Err(failure.message)),
+                    }
                 }
-            }
-        };
+            };
         let index = input.read().index;
         let locality = Locality {
             network: Arc::from(index.config().network.as_str()),
@@ -272,9 +273,7 @@ impl<'a> Reader<'a> {
             maps,
             pods: inspect::pods(root, node).map_err(kernel::failure)?,
             addresses: addresses.iter().filter_map(address).collect(),
-            config: config.map_or_else(BTreeMap::new, |entry| {
-                entry.value.0.into_iter().collect()
-            }),
+            config: config.map_or_else(BTreeMap::new, |entry| entry.value.0.into_iter().collect()),
         })
     }
 
@@ -477,7 +476,10 @@ impl Layers {
         vec![
             say("intent", &self.intent, |intent| {
                 let wanted = intent.pods.values().filter(|pod| pod.in_mesh).count();
-                format!("{}: {wanted} pods of {} in the mesh", intent.from, self.node)
+                format!(
+                    "{}: {wanted} pods of {} in the mesh",
+                    intent.from, self.node
+                )
             }),
             say("agent", &self.agent, |agent| {
                 let of = |key: &str| agent.status.get(key).cloned().unwrap_or_default();

@@ -138,7 +138,13 @@ pub(super) fn one(
         let is_it = |one: &&Value| text(one, "kind") == *kind && text(one, "name") == *name;
         let object = format!("{kind} {name} at {object}");
         match config.iter().find(is_it) {
-            None => add(found, PROXY_DIFFERS, BETWEEN, object, ("known", "not known")),
+            None => add(
+                found,
+                PROXY_DIFFERS,
+                BETWEEN,
+                object,
+                ("known", "not known"),
+            ),
             Some(held) if text(held, "version") != version => add(
                 found,
                 PROXY_DIFFERS,
@@ -157,7 +163,13 @@ pub(super) fn one(
         // Certificates are of Secrets, which are not read of a cluster.
         if kind != "tls_secret" && !wanted.resources.keys().any(is_it) {
             let object = format!("{kind} {name} at {object}");
-            add(found, PROXY_DIFFERS, BETWEEN, object, ("not there", "known"));
+            add(
+                found,
+                PROXY_DIFFERS,
+                BETWEEN,
+                object,
+                ("not there", "known"),
+            );
         }
     }
 }

@@ -153,9 +153,14 @@ fn intent() -> Intent {
 fn healthy() -> Layers {
     let sockets = PodSockets {
         netns: Some((7, 90)),
-        sockets: Ok(["127.0.0.1:15001", "127.0.0.1:15006", "10.0.0.1:15008", "0.0.0.0:8080"]
-            .map(listener)
-            .to_vec()),
+        sockets: Ok([
+            "127.0.0.1:15001",
+            "127.0.0.1:15006",
+            "10.0.0.1:15008",
+            "0.0.0.0:8080",
+        ]
+        .map(listener)
+        .to_vec()),
     };
     let status = json!({"version": env!("CARGO_PKG_VERSION"), "controller": {"connected": true}});
     let config = json!({"kind": "route", "name": "HTTPRoute/shop/r", "version": "v2", "state": "active", "problems": []});
@@ -235,9 +240,8 @@ fn the_agent_and_its_controller() {
 
 #[test]
 fn pods_of_the_agent() {
-    let pod = |change: fn(&mut Value)| {
-        of_agent(|agent| change(agent.pods.get_mut(UID).expect("pod")))
-    };
+    let pod =
+        |change: fn(&mut Value)| of_agent(|agent| change(agent.pods.get_mut(UID).expect("pod")));
     // The kernel still has it, which is another difference.
     assert_eq!(
         pod(|pod| pod["enrolled"] = json!(false)),
@@ -403,7 +407,9 @@ fn entries_of_maps() {
         [format!("KARST1105 {POD}")]
     );
     assert_eq!(
-        of_kernel(|kernel| kernel.addresses.extend([("10.9.9.9".parse().expect("ip"), 7)])),
+        of_kernel(|kernel| kernel
+            .addresses
+            .extend([("10.9.9.9".parse().expect("ip"), 7)])),
         ["KARST1105 POD_ADDRESSES[10.9.9.9]"]
     );
     assert_eq!(
@@ -508,6 +514,9 @@ node's agent; its log says why it ended
     assert_eq!(text, expected);
     let value: Value = serde_json::from_str(&report.render(output(true, false))).expect("JSON");
     assert_eq!(value["differences"][0]["code"], "KARST1001");
-    assert_eq!(value["differences"][0]["between"], json!(["intent", "agent"]));
+    assert_eq!(
+        value["differences"][0]["between"],
+        json!(["intent", "agent"])
+    );
     assert_eq!(value["layers"][1]["read"], false);
 }
