@@ -1,8 +1,8 @@
 //! `karst inspect diff`: what should be on a node, what its agent believes, what the kernel holds and which
 //! sockets live there, layer against layer.
 //!
-//! Everything is read twice before anything is reported: what is different once may be a change on its way, what
-//! is different twice in the same way is a difference. A layer that cannot be read is said, and the others are
+//! Everything is read again, twice, before anything is reported: what is different once may be a change on its
+//! way, what is different in the same way every time is a difference. A layer that cannot be read is said, and the others are
 //! compared without it. Start with [`run`]; [`layers`] reads, the other modules compare two layers each.
 
 mod agent;
@@ -23,6 +23,10 @@ use self::layers::{Layers, Reader};
 use self::report::{Difference, Report};
 use crate::args::Inspect;
 use crate::failure::{Failure, Kind};
+
+/// How often what differs is looked at again before it is reported. Once is not enough on a busy node: two
+/// changes one after the other may be met at the same moment of their way.
+const CONFIRMATIONS: usize = 2;
 
 /// Whether this word of the command line asks for it.
 pub fn is_meant(word: &str) -> bool {
@@ -49,14 +53,17 @@ pub fn run(args: &Inspect) -> Result<String, Failure> {
     let mut layers = reader.read()?;
     let mut differences = compare(&layers);
     let mut passing = 0;
-    if !differences.is_empty() {
+    for _ in 0..CONFIRMATIONS {
+        if differences.is_empty() {
+            break;
+        }
         std::thread::sleep(Duration::from_secs(args.diff.settle.into()));
         layers = reader.read()?;
         let before = std::mem::take(&mut differences);
         differences = compare(&layers);
         let now = differences.len();
         differences.retain(|one| before.contains(one));
-        passing = before.len().max(now) - differences.len();
+        passing += before.len().max(now) - differences.len();
     }
     let report = Report::new(&layers, differences, passing);
     let text = report.render(args.output);

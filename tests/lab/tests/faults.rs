@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use karst_harness::{LabOptions, Mesh, until};
+use karst_harness::{Lab, LabOptions, Lifetime, Mesh, until};
 use karst_lab_tests::scenario::port;
 use karst_lab_tests::{AMBIENT, Doctor, EndingAuthority, World};
 
@@ -314,4 +315,76 @@ fn a_full_map() -> Result<()> {
         "the other node has room: {all:?}"
     );
     Ok(())
+}
+
+#[test]
+fn a_rejected_resource() -> Result<()> {
+    let world = World::up("nack", Mesh::On)?;
+    let doctor = Doctor::of_lab(&world.lab);
+    doctor.healthy(&NODES)?;
+    // A controller that comes back with another trust domain, of which this mesh's agents take no pods.
+    world.lab.stop_controller()?;
+    let _same = Lab::up(LabOptions {
+        lifetime: Lifetime::UntilDown,
+        controller_args: vec!["--trust-domain=other.example".to_owned()],
+        ..LabOptions::new(world.lab.name())
+    })?;
+    let uid = world.lab.pod_uid(CLIENT)?;
+    let said = doctor.finds("node1", "KARST1010", &uid)?;
+    let found = said["found"].as_str().unwrap_or_default();
+    ensure!(
+        found.contains("trust_domain") && found.contains("other.example"),
+        "the reason is not given: {said}"
+    );
+    ensure!(
+        said["object"].to_string().contains("NodePod"),
+        "the type is not named: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn nothing_is_said_of_a_mesh_that_changes() -> Result<()> {
+    let world = World::up("churn", Mesh::On)?;
+    let doctor = Doctor::of_lab(&world.lab);
+    doctor.healthy(&NODES)?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                // As a Deployment does it: each pod has a name of its own.
+                let name = format!("fleeting-{rounds}");
+                let pod = karst_lab_tests::manifest("mesh", &name, "node1", "fleeting", "serve");
+                let service = format!(
+                    "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: mesh}}\n\
+                     spec: {{selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080}}]}}\n"
+                );
+                world.lab.apply(&service)?;
+                world.lab.apply(&pod)?;
+                world.lab.label_namespace("plain", AMBIENT)?;
+                world.lab.delete_pod(&format!("mesh/{name}"))?;
+                world.lab.delete(&service)?;
+                let off = "karst.dev/dataplane-mode-";
+                world.lab.label_namespace("plain", off)?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let looked = (0..8).try_for_each(|_| {
+            for node in NODES {
+                let found = doctor.differences(node)?;
+                ensure!(found.is_empty(), "on {node}: {found:?}");
+            }
+            Ok(())
+        });
+        done.store(true, Ordering::Relaxed);
+        let rounds = changing
+            .join()
+            .map_err(|_| anyhow::anyhow!("changing panicked"))??;
+        looked?;
+        ensure!(rounds > 3, "the mesh changed only {rounds} times");
+        Ok(())
+    })?;
+    doctor.healthy(&NODES)
 }

@@ -165,7 +165,7 @@ fn certificates(agent: &Agent, found: &mut Found) {
 
 fn pods(layers: &Layers, intent: &Intent, agent: &Agent, found: &mut Found) {
     for (uid, wanted) in &intent.pods {
-        let object = format!("pod {}", wanted.name);
+        let object = layers.pod(uid);
         let known = agent.pods.get(uid);
         let enrolled = known.is_some_and(is_enrolled);
         if wanted.in_mesh && !enrolled {
@@ -203,7 +203,7 @@ fn pods(layers: &Layers, intent: &Intent, agent: &Agent, found: &mut Found) {
                         found,
                         POD_DIFFERS,
                         BETWEEN,
-                        format!("pod {}", wanted.name),
+                        layers.pod(uid),
                         (expected, instead),
                     );
                 }

@@ -119,7 +119,7 @@ fn entries(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                 found,
                 POD_ENTRY_WRONG,
                 ("sockets", "kernel"),
-                &object,
+                object.clone(),
                 (expected, instead),
             );
         }
@@ -132,7 +132,7 @@ fn entries(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                     found,
                     ADDRESS_ENTRY_WRONG,
                     ("kernel", "kernel"),
-                    &object,
+                    object.clone(),
                     (expected, instead),
                 );
             }
@@ -142,7 +142,7 @@ fn entries(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                     found,
                     LISTENER_UNREGISTERED,
                     ("kernel", "sockets"),
-                    &object,
+                    object.clone(),
                     (expected, "no entry"),
                 );
             }
@@ -152,7 +152,7 @@ fn entries(layers: &Layers, kernel: &Kernel, found: &mut Found) {
         let owner = kernel.pods.iter().find(|pod| pod.netns_cookie == *cookie);
         if !owner.is_some_and(|pod| pod.addresses.contains(address)) {
             let instead = match owner {
-                Some(pod) => format!("{cookie}: {}, which has another", layers.pod(&pod.uid)),
+                Some(pod) => format!("{cookie}: {}, which has another", layers.pod(&pod.uid).text),
                 None => format!("{cookie}, which is no pod's"),
             };
             add(
@@ -203,7 +203,7 @@ fn node_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                     found,
                     LINK_DETACHED,
                     between,
-                    &object,
+                    object.clone(),
                     (expected, "attached to nothing"),
                 );
                 continue;
@@ -214,7 +214,7 @@ fn node_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                     found,
                     LINK_ELSEWHERE,
                     between,
-                    &object,
+                    object.clone(),
                     (expected, format!("cgroup {cgroup}")),
                 );
             }
@@ -226,7 +226,7 @@ fn node_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                 found,
                 LINK_ELSEWHERE,
                 between,
-                &object,
+                object.clone(),
                 (expected, &link.attach_type),
             );
         }
@@ -265,7 +265,7 @@ fn pod_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
         let Some(name) = inspect::pod_link(&entry.uid) else {
             continue;
         };
-        let object = format!("link {name} of {}", layers.pod(&entry.uid));
+        let object = format!("link {name} of {}", layers.pod(&entry.uid).text);
         let link = kernel.links.iter().find(|link| link.name == name);
         known.insert(name);
         let Some(link) = link else {

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::proxies;
+use super::report::Object;
 use crate::args::Inspect;
 use crate::explain::{World, proxy_type};
 use crate::failure::Failure;
@@ -446,7 +447,14 @@ fn wanted_proxies(world: &World, node: &str) -> Vec<WantedProxy> {
 
 impl Layers {
     /// `pod NAMESPACE/NAME`, or its uid where nobody knows the name.
-    pub fn pod(&self, uid: &str) -> String {
+    pub fn pod(&self, uid: &str) -> Object {
+        Object {
+            text: self.pod_name(uid),
+            uid: Some(uid.to_owned()),
+        }
+    }
+
+    fn pod_name(&self, uid: &str) -> String {
         let wanted = self.intent.as_ref().ok();
         if let Some(pod) = wanted.and_then(|intent| intent.pods.get(uid)) {
             return format!("pod {}", pod.name);

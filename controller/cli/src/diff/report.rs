@@ -13,13 +13,31 @@ pub struct Difference {
     /// What kind.
     pub code: &'static Code,
     /// `pod shop/web-0`, `map PODS`, …
-    pub object: String,
+    pub object: Object,
     /// The layer that expects, and the layer where it is not so.
     pub between: (&'static str, &'static str),
     /// What is expected.
     pub expected: String,
     /// What is found.
     pub found: String,
+}
+
+/// What differs. A pod that comes after another one of its name is another object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    /// For people.
+    pub text: String,
+    /// Of a pod.
+    pub uid: Option<String>,
+}
+
+impl<T: AsRef<str>> From<T> for Object {
+    fn from(text: T) -> Self {
+        Self {
+            text: text.as_ref().to_owned(),
+            uid: None,
+        }
+    }
 }
 
 /// Everything there is to say.
@@ -30,7 +48,7 @@ pub struct Report {
     not_compared: Vec<String>,
     /// What differs.
     pub differences: Vec<Difference>,
-    /// Differences that one of two readings had.
+    /// Differences that not every reading had.
     passing: usize,
 }
 
@@ -42,7 +60,7 @@ pub fn add(
     found: &mut Found,
     code: &'static Code,
     between: (&'static str, &'static str),
-    object: impl Into<String>,
+    object: impl Into<Object>,
     (expected, instead): (impl Into<String>, impl Into<String>),
 ) {
     found.push(Difference {
@@ -60,7 +78,8 @@ impl Serialize for Difference {
             "code": self.code.id,
             "name": self.code.name,
             "between": [self.between.0, self.between.1],
-            "object": self.object,
+            "object": self.object.text,
+            "pod_uid": self.object.uid,
             "expected": self.expected,
             "found": self.found,
             "hint": self.code.hint,
@@ -118,7 +137,7 @@ impl Report {
                 one.code.name,
                 one.between.0,
                 one.between.1,
-                one.object,
+                one.object.text,
                 one.expected,
                 one.found,
                 one.code.hint
@@ -132,7 +151,7 @@ impl Report {
         text.push_str(&count);
         if self.passing > 0 {
             text.push_str(&format!(
-                " ({} more were seen in one of two readings: changes on their way)",
+                " ({} more were not in every reading: changes on their way)",
                 self.passing
             ));
         }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::codes::{APPLICATION_SILENT, LISTENER_MISSING, NAMESPACE_GONE};
 use super::layers::{Layers, Mesh};
-use super::report::{Found, add};
+use super::report::{Found, Object, add};
 
 /// Compares.
 pub fn compare(layers: &Layers, found: &mut Found) {
@@ -42,7 +42,7 @@ pub fn compare(layers: &Layers, found: &mut Found) {
                 found,
                 LISTENER_MISSING,
                 ("kernel", "sockets"),
-                &object,
+                object.clone(),
                 (
                     format!("listeners at {}", missing.join(", ")),
                     "nobody listens there",
@@ -84,7 +84,7 @@ fn applications(
     layers: &Layers,
     entry: &PodEntry,
     sockets: &[TcpSocket],
-    object: &str,
+    object: &Object,
     found: &mut Found,
 ) {
     let (mesh, above) = match (&layers.intent, &layers.agent) {
@@ -100,7 +100,7 @@ fn applications(
                 found,
                 APPLICATION_SILENT,
                 (above, "sockets"),
-                object,
+                object.clone(),
                 (
                     format!("a listener at port {target}, for Service {service} port {port}"),
                     "nobody listens there",

@@ -182,7 +182,7 @@ fn found(spoil: impl FnOnce(&mut Layers)) -> Vec<String> {
     spoil(&mut layers);
     let list = compare(&layers);
     list.iter()
-        .map(|one| format!("{} {}", one.code.id, one.object))
+        .map(|one| format!("{} {}", one.code.id, one.object.text))
         .collect()
 }
 
@@ -509,7 +509,7 @@ sockets  1 network namespaces
 not compared: programs with those that the agent loaded, CONFIG, certificates, what agent and proxies hold
 KARST1001 AgentUnreachable intent/agent agent of n: expected an answer; found no agent at /x: gone; do: start the \
 node's agent; its log says why it ended
-1 difference (1 more were seen in one of two readings: changes on their way)
+1 difference (1 more were not in every reading: changes on their way)
 ";
     assert_eq!(text, expected);
     let value: Value = serde_json::from_str(&report.render(output(true, false))).expect("JSON");
