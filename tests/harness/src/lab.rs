@@ -536,7 +536,7 @@ impl Lab {
         mesh::inspect(&self.paths, node, args)
     }
 
-    /// Runs the user's CLI (`karst ARGS`), to which the lab is its folder of manifests.
+    /// Runs the user's CLI, to which the lab is its folder of manifests.
     pub fn karst(&self, args: &[&str]) -> Result<Output> {
         mesh::karst(args)?
             .stdin(Stdio::null())

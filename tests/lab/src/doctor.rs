@@ -17,10 +17,16 @@ const DIFFERS: i32 = 6;
 /// Exit code of `karst explain` for a refusal.
 const DENIED: i32 = 5;
 
+/// Runs `karst inspect diff` about a node.
+type Diff<'a> = Box<dyn Fn(&str) -> Result<Output> + 'a>;
+
+/// Runs `karst explain` with arguments.
+type Explain<'a> = Box<dyn Fn(&[&str]) -> Result<Output> + 'a>;
+
 /// Asks `karst`.
 pub struct Doctor<'a> {
-    diff: Box<dyn Fn(&str) -> Result<Output> + 'a>,
-    explain: Box<dyn Fn(&[&str]) -> Result<Output> + 'a>,
+    diff: Diff<'a>,
+    explain: Explain<'a>,
 }
 
 impl<'a> Doctor<'a> {
