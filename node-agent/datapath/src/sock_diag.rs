@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -107,7 +107,8 @@ impl TcpSocket {
     }
 }
 
-/// Reads the TCP sockets of a namespace, of both families. Blocks for some milliseconds.
+/// Reads the TCP sockets of a namespace, of both families. Blocks for some milliseconds. One that is made or
+/// ends meanwhile may be missing.
 ///
 /// # Errors
 /// The namespace cannot be entered (no `CAP_SYS_ADMIN`), or the kernel does not answer
@@ -160,8 +161,6 @@ fn dump(socket: &Socket, family: u8, found: &mut Sockets, until: Instant) -> io:
         while !rest.is_empty() {
             let message = <NetlinkMessage<SockDiagMessage>>::deserialize(rest)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            // The kernel's tables changed meanwhile; what is there is right, some may be missing.
-            let _interrupted = message.header.flags & NLM_F_DUMP_INTR != 0;
             let length = (message.header.length as usize).next_multiple_of(4);
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {

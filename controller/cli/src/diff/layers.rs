@@ -295,9 +295,15 @@ impl<'a> Reader<'a> {
             let netns = self.netns(layers, pod);
             let sockets = match &netns {
                 None => Err("its network namespace was not found".to_owned()),
-                Some(netns) => sock_diag::tcp_sockets(netns)
-                    .map(|found| found.sockets)
-                    .map_err(|error| format!("its sockets cannot be read: {error}")),
+                Some(netns) => match sock_diag::tcp_sockets(netns) {
+                    // Whatever is missing may be among those that were not read.
+                    Ok(found) if found.truncated => Err(format!(
+                        "it has more than {} sockets",
+                        sock_diag::MAX_SOCKETS
+                    )),
+                    Ok(found) => Ok(found.sockets),
+                    Err(error) => Err(format!("its sockets cannot be read: {error}")),
+                },
             };
             let netns = netns.and_then(|netns| Some((netns.cookie().ok()?, netns.id().ino as u32)));
             (pod.uid.clone(), PodSockets { netns, sockets })

@@ -187,15 +187,15 @@ fn found(spoil: impl FnOnce(&mut Layers)) -> Vec<String> {
 }
 
 fn of_agent(spoil: impl FnOnce(&mut Agent)) -> Vec<String> {
-    found(|layers| spoil(layers.agent.as_mut().ok().expect("agent")))
+    found(|layers| spoil(layers.agent.as_mut().expect("agent")))
 }
 
 fn of_kernel(spoil: impl FnOnce(&mut Kernel)) -> Vec<String> {
-    found(|layers| spoil(layers.kernel.as_mut().ok().expect("kernel")))
+    found(|layers| spoil(layers.kernel.as_mut().expect("kernel")))
 }
 
 fn of_intent(spoil: impl FnOnce(&mut Intent)) -> Vec<String> {
-    found(|layers| spoil(layers.intent.as_mut().ok().expect("intent")))
+    found(|layers| spoil(layers.intent.as_mut().expect("intent")))
 }
 
 fn of_sockets(spoil: impl FnOnce(&mut PodSockets)) -> Vec<String> {
