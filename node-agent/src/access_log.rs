@@ -30,6 +30,8 @@ pub struct Record {
     pub hbone_addr: Option<SocketAddr>,
     /// Service that was dialled.
     pub service: Option<Arc<Service>>,
+    /// Port of that service.
+    pub service_port: Option<u16>,
     /// Bytes of responses.
     pub bytes_sent: u64,
     /// Bytes of requests.
@@ -90,6 +92,9 @@ impl access_log::Record for Record {
         line.address("dst.hbone_addr", inside);
         let service = self.service.as_ref();
         line.known("dst.service", service.map(|s| &s.spec.hostname));
+        if let Some(port) = self.service_port {
+            line.number("dst.service_port", port.into());
+        }
         if let Some(workload) = &destination.workload {
             line.text("dst.workload", &workload.name);
             line.text("dst.namespace", &workload.namespace);
@@ -146,6 +151,7 @@ mod tests {
             },
             hbone_addr: "10.0.0.2:15008".parse().ok(),
             service: None,
+            service_port: None,
             bytes_sent: 7,
             bytes_recv: 9,
             duration: Duration::from_millis(3),

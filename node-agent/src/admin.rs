@@ -7,6 +7,7 @@
 //! | GET | `/v1/status`, `/v1/ready` | the agent |
 //! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services`, `/v1/policies` | what it knows |
 //! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
+//! | GET | `/v1/tap` | what happens from now on, a line of JSON each; see [`tap::query`] |
 //!
 //! Errors are `{"reason": LABEL, "error": TEXT}`.
 
@@ -22,6 +23,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use karst_client::AdsStatus;
 use karst_process::http_server::{Reply, json};
+use karst_process::tap::{self, query::Sees};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -129,6 +131,7 @@ impl Admin {
                 list(policies.iter().map(|p| p.view()).collect::<Vec<_>>())
             }
             "/v1/certificates" => list(self.context.certificates.list()),
+            "/v1/tap" => self.tap(request.uri().query()),
             "/v1/connections" => list(self.snapshot().await.connections),
             "/v1/tunnels" => {
                 let tunnels = self.snapshot().await.tunnels;
@@ -141,6 +144,13 @@ impl Admin {
             }
             _ => problem(StatusCode::NOT_FOUND, "not_found", "no such path"),
         }
+    }
+
+    fn tap(&self, query: Option<&str>) -> Reply {
+        tap::answer(&self.context.tap, Sees::Connections, query, |feed| {
+            // A worker that is ending has nothing to tell.
+            self.workers.broadcast(|| Command::Tap(feed.clone()));
+        })
     }
 
     async fn register(&self, uid: &str, request: Request<Incoming>) -> Reply {
@@ -265,6 +275,7 @@ impl Admin {
                 "changes": install.read().1,
             })),
             "workers": self.workers.0.len(),
+            "tap_subscribers": self.context.tap.subscribers(),
             "access_log_dropped": self.context.access_log.dropped(),
             "bpf_events": kernel.counters().map(|list| {
                 list.into_iter().map(|c| (c.reason.to_owned(), Value::from(c.value))).collect::<serde_json::Map<_, _>>()

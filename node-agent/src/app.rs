@@ -19,6 +19,7 @@ use karst_identity::{
     SpiffeId, WorkloadCertificate,
 };
 use karst_process::http_server::{Reply, reply, serve_tcp, serve_unix};
+use karst_process::tap::Tap;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -191,6 +192,7 @@ impl Agent {
             certificates: Arc::new(manager.clone()) as Arc<dyn Certificates>,
             metrics,
             access_log,
+            tap: Tap::new(vec![("node", config.node_name.clone())]),
         });
         let threads = (0..config.workers)
             .map(|index| worker::spawn(index, Arc::clone(&context)))

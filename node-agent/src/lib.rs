@@ -37,6 +37,7 @@ pub mod sockets;
 pub mod standby;
 pub mod state;
 pub mod takeover;
+mod tap;
 #[cfg(test)]
 mod testing;
 pub mod waypoints;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
 use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment};
 use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
+use karst_process::tap::Tap;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
@@ -161,6 +162,7 @@ pub fn context(kernel: Arc<FakeKernel>, certificates: Arc<FakeCertificates>) -> 
         certificates,
         metrics: Arc::new(Metrics::default()),
         access_log: AccessLog::start(AccessLogFormat::Off).expect("access log"),
+        tap: Tap::new(vec![("node", "test".to_owned())]),
     })
 }
 

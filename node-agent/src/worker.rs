@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use http::HeaderValue;
+use karst_process::tap::Feed;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
 use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection};
 use karst_tunnel::server::{Drain, ServerLimits};
@@ -79,6 +80,8 @@ pub enum Command {
     FlushMetrics(oneshot::Sender<()>),
     /// List live connections and tunnels.
     Snapshot(oneshot::Sender<Snapshot>),
+    /// Tell a subscriber of the tap of live connections.
+    Tap(Feed),
     /// Forget cached metric series.
     ForgetSeries,
     /// Take no new connections at all; end after the live ones or at the deadline.
@@ -526,6 +529,10 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
             }
             Command::Snapshot(reply) => {
                 let _ = reply.send(snapshot(&worker, pods.values().chain(&released)));
+            }
+            Command::Tap(feed) => {
+                let live = worker.live.borrow();
+                live.values().for_each(|live| live.tap(&feed));
             }
             Command::ForgetSeries => worker.series.borrow_mut().clear(),
             Command::Shutdown(deadline) => {

@@ -10,6 +10,7 @@
 //! | `/v1/clusters` | backends with their endpoints |
 //! | `/v1/pools` | connections to endpoints |
 //! | `/v1/certificates` | the proxy's own certificate |
+//! | `/v1/tap` | what happens from now on, a line of JSON each; see [`tap::query`] |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use hyper::{Method, Request, StatusCode};
 use karst_client::AdsStatus;
 use karst_identity::CertificateManager;
 use karst_process::http_server::{self, Reply};
+use karst_process::tap::{self, query::Sees};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -62,6 +64,10 @@ impl Admin {
         let page = match request.uri().path() {
             "/v1/status" => self.status(),
             "/v1/ready" => return self.ready(),
+            "/v1/tap" => {
+                let query = request.uri().query();
+                return tap::answer(&self.shared.tap, Sees::Requests, query, drop);
+            }
             "/v1/config" => json!(self.listing.items()),
             "/v1/ports" => self.ports(),
             "/v1/clusters" => self.clusters(),
@@ -114,6 +120,7 @@ impl Admin {
                 "limit": self.shared.max_connections,
             },
             "requests": metrics.requests_active.get(),
+            "tap_subscribers": self.shared.tap.subscribers(),
             "access_log_dropped": self.shared.access_log.dropped(),
         })
     }

@@ -21,6 +21,7 @@ use karst_identity::{
     SpiffeId, Urgency, WorkloadCertificate,
 };
 use karst_process::http_server::{Reply, reply, serve_tcp};
+use karst_process::tap::Tap;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
 use karst_tunnel::settings::HBONE_PORT;
 use tokio::net::TcpListener;
@@ -144,6 +145,7 @@ impl App {
             metrics,
             trusted_hops: config.trusted_hops,
             access_log,
+            tap: Tap::new(reporter(&config)),
             max_connections: max_connections(open_files),
             baggage: Some(baggage(&config)),
             tunnel_port: HBONE_PORT,
@@ -372,6 +374,16 @@ async fn announce(ads: DeltaAds, shared: Arc<Shared>) {
 fn max_connections(open_files: u64) -> usize {
     let most = open_files.saturating_sub(RESERVED_FILES) / 2;
     usize::try_from(most.clamp(1, MAX_CONNECTIONS)).unwrap_or(usize::MAX)
+}
+
+/// What every event of the tap says of this proxy.
+fn reporter(config: &Config) -> Vec<(&'static str, String)> {
+    let gateway = format!("{}/{}", config.gateway_namespace, config.gateway_name);
+    vec![
+        ("node", config.node_name.clone()),
+        ("proxy", gateway),
+        ("proxy.pod", config.pod_name.clone()),
+    ]
 }
 
 fn baggage(config: &Config) -> Baggage {

@@ -40,6 +40,7 @@ pub mod shared;
 pub mod sockets;
 pub mod stream;
 pub mod table;
+mod tap;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;

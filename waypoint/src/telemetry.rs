@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karst_identity::SpiffeId;
+use karst_process::tap::Tap;
+use karst_process::tap::facts::Event;
 
 use crate::access_log::{AccessLog, ConnectionRecord, RequestRecord};
 use crate::authz::{Attributes, Denial, Observed, Outcome};
 use crate::metrics::Metrics;
 use crate::metrics::traffic::{OpenConnection, TrafficCache};
 use crate::reason::Reason;
+use crate::tap;
 
 /// Lines about policies that decide nothing, a worker and second. Clients decide how many there would be; all are
 /// counted.
@@ -47,6 +50,7 @@ impl Budget {
 pub struct Recorder {
     metrics: Arc<Metrics>,
     log: AccessLog,
+    tap: Tap,
     cache: RefCell<TrafficCache>,
     budget: RefCell<Budget>,
 }
@@ -54,11 +58,12 @@ pub struct Recorder {
 impl Recorder {
     /// A recorder for one worker.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, log: AccessLog) -> Rc<Self> {
+    pub fn new(metrics: Arc<Metrics>, log: AccessLog, tap: Tap) -> Rc<Self> {
         let cache = TrafficCache::new(Arc::clone(&metrics.traffic));
         Rc::new(Self {
             metrics,
             log,
+            tap,
             cache: RefCell::new(cache),
             budget: RefCell::new(Budget::new(Instant::now())),
         })
@@ -74,12 +79,18 @@ impl Recorder {
     pub fn request_finished(&self, record: RequestRecord) {
         self.refused(record.reason, record.denial.as_ref());
         self.cache.borrow_mut().request(&record);
+        if self.tap.is_on() {
+            tap::request(&self.tap, &record);
+        }
         self.log.record(&record);
     }
 
     /// A connection below HTTP is established.
     #[must_use]
     pub fn connection_opened(&self, record: &ConnectionRecord) -> OpenConnection {
+        if self.tap.is_on() {
+            tap::connection(&self.tap, Event::Opened, record);
+        }
         self.cache.borrow_mut().opened(record)
     }
 
@@ -87,6 +98,9 @@ impl Recorder {
     pub fn connection_finished(&self, record: ConnectionRecord, mut open: OpenConnection) {
         open.total(record.bytes_received, record.bytes_sent);
         self.refused(record.reason, record.denial.as_ref());
+        if self.tap.is_on() {
+            tap::connection(&self.tap, Event::Closed, &record);
+        }
         self.log.record(&record);
     }
 
@@ -94,6 +108,9 @@ impl Recorder {
     pub fn connection_refused(&self, record: ConnectionRecord) {
         self.refused(record.reason, record.denial.as_ref());
         self.cache.borrow_mut().failed(&record);
+        if self.tap.is_on() {
+            tap::connection(&self.tap, Event::Refused, &record);
+        }
         self.log.record(&record);
     }
 

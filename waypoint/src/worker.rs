@@ -125,7 +125,11 @@ impl Worker {
     /// A worker without listeners. Must run inside a `LocalSet`.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
-        let recorder = Recorder::new(Arc::clone(&shared.metrics), shared.access_log.clone());
+        let recorder = Recorder::new(
+            Arc::clone(&shared.metrics),
+            shared.access_log.clone(),
+            shared.tap.clone(),
+        );
         let identity = {
             let shared = Arc::clone(&shared);
             Rc::new(move || (shared.certificate)())

@@ -99,8 +99,8 @@ impl Tap {
         self.0.live.load(Ordering::Relaxed) != 0
     }
 
-    /// Offers an event to everybody whose selector takes it. `record` is called if there is somebody, once.
-    pub fn publish<R: Record>(&self, facts: &Facts<'_>, record: impl FnOnce() -> R) {
+    /// Offers an event to everybody whose selector takes it. `record` is formatted if there is somebody, once.
+    pub fn publish(&self, facts: &Facts<'_>, record: &impl Record) {
         let queues = self.0.queues.load();
         let now = Instant::now();
         let mut wanted = queues
@@ -110,7 +110,7 @@ impl Tap {
         if wanted.peek().is_none() {
             return;
         }
-        let line = self.line(facts, &record());
+        let line = self.line(facts, record);
         wanted.for_each(|queue| queue.offer(line.clone(), &self.0.counts));
     }
 
@@ -120,7 +120,11 @@ impl Tap {
             ("event", facts.event.as_str()),
             ("verdict", facts.verdict.as_str()),
         ];
-        let reporter = self.0.reporter.iter().map(|(name, value)| (*name, &**value));
+        let reporter = self
+            .0
+            .reporter
+            .iter()
+            .map(|(name, value)| (*name, &**value));
         append_event(
             &mut line,
             SystemTime::now(),

@@ -71,6 +71,7 @@ impl Collector for NodeMetrics {
         let dropped = self.context.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
         out.counter("karst_access_log_dropped", help, dropped)?;
+        self.context.tap.encode(&mut out)?;
         out.process()
     }
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use karst_bpf_common::Ip;
 use karst_bpf_common::policy::{Attributes, Identity};
+use karst_process::tap::Feed;
+use karst_process::tap::facts::Event;
 use karst_tunnel::relay::RelayEnd;
 use karst_tunnel::{Counters, TlsInfo};
 use serde::Serialize;
@@ -24,6 +26,7 @@ use crate::reason::Reason;
 use crate::state::endpoint::LiveGuard;
 use crate::state::policy::{Denial, Effective};
 use crate::state::service::Service;
+use crate::tap;
 use crate::waypoints::Waypoints;
 use crate::worker::Worker;
 
@@ -86,6 +89,8 @@ pub struct Flow {
     pub hbone_addr: Option<SocketAddr>,
     /// Service that was dialled.
     pub service: Option<Arc<Service>>,
+    /// Port of that service, which its endpoints may have under another number.
+    pub service_port: Option<u16>,
     /// Protection between the agents.
     pub security: Security,
     /// What a policy would have refused that only watches.
@@ -106,6 +111,7 @@ impl Flow {
             destination: Party::default(),
             hbone_addr: None,
             service: None,
+            service_port: None,
             security: Security::Unknown,
             dry_run: None,
             outside: None,
@@ -171,12 +177,15 @@ impl Flow {
             error = refused.error.as_deref(),
             "connection refused"
         );
-        if worker.access_log.is_on() {
+        let tapped = context.tap.is_on();
+        if tapped || worker.access_log.is_on() {
             let (duration, bytes) = (self.started.elapsed(), (0, 0));
             let end = Some(refused);
-            worker
-                .access_log
-                .record(&self.record(duration, bytes, None, end));
+            let record = self.record(duration, bytes, None, end);
+            if tapped {
+                tap::publish(&context.tap, Event::Refused, &record);
+            }
+            worker.access_log.record(&record);
         }
     }
 
@@ -203,6 +212,10 @@ impl Flow {
             cut_because: Cell::default(),
         });
         let id = worker.track(Rc::clone(&live));
+        let tap = &worker.context.tap;
+        if tap.is_on() {
+            tap::publish(tap, Event::Opened, &live.record());
+        }
         Connection {
             worker: Rc::clone(worker),
             live,
@@ -229,6 +242,7 @@ impl Flow {
             destination: self.destination,
             hbone_addr: self.hbone_addr,
             service: self.service,
+            service_port: self.service_port,
             bytes_sent,
             bytes_recv,
             duration,
@@ -327,6 +341,19 @@ impl Live {
             now.0.saturating_sub(before.0),
             now.1.saturating_sub(before.1),
         );
+    }
+
+    /// What is known so far.
+    fn record(&self) -> Record {
+        let flow = self.flow.clone();
+        let duration = flow.started.elapsed();
+        flow.record(duration, self.bytes(), self.tls.clone(), None)
+    }
+
+    /// Tells a subscriber of it.
+    pub fn tap(&self, feed: &Feed) {
+        let record = self.record();
+        feed.offer(&tap::facts(Event::Live, &record), &record);
     }
 
     /// For the admin socket.
@@ -448,16 +475,20 @@ impl Connection {
         self.live.flush();
         self.live.series.closed();
         let log = &self.worker.access_log;
-        if log.is_on() {
+        let tap = &self.worker.context.tap;
+        let tapped = tap.is_on();
+        if tapped || log.is_on() {
             let live = &self.live;
             let duration = live.flow.started.elapsed();
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
-            log.record(
-                &live
-                    .flow
-                    .clone()
-                    .record(duration, live.bytes(), live.tls.clone(), end),
-            );
+            let record = live
+                .flow
+                .clone()
+                .record(duration, live.bytes(), live.tls.clone(), end);
+            if tapped {
+                tap::publish(tap, Event::Closed, &record);
+            }
+            log.record(&record);
         }
     }
 }

@@ -100,6 +100,7 @@ async fn open(
     let found = local.source().destination(original)?;
     if let Destination::Service(service) | Destination::Outside(service) = &found {
         flow.service = Some(Arc::clone(service));
+        flow.service_port = Some(original.port());
     }
     if !found.is_inside() {
         flow.outside = Some(Box::new(original));

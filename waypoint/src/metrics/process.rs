@@ -45,6 +45,7 @@ impl Collector for ProcessMetrics {
         let dropped = self.shared.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
         out.counter("karst_access_log_dropped", help, dropped)?;
+        self.shared.tap.encode(&mut out)?;
         out.process()
     }
 }

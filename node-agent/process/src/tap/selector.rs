@@ -56,14 +56,8 @@ enum Place {
     Identity(String),
     Address(IpAddr, Option<u16>),
     Namespace(String),
-    Workload {
-        namespace: String,
-        name: Name,
-    },
-    Service {
-        host: String,
-        port: Option<u16>,
-    },
+    Workload { namespace: String, name: Name },
+    Service { host: String, port: Option<u16> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +101,8 @@ impl Selector {
             }
             "policy" if !value.is_empty() => self.policies.push(value.to_owned()),
             "method" => {
-                let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+                let token =
+                    |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
                 if value.is_empty() || !value.bytes().all(token) {
                     return Err(invalid("no method of HTTP looks like this"));
                 }
@@ -118,8 +113,8 @@ impl Selector {
             }
             "path" => return Err(invalid("a path begins with / and has no query")),
             "status" => {
-                let statuses = statuses(value)
-                    .ok_or_else(|| invalid("write it as 404, 5xx or 400-499"))?;
+                let statuses =
+                    statuses(value).ok_or_else(|| invalid("write it as 404, 5xx or 400-499"))?;
                 self.statuses.push(statuses);
             }
             "min_duration_ms" => {
@@ -235,7 +230,10 @@ fn one_of<T>(alternatives: &[T], holds: impl Fn(&T) -> bool) -> bool {
 
 /// Whether a policy `NAMESPACE/NAME` is meant by `asked`, which may be its name alone.
 fn is_named(policy: &str, asked: &str) -> bool {
-    policy == asked || policy.rsplit_once('/').is_some_and(|(_, name)| name == asked)
+    policy == asked
+        || policy
+            .rsplit_once('/')
+            .is_some_and(|(_, name)| name == asked)
 }
 
 /// `404`, `5xx` or `400-499`. 0 is what a client has that went before the answer.
@@ -335,6 +333,7 @@ fn is_host(service: &Service<'_>, host: &str) -> bool {
 }
 
 fn is_dns(text: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
     !text.is_empty() && text.len() <= 253 && text.bytes().all(fits)
 }

@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Interval, MissedTickBehavior, Sleep};
 
+use super::Tap;
 use super::facts::Facts;
 use super::queue::Queue;
-use super::Tap;
 use crate::access_log::Record;
 
 /// Events written at once. They go out as one chunk.
@@ -190,11 +190,10 @@ pub struct Feed {
 
 impl Feed {
     /// Offers what is there, if the subscriber wants it.
-    pub fn offer<R: Record>(&self, facts: &Facts<'_>, record: impl FnOnce() -> R) {
+    pub fn offer(&self, facts: &Facts<'_>, record: &impl Record) {
         if self.queue.wants(facts) {
-            let line = self.tap.line(facts, &record());
+            let line = self.tap.line(facts, record);
             self.queue.offer(line, &self.tap.0.counts);
         }
     }
 }
-
