@@ -1,6 +1,7 @@
 //! The command line.
 
 mod cluster;
+mod live;
 mod objects;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use cluster::{Check, DryRun, Install, Kubernetes, Uninstall, ValueArgs};
+pub use live::{EventKind, Selectors, Sources, Tap, TapOutput, Top};
 pub use objects::{Analyze, Explain, Objects, Threshold};
 
 /// Installs, checks and sees into a Karst mesh.
@@ -41,6 +43,10 @@ pub enum Command {
     Analyze(Analyze),
     /// Show what is on a node.
     Inspect(Inspect),
+    /// Follow connections and requests as they come.
+    Tap(Box<Tap>),
+    /// Show who talks to whom, how much and how well, as it changes.
+    Top(Box<Top>),
     /// Print the version.
     Version,
 }

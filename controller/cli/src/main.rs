@@ -12,7 +12,10 @@
 //! `karst explain` and `analyze` feed Kubernetes objects, of a cluster or of manifests ([`source`]), to the
 //! controller's own index, and what comes out to the very code that decides in agents and proxies.
 //!
-//! Start with [`inspect::run`], [`install::run`], [`check::run`], [`explain::run`] or [`analyze::run`].
+//! `karst tap` and `top` follow what agents and waypoints see now.
+//!
+//! Start with [`inspect::run`], [`install::run`], [`check::run`], [`explain::run`], [`analyze::run`], [`tap::run`] or
+//! [`top::run`].
 
 mod admin;
 mod analyze;
@@ -28,8 +31,10 @@ mod kernel;
 mod source;
 mod style;
 mod table;
+mod tap;
 #[cfg(test)]
 mod testing;
+mod top;
 mod uninstall;
 mod words;
 
@@ -64,6 +69,11 @@ fn main() -> ExitCode {
             let json = args.output.is_json();
             (analyze::run(&args), json)
         }
+        Command::Tap(args) => {
+            let json = args.output == args::TapOutput::Json;
+            (tap::run(&args), json)
+        }
+        Command::Top(args) => (top::run(&args), false),
         Command::Check(args) => {
             let json = args.output.is_json();
             (check::run(&args), json)

@@ -369,6 +369,7 @@ impl Live {
             dst: PartyView::new(&flow.destination),
             hbone_addr: flow.hbone_addr,
             service: flow.service.as_ref().map(|s| Arc::clone(&s.spec.hostname)),
+            service_port: flow.service_port,
             connection_security_policy: flow.security.as_str(),
             tls: self.tls.clone(),
             bytes_sent,
@@ -395,6 +396,8 @@ pub struct ConnectionView {
     pub hbone_addr: Option<SocketAddr>,
     /// Host name of the service that was dialled.
     pub service: Option<Arc<str>>,
+    /// Port of that service.
+    pub service_port: Option<u16>,
     /// `mutual_tls` or `unknown`.
     pub connection_security_policy: &'static str,
     /// What was negotiated.
