@@ -150,3 +150,7 @@ where
         });
     }
 }
+
+#[cfg(test)]
+#[path = "http_server/tests.rs"]
+mod tests;

@@ -530,6 +530,12 @@ impl Lab {
             .context("running karst")
     }
 
+    /// The command that runs the user's CLI (`karst ARGS`) against a node's agent.
+    pub fn cli_command(&self, node: &str, args: &[&str]) -> Result<Command> {
+        self.read()?.node_number(node)?;
+        mesh::cli(&self.paths, node, args)
+    }
+
     /// The command that runs the user's CLI (`karst inspect ARGS`) against a node.
     pub fn inspect_command(&self, node: &str, args: &[&str]) -> Result<Command> {
         self.read()?.node_number(node)?;

@@ -240,13 +240,15 @@ pub fn agent_metrics(paths: &Paths, node: &str) -> Result<String> {
     admin::get_in(&paths.host_netns(node), AGENT_METRICS, "/metrics")
 }
 
-/// The user's CLI against one node.
+/// `karst inspect` against one node.
 pub fn inspect(paths: &Paths, node: &str, args: &[&str]) -> Result<Command> {
+    cli(paths, node, &[&["inspect"], args].concat())
+}
+
+/// The user's CLI against one node.
+pub fn cli(paths: &Paths, node: &str, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(HELPER.binary("karst")?);
-    command
-        .arg("inspect")
-        .args(args)
-        .arg(format!("--node={node}"));
+    command.args(args).arg(format!("--node={node}"));
     command.arg(format!("--bpffs-root={}", paths.bpffs_root().display()));
     command.arg(format!(
         "--admin-socket={}",

@@ -10,6 +10,7 @@ mod evidence;
 mod kernel;
 pub mod scenario;
 pub mod shop;
+pub mod tmux;
 mod world;
 
 pub use chat::Chat;

@@ -32,6 +32,7 @@ const TOOLS: &[Tool] = &[
     tool("make", "make", Need::Toolchain),
     tool("ip", "iproute2", Need::Lab),
     tool("mount", "mount", Need::Lab),
+    tool("tmux", "tmux", Need::Lab),
     tool("nginx", "nginx-light", Need::Demo),
     tool("redis-server", "redis-server", Need::Demo),
     tool("redis-cli", "redis-tools", Need::Demo),

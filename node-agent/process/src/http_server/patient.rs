@@ -87,3 +87,41 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::{Instant, sleep};
+
+    use super::Patient;
+
+    const LIMIT: Duration = Duration::from_secs(3);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let (stream, _peer) = duplex(8);
+        let mut patient = Patient::new(stream, LIMIT);
+        let began = Instant::now();
+        let error = patient.write_all(&[0; 20]).await.expect_err("nobody reads");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert_eq!(began.elapsed(), LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_peer_is_not() {
+        let (stream, mut peer) = duplex(8);
+        let mut patient = Patient::new(stream, LIMIT);
+        let reading = tokio::spawn(async move {
+            let mut taken = 0;
+            while taken < 40 {
+                sleep(LIMIT / 2).await;
+                taken += peer.read(&mut [0; 8]).await.expect("reads");
+            }
+        });
+        patient.write_all(&[0; 40]).await.expect("slow, and read");
+        reading.await.expect("no panic");
+    }
+}

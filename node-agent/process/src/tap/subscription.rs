@@ -88,6 +88,11 @@ impl Subscription {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn totals_for_tests(&self) -> [u64; 3] {
+        self.queue.totals()
+    }
+
     fn started(&self) -> Bytes {
         let query = self.queue.query();
         let mut line = json!({
