@@ -59,6 +59,10 @@ fn verdict(reason: Option<Reason>, denial: Option<&Denial>) -> Verdict {
         None => Verdict::Allowed,
         Some(_) if denial.is_some() => Verdict::Denied,
         Some(reason) if is_denial(reason.as_str()) => Verdict::Denied,
+        // A filter of the route has answered, as it should.
+        Some(reason) if matches!(reason.as_str(), "redirect" | "cors_preflight") => {
+            Verdict::Allowed
+        }
         Some(_) => Verdict::Failed,
     }
 }
