@@ -219,8 +219,9 @@ impl Printer {
             }
             Some(Line::Notice(notice)) => self.notice(index, &notice),
             None => {
-                let text = "a line that this command does not understand was left out; is the source of another version?";
-                anstream::eprintln!("{}", paint(WARN, text));
+                say(
+                    "a line that this command does not understand was left out; is the source of another version?",
+                );
                 Ok(Next::More)
             }
         }
@@ -242,13 +243,10 @@ impl Printer {
             say(&text);
         }
         if notice.tap == "ended" {
-            if notice.reason == "time_limit" {
-                if self.left.is_some() || self.output != TapOutput::Json {
-                    say("ended: the time limit is reached (--for)");
-                }
-                return Ok(Next::Enough);
+            match &*notice.reason {
+                "time_limit" => say("ended: the time limit is reached (--for)"),
+                other => say(&format!("ended: {}", event::printable(other))),
             }
-            say(&format!("ended: {}", event::printable(&notice.reason)));
             return Ok(Next::Enough);
         }
         Ok(Next::More)
@@ -257,7 +255,8 @@ impl Printer {
 
 /// Says something about the stream where it does not mix with events.
 fn say(text: &str) {
-    anstream::eprintln!("{}", paint(WARN, text));
+    // Standard error may be closed; there is nobody to tell then.
+    let _ = writeln!(anstream::stderr(), "{}", paint(WARN, text));
 }
 
 #[cfg(test)]
