@@ -56,9 +56,15 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for one worker.
+    /// A recorder for one worker, which nobody can follow live.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, log: AccessLog, tap: Tap) -> Rc<Self> {
+    pub fn new(metrics: Arc<Metrics>, log: AccessLog) -> Rc<Self> {
+        Self::tapped(metrics, log, Tap::new(Vec::new()))
+    }
+
+    /// A recorder for one worker, of which `tap` tells who follows live.
+    #[must_use]
+    pub fn tapped(metrics: Arc<Metrics>, log: AccessLog, tap: Tap) -> Rc<Self> {
         let cache = TrafficCache::new(Arc::clone(&metrics.traffic));
         Rc::new(Self {
             metrics,

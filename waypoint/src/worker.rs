@@ -125,7 +125,7 @@ impl Worker {
     /// A worker without listeners. Must run inside a `LocalSet`.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
-        let recorder = Recorder::new(
+        let recorder = Recorder::tapped(
             Arc::clone(&shared.metrics),
             shared.access_log.clone(),
             shared.tap.clone(),

@@ -30,6 +30,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let upstream = match opened {
         Ok(upstream) => upstream,
         Err(refused) => {
+            flow.source.workload = worker.context.state.workload_at(from.ip());
             flow.refuse(&worker, refused);
             return sockets::reset(stream);
         }

@@ -338,7 +338,7 @@ fn requests_are_told_with_method_path_status_and_route() -> Result<()> {
     let taps = Tapped::waypoint(
         shop,
         &[
-            "",
+            "--max-rps 1000",
             "--method POST",
             "--path /gone",
             "--status 3xx",

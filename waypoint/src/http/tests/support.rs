@@ -20,7 +20,6 @@ use karst_api::{
 };
 use karst_client::{Resource, ResourceHandler as _};
 use karst_identity::SpiffeId;
-use karst_process::tap::Tap;
 use karst_tunnel::server::Drain;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -100,7 +99,7 @@ impl Proxy {
         let metrics = Arc::new(Metrics::default());
         let log = AccessLog::start(AccessLogFormat::Off).unwrap();
         let upstream = Upstream::new(Rc::new(|| None), UpstreamSettings::default());
-        let recorder = Recorder::new(Arc::clone(&metrics), log, Tap::new(Vec::new()));
+        let recorder = Recorder::new(Arc::clone(&metrics), log);
         let server = HttpServer::new(Arc::clone(&tables), upstream, recorder, limits);
         spawn_local(Rc::clone(server.rechecks()).run());
         let store = Store::new(clusters, Arc::clone(&tables));
