@@ -82,7 +82,10 @@ impl Tapped {
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                gathered.lock().expect("lock").push(event);
+                gathered
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(event);
             }
         });
         Ok(Self { running, events })
@@ -113,7 +116,10 @@ impl Tapped {
     }
 
     fn events(&self) -> Vec<Value> {
-        self.events.lock().expect("lock").clone()
+        self.events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits for an event in which these fields have these values.
