@@ -509,6 +509,11 @@ fn fits(screen: &str, columns: usize) -> Result<()> {
     Ok(())
 }
 
+/// The shell shows what was there before, and waits for a command: what is typed earlier may find no echo.
+fn is_shell(screen: &str) -> bool {
+    screen.contains("before") && screen.trim_end().ends_with("shell$")
+}
+
 /// The rate in the row of the client's requests, if the screen has it.
 fn shown_rate(screen: &str) -> Option<f64> {
     let row = screen
@@ -594,11 +599,8 @@ fn top_shows_traffic_at_80_and_200_columns() -> Result<()> {
     })?;
     fits(&screen, 80)?;
     tmux.key("q")?;
-    let screen = tmux.until("before")?;
-    ensure!(
-        !screen.contains("sort OK%") && screen.trim_end().ends_with("shell$"),
-        "{screen}"
-    );
+    let screen = tmux.until_is("the shell as it was", is_shell)?;
+    ensure!(!screen.contains("sort OK%"), "{screen}");
     // It echoes again.
     tmux.enter("echo after=$?")?;
     tmux.until("\nafter=0")?;
@@ -621,7 +623,7 @@ fn the_terminal_is_restored_when_top_is_ended() -> Result<()> {
     let pid = std::fs::read_to_string(&file)?;
     let killed = Command::new("kill").args(["-TERM", pid.trim()]).status()?;
     ensure!(killed.success(), "no such process: {pid}");
-    let screen = tmux.until("before")?;
+    let screen = tmux.until_is("the shell as it was", is_shell)?;
     ensure!(!screen.contains("karst top  node1"), "{screen}");
     tmux.enter("echo after=$?")?;
     tmux.until("\nafter=0")?;
@@ -637,7 +639,9 @@ fn colours_are_for_terminals() -> Result<()> {
         let tmux = Tmux::open(columns, 24)?;
         let command = typed(&on_waypoint(shop, "tap -n 5")?);
         tmux.enter(&command)?;
-        tmux.until("ALLOWED wp  GET")?;
+        tmux.until_is("events", |screen| {
+            screen.contains("ALLOWED wp  GET") && screen.trim_end().ends_with("shell$")
+        })?;
         let green = tmux.coloured()?.matches("\u{1b}[32mALLOWED").count();
         ensure!(green >= 1, "{}", tmux.coloured()?);
         tmux.enter(&format!("clear; NO_COLOR=1 {command}"))?;
