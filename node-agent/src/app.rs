@@ -446,7 +446,9 @@ async fn serve_http(
             let (registry, workers) = (Arc::clone(&registry), workers.clone());
             async move {
                 match request.uri().path() {
-                    "/metrics" | "/stats/prometheus" => scrape(&registry, &workers).await,
+                    "/metrics" | "/stats/prometheus" => {
+                        scrape(&registry, &workers, request.headers()).await
+                    }
                     _ => not_found(),
                 }
             }
@@ -493,7 +495,11 @@ fn not_found() -> Reply {
 
 /// Live connections count their bytes where no other thread looks; a scrape
 /// collects them first.
-async fn scrape(registry: &prometheus_client::registry::Registry, workers: &WorkerSet) -> Reply {
+async fn scrape(
+    registry: &prometheus_client::registry::Registry,
+    workers: &WorkerSet,
+    asked: &http::HeaderMap,
+) -> Reply {
     let mut flushed = Vec::new();
     for worker in &workers.0 {
         let (done, wait) = oneshot::channel();
@@ -508,7 +514,7 @@ async fn scrape(registry: &prometheus_client::registry::Registry, workers: &Work
         }
     };
     let _ = tokio::time::timeout(FLUSH_WAIT, all).await;
-    karst_process::metrics::scrape(registry)
+    karst_process::metrics::scrape(registry, asked)
 }
 
 async fn announce_sync(

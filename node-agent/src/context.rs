@@ -6,7 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use karst_datapath::{Counter, Datapath, DatapathError, EnrolledPod, MapFill, PodAttachment};
+use karst_datapath::{
+    Counter, Datapath, DatapathError, EnrolledPod, MapFill, PodAttachment, ProgramRuns,
+};
 use karst_identity::{
     CertificateManager, CertificateStatus, IdentityError, SpiffeId, Urgency, WorkloadCertificate,
 };
@@ -34,6 +36,8 @@ pub trait Kernel: Send + Sync {
     fn counters(&self) -> Result<Vec<Counter>, DatapathError>;
     /// See [`Datapath::map_fill`].
     fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError>;
+    /// See [`Datapath::program_runs`].
+    fn program_runs(&self) -> Result<Vec<ProgramRuns>, DatapathError>;
 }
 
 /// The datapath of an agent that may have to wait for it: while another agent
@@ -90,6 +94,10 @@ impl Kernel for KernelSlot {
 
     fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError> {
         self.with(Datapath::map_fill)
+    }
+
+    fn program_runs(&self) -> Result<Vec<ProgramRuns>, DatapathError> {
+        self.with(Datapath::program_runs)
     }
 }
 

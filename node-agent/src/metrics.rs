@@ -1,6 +1,7 @@
 //! All metrics of the agent, and how they are gathered for a scrape.
 
 pub mod cni;
+pub mod connections;
 pub mod node;
 pub mod policy;
 pub mod refusals;
@@ -9,10 +10,12 @@ pub mod traffic;
 use std::sync::Arc;
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use cni::{CniCollector, CniMetrics};
+use connections::Connections;
+use karst_process::metrics::handshakes::Handshakes;
+use karst_tunnel::Observer;
 use node::NodeMetrics;
 use policy::PolicyMetrics;
 use refusals::Refusals;
@@ -25,6 +28,10 @@ pub struct Metrics {
     pub traffic: Arc<TrafficMetrics>,
     /// Refusals by reason.
     pub refusals: Arc<Refusals>,
+    /// Times of connections, and pools of tunnels, by worker.
+    pub connections: Arc<Connections>,
+    /// TLS handshakes of tunnels.
+    pub handshakes: Arc<Handshakes>,
     /// Denials by policy.
     pub policies: Arc<PolicyMetrics>,
     /// Accepts that failed for lack of file descriptors or memory.
@@ -42,6 +49,7 @@ impl Metrics {
     pub fn registry(&self, node: NodeMetrics) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&self.traffic)));
+        registry.register_collector(Box::new(Arc::clone(&self.connections)));
         registry.register_collector(Box::new(Arc::clone(&self.refusals)));
         registry.register_collector(Box::new(Arc::clone(&self.policies)));
         registry.register_collector(Box::new(node));
@@ -60,11 +68,12 @@ impl Metrics {
             help,
             self.certificates_failed.clone(),
         );
-        let build = vec![
-            ("component".to_owned(), "karst-node-agent".to_owned()),
-            ("tag".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ];
-        registry.register("istio_build", "Version of this agent", Info::new(build));
         registry
+    }
+
+    /// Tells [`Self::handshakes`].
+    pub fn observer(&self) -> Observer {
+        let handshakes = Arc::clone(&self.handshakes);
+        Observer::new(move |one| handshakes.count(one.side.as_str(), one.outcome, one.took))
     }
 }

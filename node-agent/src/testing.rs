@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
-use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment};
+use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment, ProgramRuns};
 use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -99,6 +99,14 @@ impl Kernel for FakeKernel {
 
     fn set_source(&self, _: BorrowedFd<'_>, _: SocketAddr) -> Result<(), DatapathError> {
         Ok(())
+    }
+
+    fn program_runs(&self) -> Result<Vec<ProgramRuns>, DatapathError> {
+        Ok(vec![ProgramRuns {
+            program: "connect4".to_owned(),
+            count: 4,
+            nanoseconds: 2_000_000_000,
+        }])
     }
 
     fn counters(&self) -> Result<Vec<Counter>, DatapathError> {

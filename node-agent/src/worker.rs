@@ -16,7 +16,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use http::HeaderValue;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
-use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection};
+use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection, PoolLevels};
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::context::Context;
 use crate::egress::Egress;
+use crate::metrics::connections::WorkerMetrics;
 use crate::metrics::traffic::{Parties, Series, SeriesCache};
 use crate::pod::Pod;
 use crate::proxy::accept::{Gate, Stop, accept_loop};
@@ -75,7 +76,7 @@ pub enum Command {
     HandOver,
     /// Let go of pooled tunnels that the mesh state or the certificates no longer justify.
     Retain,
-    /// Add the bytes of live connections to the metrics, then answer.
+    /// Add the bytes of live connections and the fill of pools to the metrics, then answer.
     FlushMetrics(oneshot::Sender<()>),
     /// List live connections and tunnels.
     Snapshot(oneshot::Sender<Snapshot>),
@@ -130,6 +131,8 @@ pub struct Worker {
     pub context: Arc<Context>,
     /// Where connections of this worker are logged.
     pub access_log: AccessLog,
+    /// What this worker counts for itself.
+    pub metrics: Arc<WorkerMetrics>,
     series: RefCell<SeriesCache>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     next_id: Cell<u64>,
@@ -148,6 +151,7 @@ impl Worker {
         Rc::new(Self {
             series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
             access_log: context.access_log.clone(),
+            metrics: context.metrics.connections.worker(),
             context,
             live: RefCell::default(),
             next_id: Cell::new(0),
@@ -221,8 +225,14 @@ impl LocalPod {
             egress: Cell::new(pod.egress),
             pod,
             worker: Rc::clone(worker),
-            pool: Pool::new(PoolConfig::default()),
-            limits: ServerLimits::new(MAX_TUNNELS),
+            pool: Pool::new(PoolConfig {
+                handshakes: worker.context.metrics.observer(),
+                ..PoolConfig::default()
+            }),
+            limits: ServerLimits {
+                handshakes: worker.context.metrics.observer(),
+                ..ServerLimits::new(MAX_TUNNELS)
+            },
             drain: watch::Sender::new(Drain::Running),
             stop_plain: CancellationToken::new(),
             stop_hbone: CancellationToken::new(),
@@ -521,6 +531,10 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
             Command::Retain => pods.values().chain(&released).for_each(|p| p.retain()),
             Command::FlushMetrics(done) => {
                 worker.live.borrow().values().for_each(|live| live.flush());
+                let pools = pods.values().chain(&released).map(|p| p.pool.levels());
+                worker
+                    .metrics
+                    .pools(pools.fold(PoolLevels::default(), PoolLevels::and));
                 // The asker may have given up waiting.
                 let _ = done.send(());
             }

@@ -266,7 +266,9 @@ impl App {
             "metrics port",
             move |request| {
                 let answer = match request.uri().path() {
-                    "/metrics" | "/stats/prometheus" => karst_process::metrics::scrape(&registry),
+                    "/metrics" | "/stats/prometheus" => {
+                        karst_process::metrics::scrape(&registry, request.headers())
+                    }
                     _ => not_found(),
                 };
                 std::future::ready(answer)

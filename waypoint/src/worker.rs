@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use karst_tunnel::pool::PoolConnection;
+use karst_tunnel::pool::PoolConfig;
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -133,6 +134,10 @@ impl Worker {
         let settings = UpstreamSettings {
             tunnel_port: shared.tunnel_port,
             baggage: shared.baggage.clone(),
+            tunnel: PoolConfig {
+                handshakes: shared.metrics.observer(),
+                ..PoolConfig::default()
+            },
             ..UpstreamSettings::default()
         };
         let upstream = Upstream::new(identity, settings);
@@ -147,12 +152,16 @@ impl Worker {
             },
         );
         spawn_local(Rc::clone(http.rechecks()).run());
+        let tunnels = ServerLimits {
+            handshakes: shared.metrics.observer(),
+            ..ServerLimits::new(MAX_TUNNELS)
+        };
         Rc::new(Self {
             shared,
             recorder,
             upstream,
             http,
-            tunnels: ServerLimits::new(MAX_TUNNELS),
+            tunnels,
             drain: watch::Sender::new(Drain::Running),
             stop_mesh: CancellationToken::new(),
             ports: RefCell::default(),

@@ -25,6 +25,7 @@ mod object;
 pub mod passing;
 mod pins;
 mod pods;
+mod runs;
 mod sockets;
 mod sys;
 
@@ -33,3 +34,4 @@ pub use error::DatapathError;
 pub use karst_bpf_common::LAYOUT_VERSION;
 pub use node::Datapath;
 pub use object::verify_object;
+pub use runs::ProgramRuns;

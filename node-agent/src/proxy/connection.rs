@@ -190,6 +190,8 @@ impl Flow {
     ) -> Connection {
         let series = worker.series(&self.parties());
         series.opened();
+        let direction = self.direction;
+        worker.metrics.established(direction, self.started.elapsed());
         if let Some(denial) = &self.dry_run {
             worker.context.metrics.policies.denied(denial, Mode::DryRun);
         }
@@ -445,12 +447,13 @@ impl Connection {
             policies.denied(denial, Mode::Enforced);
         }
         self.worker.untrack(self.id);
-        self.live.flush();
-        self.live.series.closed();
+        let live = &self.live;
+        live.flush();
+        live.series.closed();
+        let duration = live.flow.started.elapsed();
+        self.worker.metrics.ended(live.flow.direction, duration);
         let log = &self.worker.access_log;
         if log.is_on() {
-            let live = &self.live;
-            let duration = live.flow.started.elapsed();
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
             log.record(
                 &live

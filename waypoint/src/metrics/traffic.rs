@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 use karst_identity::SpiffeId;
 
-use super::histogram::{BYTES, Histogram, MILLISECONDS};
+use karst_process::metrics::histogram::{BYTES, Histogram, MILLISECONDS};
 use crate::access_log::{ConnectionRecord, Destination, Reporter, RequestRecord, Spoken};
 use crate::client::SourceWorkload;
 

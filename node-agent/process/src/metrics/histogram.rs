@@ -1,16 +1,17 @@
 //! A histogram over fixed bounds, counted without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Bounds, in the unit that is observed, and what a unit is in the unit that is shown.
 #[derive(Debug)]
-pub(super) struct Scale {
+pub struct Scale {
     bounds: &'static [u64],
     unit: f64,
 }
 
 /// Times: observed in microseconds, shown in milliseconds. Bounds as Istio's.
-pub(super) static MILLISECONDS: Scale = Scale {
+pub static MILLISECONDS: Scale = Scale {
     bounds: &[
         500,
         1_000,
@@ -35,8 +36,39 @@ pub(super) static MILLISECONDS: Scale = Scale {
     unit: 0.001,
 };
 
+/// Times until something is set up: observed in microseconds, shown in seconds, from a tenth of a millisecond to the
+/// longest that any of our limits allows.
+pub static SETUP_SECONDS: Scale = Scale {
+    bounds: &[
+        100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+        1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000,
+    ],
+    unit: 0.000_001,
+};
+
+/// How long something lasts that may last for days: observed in microseconds, shown in seconds.
+pub static LIFETIME_SECONDS: Scale = Scale {
+    bounds: &[
+        1_000,
+        5_000,
+        25_000,
+        100_000,
+        500_000,
+        1_000_000,
+        5_000_000,
+        30_000_000,
+        60_000_000,
+        300_000_000,
+        1_800_000_000,
+        3_600_000_000,
+        21_600_000_000,
+        86_400_000_000,
+    ],
+    unit: 0.000_001,
+};
+
 /// Sizes of bodies, bytes.
-pub(super) static BYTES: Scale = Scale {
+pub static BYTES: Scale = Scale {
     bounds: &[
         0,
         100,
@@ -53,7 +85,7 @@ pub(super) static BYTES: Scale = Scale {
 
 /// Counts of observations by bucket.
 #[derive(Debug)]
-pub(super) struct Histogram {
+pub struct Histogram {
     scale: &'static Scale,
     sum: AtomicU64,
     /// One for each bound, and one for what is above all.
@@ -61,15 +93,20 @@ pub(super) struct Histogram {
 }
 
 /// What a histogram says at one moment.
-pub(super) struct Reading {
-    pub(super) sum: f64,
-    pub(super) count: u64,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// Of all that was observed, in the unit that is shown.
+    pub sum: f64,
+    /// How often.
+    pub count: u64,
     /// Upper bound and observations between it and the one before.
-    pub(super) buckets: Vec<(f64, u64)>,
+    pub buckets: Vec<(f64, u64)>,
 }
 
 impl Histogram {
-    pub(super) fn new(scale: &'static Scale) -> Self {
+    /// An empty one.
+    #[must_use]
+    pub fn new(scale: &'static Scale) -> Self {
         let buckets = (0..=scale.bounds.len()).map(|_| AtomicU64::new(0));
         Self {
             scale,
@@ -78,7 +115,8 @@ impl Histogram {
         }
     }
 
-    pub(super) fn observe(&self, value: u64) {
+    /// Counts a value, in the unit that is observed.
+    pub fn observe(&self, value: u64) {
         let index = self.scale.bounds.partition_point(|bound| *bound < value);
         if let Some(bucket) = self.buckets.get(index) {
             bucket.fetch_add(1, Ordering::Relaxed);
@@ -86,11 +124,18 @@ impl Histogram {
         self.sum.fetch_add(value, Ordering::Relaxed);
     }
 
+    /// Counts a time, where microseconds are observed.
+    pub fn observe_time(&self, time: Duration) {
+        self.observe(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// What has been observed so far.
+    #[must_use]
     #[expect(
         clippy::cast_precision_loss,
         reason = "a metric is shown as a floating point number"
     )]
-    pub(super) fn read(&self) -> Reading {
+    pub fn read(&self) -> Reading {
         let bounds = self
             .scale
             .bounds
@@ -108,9 +153,38 @@ impl Histogram {
     }
 }
 
+impl Reading {
+    /// Adds what another histogram of the same scale says.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.sum += other.sum;
+        self.count += other.count;
+        for (bucket, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            bucket.1 += more.1;
+        }
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Histogram, MILLISECONDS};
+    use super::{Histogram, MILLISECONDS, SETUP_SECONDS};
+
+    #[test]
+    fn readings_of_workers_add_up() {
+        let (one, two) = (
+            Histogram::new(&SETUP_SECONDS),
+            Histogram::new(&SETUP_SECONDS),
+        );
+        one.observe(200);
+        two.observe(200);
+        two.observe(4_000_000_000);
+        let sum = one.read().and(&two.read());
+        assert_eq!(sum.count, 3);
+        assert!((sum.sum - 4000.0004).abs() < 1e-6, "{}", sum.sum);
+        assert_eq!(sum.buckets[1], (0.000_25, 2));
+        assert_eq!(sum.buckets.last(), Some(&(f64::MAX, 1)));
+    }
 
     #[test]
     fn a_value_on_a_bound_belongs_below_it() {
