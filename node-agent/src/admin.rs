@@ -6,6 +6,7 @@
 //! | DELETE | `/v1/sandboxes/{pod uid}` | it is gone |
 //! | GET | `/v1/status`, `/v1/ready` | the agent |
 //! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services`, `/v1/policies` | what it knows |
+//! | GET, PUT | `/v1/logging` | the level of the program's log; `?level=LEVEL[&for=DURATION]` sets it |
 //! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
 //!
 //! Errors are `{"reason": LABEL, "error": TEXT}`.
@@ -22,6 +23,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use karst_client::AdsStatus;
 use karst_process::http_server::{Reply, json};
+use karst_process::logging;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -111,6 +113,9 @@ impl Admin {
                 Method::DELETE => self.unregister(uid).await,
                 _ => method_not_allowed(),
             };
+        }
+        if path == "/v1/logging" {
+            return logging::page(&method, request.uri().query());
         }
         if method != Method::GET {
             return method_not_allowed();

@@ -176,7 +176,10 @@ impl Agent {
         places: DatapathConfig,
     ) -> Result<Self, AppError> {
         let kernel = Arc::<KernelSlot>::default();
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics {
+            without_traffic: config.without_traffic_metrics,
+            ..Metrics::default()
+        });
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
         let manager = CertificateManager::new(
             Arc::new(GrpcCa::new(ca_config(config))),

@@ -24,6 +24,9 @@ use traffic::TrafficMetrics;
 /// Counters the data plane writes.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Workers do not count connections and requests in [`Self::traffic`] and the histograms beside it: for
+    /// measuring what that costs.
+    pub without_traffic: bool,
     /// Istio's TCP metrics.
     pub traffic: Arc<TrafficMetrics>,
     /// Refusals by reason.

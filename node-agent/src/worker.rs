@@ -32,7 +32,7 @@ use crate::pod::Pod;
 use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::target::Source;
-use crate::proxy::{inbound, outbound, plaintext};
+use crate::proxy::{Direction, inbound, outbound, plaintext};
 use crate::sockets::{self, Listeners, Listening};
 use crate::state::READY_WAIT;
 use crate::state::policy::{Cache, Effective};
@@ -134,6 +134,8 @@ pub struct Worker {
     /// What this worker counts for itself.
     pub metrics: Arc<WorkerMetrics>,
     series: RefCell<SeriesCache>,
+    /// Takes what is not to be counted.
+    uncounted: Option<Arc<Series>>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     next_id: Cell<u64>,
 }
@@ -149,6 +151,7 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     pub(crate) fn new(context: Arc<Context>) -> Rc<Self> {
         Rc::new(Self {
+            uncounted: context.metrics.without_traffic.then(Series::unseen),
             series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
             access_log: context.access_log.clone(),
             metrics: context.metrics.connections.worker(),
@@ -160,7 +163,24 @@ impl Worker {
 
     /// The metric series of these parties.
     pub fn series(&self, parties: &Parties<'_>) -> Arc<Series> {
-        self.series.borrow_mut().get(parties)
+        match &self.uncounted {
+            None => self.series.borrow_mut().get(parties),
+            Some(series) => Arc::clone(series),
+        }
+    }
+
+    /// A connection was established, `after` it was accepted.
+    pub fn established(&self, direction: Direction, after: impl FnOnce() -> Duration) {
+        if self.uncounted.is_none() {
+            self.metrics.established(direction, after());
+        }
+    }
+
+    /// An established connection has ended, `after` it was accepted.
+    pub fn ended(&self, direction: Direction, after: Duration) {
+        if self.uncounted.is_none() {
+            self.metrics.ended(direction, after);
+        }
     }
 
     /// Adds a live connection; the id is for [`Self::untrack`].

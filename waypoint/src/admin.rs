@@ -1,5 +1,5 @@
-//! What an operator sees: a page of JSON for each question, on loopback. Nothing can be changed here, and keys are
-//! never shown.
+//! What an operator sees: a page of JSON for each question, on loopback. Nothing can be changed here but the level of
+//! the program's log (`PUT`), and keys are never shown.
 //!
 //! | GET | |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | `/v1/ports` | a gateway's ports, and why one is not open |
 //! | `/v1/clusters` | backends with their endpoints |
 //! | `/v1/pools` | connections to endpoints |
+//! | `/v1/logging` | the level of the log; `PUT` with `?level=LEVEL[&for=DURATION]` sets it |
 //! | `/v1/certificates` | the proxy's own certificate |
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use hyper::{Method, Request, StatusCode};
 use karst_client::AdsStatus;
 use karst_identity::CertificateManager;
 use karst_process::http_server::{self, Reply};
+use karst_process::logging;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -56,6 +58,9 @@ pub struct Admin {
 impl Admin {
     /// Answers one request.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+        if request.uri().path() == "/v1/logging" {
+            return logging::page(request.method(), request.uri().query());
+        }
         if request.method() != Method::GET {
             return problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
         }

@@ -119,7 +119,10 @@ struct App {
 
 impl App {
     fn assemble(config: Config, runtime: &Runtime, open_files: u64) -> Result<Self, AppError> {
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics {
+            without_traffic: config.without_traffic_metrics,
+            ..Metrics::default()
+        });
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
         let manager = CertificateManager::new(
             Arc::new(GrpcCa::new(ca_config(&config))),

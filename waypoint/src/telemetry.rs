@@ -73,7 +73,9 @@ impl Recorder {
     /// A request has ended: counted, its reason too, and logged.
     pub fn request_finished(&self, record: RequestRecord) {
         self.refused(record.reason, record.denial.as_ref());
-        self.cache.borrow_mut().request(&record);
+        if !self.metrics.without_traffic {
+            self.cache.borrow_mut().request(&record);
+        }
         self.log.record(&record);
     }
 

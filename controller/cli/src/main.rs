@@ -25,6 +25,7 @@ mod input;
 mod inspect;
 mod install;
 mod kernel;
+mod log_level;
 mod source;
 mod style;
 mod table;
@@ -52,6 +53,10 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => {
             let json = inspect.output.is_json();
             (inspect::run(&inspect), json)
+        }
+        Command::LogLevel(args) => {
+            let json = args.output.is_json();
+            (log_level::run(&args), json)
         }
         Command::Install(args) => (install::run(&args, Intent::Install), false),
         Command::Upgrade(args) => (install::run(&args, Intent::Upgrade), false),

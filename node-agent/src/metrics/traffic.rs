@@ -126,6 +126,12 @@ impl Series {
         }
     }
 
+    /// A series that no scrape shows.
+    pub fn unseen() -> Arc<Self> {
+        let nobody = [Arc::from(""), Arc::from("")];
+        Arc::new(Self::new(Labels(Vec::new()), nobody))
+    }
+
     /// A connection was established.
     pub fn opened(&self) {
         self.opened.fetch_add(1, Ordering::Relaxed);

@@ -191,7 +191,7 @@ impl Flow {
         let series = worker.series(&self.parties());
         series.opened();
         let direction = self.direction;
-        worker.metrics.established(direction, self.started.elapsed());
+        worker.established(direction, || self.started.elapsed());
         if let Some(denial) = &self.dry_run {
             worker.context.metrics.policies.denied(denial, Mode::DryRun);
         }
@@ -451,7 +451,7 @@ impl Connection {
         live.flush();
         live.series.closed();
         let duration = live.flow.started.elapsed();
-        self.worker.metrics.ended(live.flow.direction, duration);
+        self.worker.ended(live.flow.direction, duration);
         let log = &self.worker.access_log;
         if log.is_on() {
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));

@@ -717,6 +717,11 @@ impl Lab {
         mesh::agent_pid(&self.paths, node)?.with_context(|| format!("{node} has no running agent"))
     }
 
+    /// Where the controller serves metrics, as nodes reach it: `HOST:PORT`.
+    pub fn controller_metrics_address(&self) -> String {
+        mesh::controller_metrics()
+    }
+
     /// A node's agent's metrics, as Prometheus text.
     pub fn agent_metrics(&self, node: &str) -> Result<String> {
         mesh::agent_metrics(&self.paths, node)

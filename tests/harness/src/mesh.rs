@@ -41,6 +41,11 @@ pub fn controller_address() -> String {
     format!("{}:{CONTROLLER_PORT}", addresses::wire(CONTROL_HOST).v4)
 }
 
+/// Where the controller serves metrics, `HOST:PORT`.
+pub fn controller_metrics() -> String {
+    format!("{}:15014", addresses::wire(CONTROL_HOST).v4)
+}
+
 fn controller_cgroup(paths: &Paths) -> Result<PathBuf> {
     Ok(cgroup::root()?.join(paths.cgroup()).join(CONTROL))
 }

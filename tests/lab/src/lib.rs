@@ -8,6 +8,7 @@ pub mod attacker;
 mod chat;
 mod evidence;
 mod kernel;
+pub mod prometheus;
 pub mod scenario;
 pub mod shop;
 mod world;

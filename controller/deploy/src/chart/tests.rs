@@ -118,7 +118,7 @@ fn every_object_is_labelled_and_named_once() {
         let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
         assert!(seen.insert(name.clone()), "{name} twice");
     }
-    assert_eq!(objects.len(), 26, "{seen:?}");
+    assert_eq!(objects.len(), 30, "{seen:?}");
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Bounds, in the unit that is observed, and what a unit is in the unit that is shown.
+/// Bounds, in the unit that is observed, and how many of it make one of the unit that is shown.
 #[derive(Debug)]
 pub struct Scale {
     bounds: &'static [u64],
-    unit: f64,
+    per: f64,
 }
 
 /// Times: observed in microseconds, shown in milliseconds. Bounds as Istio's.
@@ -33,7 +33,7 @@ pub static MILLISECONDS: Scale = Scale {
         1_800_000_000,
         3_600_000_000,
     ],
-    unit: 0.001,
+    per: 1e3,
 };
 
 /// Times until something is set up: observed in microseconds, shown in seconds, from a tenth of a millisecond to the
@@ -43,7 +43,7 @@ pub static SETUP_SECONDS: Scale = Scale {
         100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
         1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000,
     ],
-    unit: 0.000_001,
+    per: 1e6,
 };
 
 /// How long something lasts that may last for days: observed in microseconds, shown in seconds.
@@ -64,7 +64,7 @@ pub static LIFETIME_SECONDS: Scale = Scale {
         21_600_000_000,
         86_400_000_000,
     ],
-    unit: 0.000_001,
+    per: 1e6,
 };
 
 /// Sizes of bodies, bytes.
@@ -80,7 +80,7 @@ pub static BYTES: Scale = Scale {
         100_000_000,
         1_000_000_000,
     ],
-    unit: 1.0,
+    per: 1.0,
 };
 
 /// Counts of observations by bucket.
@@ -140,13 +140,13 @@ impl Histogram {
             .scale
             .bounds
             .iter()
-            .map(|bound| *bound as f64 * self.scale.unit);
+            .map(|bound| *bound as f64 / self.scale.per);
         // The library turns the largest number into `+Inf`.
         let bounds = bounds.chain([f64::MAX]);
         let counts = self.buckets.iter().map(|b| b.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
         Reading {
-            sum: self.sum.load(Ordering::Relaxed) as f64 * self.scale.unit,
+            sum: self.sum.load(Ordering::Relaxed) as f64 / self.scale.per,
             count: buckets.iter().map(|(_, count)| count).sum(),
             buckets,
         }
