@@ -174,6 +174,7 @@ mod tests {
             "karst_connection_duration_seconds_sum{direction=\"outbound\"} 7.0",
             "karst_connection_duration_seconds_bucket{le=\"5.0\",direction=\"outbound\"} 0",
             "karst_connection_duration_seconds_bucket{le=\"30.0\",direction=\"outbound\"} 1",
+            "karst_connection_setup_seconds_bucket{le=\"+Inf\",direction=\"outbound\"} 2",
             "karst_tunnel_pool_connections{state=\"active\"} 4",
             "karst_tunnel_pool_streams{state=\"open\"} 10",
             "karst_tunnel_pool_capacity 400",

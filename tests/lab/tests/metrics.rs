@@ -86,6 +86,8 @@ fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
     for _ in 0..20 {
         world.app_ok("mesh/client", &["connect", &server])?;
     }
+    let page = world.at("mesh/server", 8080)?;
+    world.app_ok("mesh/client", &["http", &page])?;
     for _ in 0..10 {
         shop.get("web:80", &[])?;
     }

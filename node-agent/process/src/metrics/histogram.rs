@@ -141,8 +141,8 @@ impl Histogram {
             .bounds
             .iter()
             .map(|bound| *bound as f64 / self.scale.per);
-        // The library turns the largest number into `+Inf`.
-        let bounds = bounds.chain([f64::MAX]);
+        // Without a bucket of that name Prometheus reckons no quantiles.
+        let bounds = bounds.chain([f64::INFINITY]);
         let counts = self.buckets.iter().map(|b| b.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
         Reading {
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(sum.count, 3);
         assert!((sum.sum - 4000.0004).abs() < 1e-6, "{}", sum.sum);
         assert_eq!(sum.buckets[1], (0.000_25, 2));
-        assert_eq!(sum.buckets.last(), Some(&(f64::MAX, 1)));
+        assert_eq!(sum.buckets.last(), Some(&(f64::INFINITY, 1)));
     }
 
     #[test]
