@@ -443,11 +443,23 @@ mod tests {
     fn a_nodes_address_needs_no_brackets() {
         let config = parse(&["--metrics-listen=127.0.0.1:15020,fd00::1:15020,[::1]:15020"]);
         let config = config.expect("valid");
-        let listen: Vec<_> = config.metrics_listen.iter().map(ToString::to_string).collect();
-        assert_eq!(listen, ["127.0.0.1:15020", "[fd00::1]:15020", "[::1]:15020"]);
+        let listen: Vec<_> = config
+            .metrics_listen
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            listen,
+            ["127.0.0.1:15020", "[fd00::1]:15020", "[::1]:15020"]
+        );
         for wrong in ["15020", "10.0.0.1", "node:15020", "fd00::1"] {
             let listen = format!("--metrics-listen={wrong}");
-            let args = ["karst-node-agent", "--node-name=n", "--controller=c:1", &listen];
+            let args = [
+                "karst-node-agent",
+                "--node-name=n",
+                "--controller=c:1",
+                &listen,
+            ];
             assert!(Args::try_parse_from(args).is_err(), "{wrong}");
         }
     }

@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use karst_tunnel::pool::PoolConnection;
 use karst_tunnel::pool::PoolConfig;
+use karst_tunnel::pool::PoolConnection;
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};

@@ -104,7 +104,7 @@ pub struct LogLevel {
     #[arg(long = "for", value_name = "DURATION", requires = "level")]
     pub lasts: Option<String>,
     /// A waypoint's or gateway's admin port, instead of an agent.
-    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["node", "admin_socket"])]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     pub waypoint: Option<std::net::SocketAddr>,
     /// The node, where a machine has several.
     #[arg(long, env = "KARST_NODE_NAME")]

@@ -33,7 +33,10 @@ fn config_map(objects: &[Value], name: &str) -> Option<Value> {
 
 fn rules() -> String {
     let data = config_map(&render(Value::Null, &[]), "karst-alerts").expect("rules");
-    data["karst.rules.yaml"].as_str().expect("a text").to_owned()
+    data["karst.rules.yaml"]
+        .as_str()
+        .expect("a text")
+        .to_owned()
 }
 
 fn dashboards() -> Vec<Value> {
@@ -70,7 +73,10 @@ fn promtool(args: &[&str]) -> (bool, String) {
 /// Names of the alerts.
 fn alerts() -> BTreeSet<String> {
     let rules = yaml::read(&rules()).expect("YAML");
-    let rules = rules["groups"][0]["rules"].as_array().expect("a list").clone();
+    let rules = rules["groups"][0]["rules"]
+        .as_array()
+        .expect("a list")
+        .clone();
     let name = |rule: &Value| rule["alert"].as_str().expect("a name").to_owned();
     let names: BTreeSet<_> = rules.iter().map(name).collect();
     assert_eq!(names.len(), rules.len(), "each once");
@@ -81,7 +87,10 @@ fn alerts() -> BTreeSet<String> {
 fn promtool_takes_the_rules() {
     let (good, text) = promtool(&["check", "rules", "--lint-fatal", "karst.rules.yaml"]);
     assert!(good, "{text}");
-    assert!(text.contains(&format!("{} rules found", alerts().len())), "{text}");
+    assert!(
+        text.contains(&format!("{} rules found", alerts().len())),
+        "{text}"
+    );
 }
 
 #[test]
@@ -114,10 +123,18 @@ fn every_alert_is_tested_both_ways() {
 fn metrics(expression: &str) -> BTreeSet<String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     // What is in quotes is a value of a label.
-    let outside: String = expression.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let outside: String = expression
+        .split('"')
+        .step_by(2)
+        .collect::<Vec<_>>()
+        .join(" ");
     outside
         .split(|c| !is_name(c))
-        .filter(|word| ["karst_", "istio_", "process_"].iter().any(|p| word.starts_with(p)))
+        .filter(|word| {
+            ["karst_", "istio_", "process_"]
+                .iter()
+                .any(|p| word.starts_with(p))
+        })
         .map(ToOwned::to_owned)
         .collect()
 }
@@ -126,11 +143,22 @@ fn metrics(expression: &str) -> BTreeSet<String> {
 fn documented() -> BTreeSet<String> {
     let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ARCHITECTURE.md");
     let document = fs::read_to_string(document).expect("the document");
-    let table = document.split("| Metric | Says |").nth(1).expect("the table");
-    let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+    let table = document
+        .split("| Metric | Says |")
+        .nth(1)
+        .expect("the table");
+    let rows = table
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with('|'));
     rows.flat_map(|row| {
         let first = row.split('|').nth(1).unwrap_or_default();
-        first.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect::<Vec<_>>()
+        first
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(ToOwned::to_owned)
+            .collect::<Vec<_>>()
     })
     .collect()
 }
@@ -140,11 +168,20 @@ fn every_metric_that_is_asked_for_is_documented() {
     let mut asked = BTreeSet::new();
     for dashboard in dashboards() {
         let panels = dashboard["panels"].as_array().expect("panels").clone();
-        for target in panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets")) {
+        for target in panels
+            .iter()
+            .flat_map(|panel| panel["targets"].as_array().expect("targets"))
+        {
             asked.extend(metrics(target["expr"].as_str().expect("an expression")));
         }
-        let variables = dashboard["templating"]["list"].as_array().expect("a list").clone();
-        for query in variables.iter().filter_map(|v| v["query"]["query"].as_str()) {
+        let variables = dashboard["templating"]["list"]
+            .as_array()
+            .expect("a list")
+            .clone();
+        for query in variables
+            .iter()
+            .filter_map(|v| v["query"]["query"].as_str())
+        {
             asked.extend(metrics(query));
         }
     }
@@ -156,7 +193,9 @@ fn every_metric_that_is_asked_for_is_documented() {
     let documented = documented();
     assert!(documented.len() > 50, "{documented:?}");
     let is_known = |name: &String| {
-        let whole = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let whole = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
         documented.contains(name) || whole.is_some_and(|name| documented.contains(name))
     };
     let unknown: Vec<_> = asked.iter().filter(|name| !is_known(name)).collect();
@@ -171,7 +210,9 @@ fn promtool_takes_the_expressions_of_dashboards() {
             for target in panel["targets"].as_array().expect("targets") {
                 let expression = target["expr"].as_str().expect("an expression");
                 // What Grafana puts in.
-                let filled = expression.replace("$__rate_interval", "5m").replace("$namespace", ".*");
+                let filled = expression
+                    .replace("$__rate_interval", "5m")
+                    .replace("$namespace", ".*");
                 assert!(!filled.contains('$'), "{filled}");
                 expressions.push(json!({"record": "a:b:c", "expr": filled, "labels": {"n": expressions.len().to_string()}}));
             }
@@ -213,21 +254,40 @@ fn dashboards_have_their_own_names_and_panels_do_not_overlap() {
 fn the_operators_objects_are_there_when_asked_for_and_possible() {
     let kinds = |values, api: &[&str]| -> Vec<String> {
         let objects = render(values, api);
-        let theirs = objects.iter().filter(|o| o["apiVersion"] == "monitoring.coreos.com/v1");
-        theirs.map(|o| o["kind"].as_str().expect("a kind").to_owned()).collect()
+        let theirs = objects
+            .iter()
+            .filter(|o| o["apiVersion"] == "monitoring.coreos.com/v1");
+        theirs
+            .map(|o| o["kind"].as_str().expect("a kind").to_owned())
+            .collect()
     };
     let rule = "monitoring.coreos.com/v1/PrometheusRule";
     let monitor = "monitoring.coreos.com/v1/PodMonitor";
-    let on = json!({"monitoring": {"operator": {"enabled": true, "labels": {"release": "prometheus"}}}});
+    let on =
+        json!({"monitoring": {"operator": {"enabled": true, "labels": {"release": "prometheus"}}}});
     assert_eq!(kinds(on.clone(), &[]), <[String; 0]>::default());
-    assert_eq!(kinds(Value::Null, &[rule, monitor]), <[String; 0]>::default());
+    assert_eq!(
+        kinds(Value::Null, &[rule, monitor]),
+        <[String; 0]>::default()
+    );
     assert_eq!(kinds(on.clone(), &[rule]), ["PrometheusRule"]);
-    assert_eq!(kinds(on.clone(), &[rule, monitor]), ["PrometheusRule", "PodMonitor", "PodMonitor"]);
+    assert_eq!(
+        kinds(on.clone(), &[rule, monitor]),
+        ["PrometheusRule", "PodMonitor", "PodMonitor"]
+    );
     let objects = render(on, &[rule, monitor]);
-    let rule = objects.iter().find(|o| o["kind"] == "PrometheusRule").expect("there");
+    let rule = objects
+        .iter()
+        .find(|o| o["kind"] == "PrometheusRule")
+        .expect("there");
     assert_eq!(rule["metadata"]["labels"]["release"], "prometheus");
-    assert_eq!(rule["spec"], yaml::read(&rules()).expect("YAML"), "the same rules");
-    let off = json!({"monitoring": {"dashboards": {"enabled": false}, "alerts": {"enabled": false}}});
+    assert_eq!(
+        rule["spec"],
+        yaml::read(&rules()).expect("YAML"),
+        "the same rules"
+    );
+    let off =
+        json!({"monitoring": {"dashboards": {"enabled": false}, "alerts": {"enabled": false}}});
     assert!(render(off, &[]).iter().all(|o| o["kind"] != "ConfigMap"));
 }
 
@@ -239,8 +299,14 @@ fn agents_are_scraped_where_values_say() {
         found.expect("there")["spec"]["template"].clone()
     };
     let node = agent(Value::Null);
-    assert_eq!(node["metadata"]["annotations"]["prometheus.io/port"], "15020");
-    assert!(node.to_string().contains("127.0.0.1:15020,$(KARST_NODE_ADDRESS):15020"));
+    assert_eq!(
+        node["metadata"]["annotations"]["prometheus.io/port"],
+        "15020"
+    );
+    assert!(
+        node.to_string()
+            .contains("127.0.0.1:15020,$(KARST_NODE_ADDRESS):15020")
+    );
     let loopback = agent(json!({"agent": {"metrics": "loopback"}}));
     assert!(loopback["metadata"].get("annotations").is_none());
     assert!(!loopback.to_string().contains("KARST_METRICS_LISTEN"));

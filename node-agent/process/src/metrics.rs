@@ -182,11 +182,7 @@ impl<'a> Out<'a> {
     /// The text cannot be written.
     pub fn build(&mut self, component: &str, version: &str) -> fmt::Result {
         let labels = vec![("component", component), ("tag", version)];
-        self.gauges(
-            "istio_build",
-            "Version of this component",
-            [(labels, 1)],
-        )
+        self.gauges("istio_build", "Version of this component", [(labels, 1)])
     }
 
     /// What Prometheus' own client libraries report of a process, as far as it helps here.

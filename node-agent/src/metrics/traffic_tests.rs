@@ -157,7 +157,10 @@ fn beyond_the_limit_far_ends_are_left_out() {
     assert_eq!(opened.len(), MAX_SERIES + 1);
     let folded: Vec<_> = opened.iter().filter(|line| !line.ends_with(" 1")).collect();
     assert_eq!(folded.len(), 1, "{folded:?}");
-    for label in ["source_workload=\"here\"", "destination_workload=\"unknown\""] {
+    for label in [
+        "source_workload=\"here\"",
+        "destination_workload=\"unknown\"",
+    ] {
         assert!(folded[0].contains(label), "{label} in {}", folded[0]);
     }
     assert!(folded[0].ends_with(" 50"), "{}", folded[0]);
@@ -165,5 +168,11 @@ fn beyond_the_limit_far_ends_are_left_out() {
     // One that is there goes on being counted in full.
     let mut first = workload("w0");
     first.revision = 1;
-    assert_eq!(cache.get(&parties(&here, &first)).opened.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(
+        cache
+            .get(&parties(&here, &first))
+            .opened
+            .load(std::sync::atomic::Ordering::Relaxed),
+        1
+    );
 }

@@ -23,7 +23,11 @@ const USERS_TOKEN: &str = "user-token-4711-must-not-be-logged";
 fn of_agent(shop: &Shop, args: &[&str]) -> Result<(bool, Value)> {
     let lab = &shop.world.lab;
     let socket = lab.admin_socket("node1").display().to_string();
-    let argv = [&["karst", "log-level", "-j", "--admin-socket", &socket], args].concat();
+    let argv = [
+        &["karst", "log-level", "-j", "--admin-socket", &socket],
+        args,
+    ]
+    .concat();
     let output = lab.node_exec("node1", &argv)?;
     let answer = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)))?;
@@ -33,14 +37,20 @@ fn of_agent(shop: &Shop, args: &[&str]) -> Result<(bool, Value)> {
 /// The same for the waypoint, from inside its pod.
 fn of_waypoint(shop: &Shop, args: &[&str]) -> Result<Value> {
     let karst = ["karst", "log-level", "-j", "--waypoint", "127.0.0.1:15000"];
-    let text = shop.world.lab.exec_ok("shop/waypoint", &[&karst, args].concat())?;
+    let text = shop
+        .world
+        .lab
+        .exec_ok("shop/waypoint", &[&karst, args].concat())?;
     serde_json::from_str(&text).context(text)
 }
 
 /// What no log has: parts of tokens and keys.
 fn has_no_secret(log: &str, secrets: &[String]) -> Result<()> {
     for secret in secrets {
-        ensure!(!secret.is_empty() && !log.contains(secret.as_str()), "a secret is in the log");
+        ensure!(
+            !secret.is_empty() && !log.contains(secret.as_str()),
+            "a secret is in the log"
+        );
     }
     for words in ["PRIVATE KEY", "Bearer ", USERS_TOKEN] {
         let line = log.lines().find(|line| line.contains(words));
@@ -75,7 +85,9 @@ fn an_agents_level_is_changed_for_a_time_and_no_secret_is_logged() -> Result<()>
     lab.wait_enrolled("mesh/late")?;
     let server = shop.world.at("mesh/server", 7000)?;
     until("the new pod to connect", Duration::from_secs(20), || {
-        shop.world.app_ok("mesh/late", &["connect", &server]).map(drop)
+        shop.world
+            .app_ok("mesh/late", &["connect", &server])
+            .map(drop)
     })?;
     let log = lab.agent_log("node1")?;
     ensure!(
@@ -84,7 +96,9 @@ fn an_agents_level_is_changed_for_a_time_and_no_secret_is_logged() -> Result<()>
     );
     // The lab's own names of files: the token is beside the admin socket's folder.
     let socket = lab.admin_socket("node1");
-    let node = socket.ancestors().find(|folder| folder.join("token").is_file());
+    let node = socket
+        .ancestors()
+        .find(|folder| folder.join("token").is_file());
     let token = node.context("no token of the agent's")?.join("token");
     has_no_secret(&log, &[signature(&token)?])?;
     has_no_secret(&lab.controller_log()?, &[signature(&token)?])?;
@@ -92,7 +106,10 @@ fn an_agents_level_is_changed_for_a_time_and_no_secret_is_logged() -> Result<()>
     ensure!(state["level"] == "debug", "{state}");
     until("the level to go back", Duration::from_secs(20), || {
         let (_, state) = of_agent(shop, &[])?;
-        ensure!(state["level"] == "info" && state["seconds_left"].is_null(), "{state}");
+        ensure!(
+            state["level"] == "info" && state["seconds_left"].is_null(),
+            "{state}"
+        );
         Ok(())
     })
 }

@@ -125,9 +125,10 @@ fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
             );
             prometheus.until_value(&quantile, |value| value > 0.0 && value < 60.0)?;
         }
-        prometheus.until_value("karst_bpf_map_entries / karst_bpf_map_max_entries", |fill| {
-            fill > 0.0 && fill < 1.0
-        })?;
+        prometheus.until_value(
+            "karst_bpf_map_entries / karst_bpf_map_max_entries",
+            |fill| fill > 0.0 && fill < 1.0,
+        )?;
         prometheus.until_value("karst_xds_connected", |value| value >= 1.0)?;
         let left = "min(karst_certificate_not_after_timestamp_seconds - time())";
         prometheus.until_value(left, |left| left > 0.0 && left <= 25.0 * 3600.0)?;
@@ -142,10 +143,9 @@ fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
         "karst_tunnel_handshakes_total{job=\"agent\",side=\"client\",result=\"ok\"}",
         |value| value >= 1.0,
     )?;
-    near.until_value(
-        "karst_tunnel_pool_connections{job=\"agent\"}",
-        |value| value >= 1.0,
-    )?;
+    near.until_value("karst_tunnel_pool_connections{job=\"agent\"}", |value| {
+        value >= 1.0
+    })?;
     near.no_scrape_fails()?;
     far.no_scrape_fails()
 }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 use karst_identity::SpiffeId;
 
-use karst_process::metrics::histogram::{BYTES, Histogram, MILLISECONDS};
 use crate::access_log::{ConnectionRecord, Destination, Reporter, RequestRecord, Spoken};
 use crate::client::SourceWorkload;
+use karst_process::metrics::histogram::{BYTES, Histogram, MILLISECONDS};
 
 /// Ticks of [`Traffic::expire`] after which a silent set is dropped: with one a minute, half an hour. A counter
 /// that begins anew is what Prometheus expects of one that was away.

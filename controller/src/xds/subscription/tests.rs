@@ -46,10 +46,7 @@ fn subscription() -> Subscription {
 }
 
 fn changed(subscription: &mut Subscription, names: &[&str]) {
-    subscription.changed(
-        names.iter().map(|name| resource(name)).collect(),
-        None,
-    );
+    subscription.changed(names.iter().map(|name| resource(name)).collect(), None);
 }
 
 #[test]

@@ -109,7 +109,9 @@ impl Control {
     #[must_use]
     pub fn get(&self) -> LevelState {
         let state = self.state();
-        let left = state.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = state
+            .until
+            .map(|until| until.saturating_duration_since(Instant::now()));
         LevelState {
             level: state.level.clone(),
             default_level: self.default.clone(),

@@ -7,7 +7,15 @@ const MAX_BYTES: usize = 512;
 
 /// Libraries that log headers, frames or handshakes at `debug` and `trace`. Headers carry tokens, of ours and of users'.
 const HELD: [&str; 9] = [
-    "h2", "hyper", "hyper_util", "tonic", "tower", "rustls", "tokio_rustls", "kube_client", "tungstenite",
+    "h2",
+    "hyper",
+    "hyper_util",
+    "tonic",
+    "tower",
+    "rustls",
+    "tokio_rustls",
+    "kube_client",
+    "tungstenite",
 ];
 
 /// What is no level, and why.
@@ -33,7 +41,10 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
     if level.len() > MAX_BYTES {
         return Err(bad("it is too long"));
     }
-    let parts = level.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let parts = level
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
     let mut some = false;
     for part in parts {
         some = true;
@@ -41,17 +52,25 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
             Some((module, word)) => (Some(module), word),
             None => (None, part),
         };
-        if !["off", "error", "warn", "info", "debug", "trace"].contains(&word.to_ascii_lowercase().as_str()) {
-            return Err(bad("it must be off, error, warn, info, debug or trace, or MODULE=LEVEL; several are separated by commas"));
+        if !["off", "error", "warn", "info", "debug", "trace"]
+            .contains(&word.to_ascii_lowercase().as_str())
+        {
+            return Err(bad(
+                "it must be off, error, warn, info, debug or trace, or MODULE=LEVEL; several are separated by commas",
+            ));
         }
         let Some(module) = module else { continue };
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
         if module.is_empty() || !module.chars().all(is_plain) {
-            return Err(bad("the name of a module has letters, digits, _ and :: only"));
+            return Err(bad(
+                "the name of a module has letters, digits, _ and :: only",
+            ));
         }
         let library = module.split("::").next().unwrap_or_default();
         if HELD.contains(&library) {
-            return Err(bad("the level of libraries that log what they send is fixed, because there may be tokens in it"));
+            return Err(bad(
+                "the level of libraries that log what they send is fixed, because there may be tokens in it",
+            ));
         }
     }
     if !some {
@@ -61,7 +80,11 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
     for library in HELD {
         // More specific than any level without a module. Kube's client reports each failed attempt as an error,
         // of which the controller says once that something fails.
-        let most = if library == "kube_client" { "off" } else { "warn" };
+        let most = if library == "kube_client" {
+            "off"
+        } else {
+            "warn"
+        };
         let directive = format!("{library}={most}");
         filter = filter.add_directive(directive.parse().map_err(|_| bad("a library's level"))?);
     }
@@ -89,8 +112,18 @@ mod tests {
     fn what_is_no_level_is_refused() {
         let long = "info,".repeat(200);
         for bad in [
-            "", ",", "inof", "debgu,info", "karst", "karst_waypoint=loud", "=debug", "a=b=c", "[span]=debug",
-            "h2=trace", "info,rustls::client=debug", &long,
+            "",
+            ",",
+            "inof",
+            "debgu,info",
+            "karst",
+            "karst_waypoint=loud",
+            "=debug",
+            "a=b=c",
+            "[span]=debug",
+            "h2=trace",
+            "info,rustls::client=debug",
+            &long,
         ] {
             let error = filter(bad).expect_err(bad).to_string();
             assert!(error.contains("is no log level: "), "{error}");

@@ -81,7 +81,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60,
         "h" => 3600,
         "d" => 24 * 3600,
-        _ => return Err(format!("{text:?} is no duration, as 90s, 10m, 2h or 1d are")),
+        _ => {
+            return Err(format!(
+                "{text:?} is no duration, as 90s, 10m, 2h or 1d are"
+            ));
+        }
     };
     let number: Option<u64> = digits.parse().ok();
     number
@@ -105,8 +109,15 @@ mod tests {
         assert_eq!(read.level, "info,karst_waypoint=debug");
         assert_eq!(read.lasts, None);
         for bad in [
-            "", "for=1m", "level=info&for=", "level=info&for=1y", "level=info&for=-1s", "level=%zz", "level=%f",
-            "level=info&more=1", "level=info&for=99999999999999999999d",
+            "",
+            "for=1m",
+            "level=info&for=",
+            "level=info&for=1y",
+            "level=info&for=-1s",
+            "level=%zz",
+            "level=%f",
+            "level=info&more=1",
+            "level=info&for=99999999999999999999d",
         ] {
             assert!(change(bad).is_err(), "{bad}");
         }

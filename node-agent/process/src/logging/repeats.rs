@@ -90,9 +90,8 @@ impl Shared {
         let Some(place) = slots.get_mut(at) else {
             return true;
         };
-        let fresh = |slot: &Slot| {
-            slot.hash == hash && now.saturating_duration_since(slot.since) < INTERVAL
-        };
+        let fresh =
+            |slot: &Slot| slot.hash == hash && now.saturating_duration_since(slot.since) < INTERVAL;
         match place {
             Some(slot) if fresh(slot) || slot.held > 0 && slot.hash == hash => {
                 if slot.shown < BURST {
@@ -284,7 +283,9 @@ mod tests {
     fn logged(json: bool, work: impl FnOnce(&Summaries)) -> Vec<String> {
         let output = Output::default();
         let writer = output.clone();
-        let lines = fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let lines = fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
         let lines = if json {
             lines.json().flatten_event(true).boxed()
         } else {
@@ -330,7 +331,9 @@ mod tests {
             let held = 100 - BURST;
             let words = format!("repeated {held} times: caller refused");
             assert_eq!(count(&words), 2, "one for each reason: {lines:#?}");
-            let summary = lines.iter().find(|l| l.contains(&words) && l.contains("auth_expired"));
+            let summary = lines
+                .iter()
+                .find(|l| l.contains(&words) && l.contains("auth_expired"));
             let summary = summary.expect("there");
             assert!(summary.contains("WARN"), "{summary}");
             if json {

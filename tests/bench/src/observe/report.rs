@@ -115,7 +115,11 @@ impl Report {
                 );
             }
             for added in &row.added {
-                let verdict = if added.holds { "holds" } else { "DOES NOT HOLD" };
+                let verdict = if added.holds {
+                    "holds"
+                } else {
+                    "DOES NOT HOLD"
+                };
                 let _ = writeln!(
                     text,
                     "{:9} {} adds {:+.1} % to {}; goal: at most {:.0} %: {verdict}",
@@ -157,7 +161,10 @@ mod tests {
             seconds: 1,
         };
         let table = report.table();
-        assert!(table.contains("metrics adds +2.0 % to off; goal: at most 3 %: holds"), "{table}");
+        assert!(
+            table.contains("metrics adds +2.0 % to off; goal: at most 3 %: holds"),
+            "{table}"
+        );
         assert!(table.contains("DOES NOT HOLD"), "{table}");
         assert!(Cost::new("off", Vec::new()).is_none());
     }

@@ -99,7 +99,10 @@ impl Stage {
                 .find(|pod| pod.namespace == namespace && pod.name == "waypoint")
                 .context("there is no waypoint")?;
             waypoints.push(pod.pid.context("the waypoint has ended")?);
-            for client in [format!("near{number}/client"), format!("way{number}/client")] {
+            for client in [
+                format!("near{number}/client"),
+                format!("way{number}/client"),
+            ] {
                 lab.exec_ok(
                     &client,
                     &[
@@ -114,7 +117,17 @@ impl Stage {
             let url = waypoint_url(lab, number)?;
             until("the waypoint to answer", START_LIMIT, || {
                 let client = format!("way{number}/client");
-                let argv = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "2", &url];
+                let argv = [
+                    "curl",
+                    "-sS",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    "--max-time",
+                    "2",
+                    &url,
+                ];
                 let answer = lab.exec_ok(&client, &argv)?;
                 ensure!(answer == "200", "{answer}");
                 Ok(())
@@ -130,8 +143,15 @@ impl Stage {
                 let (pid, _) = self.agents.get(setting).context("no such agent")?;
                 let server = format!("near{setting}/server");
                 let addresses = self.lab.pod_addresses(&server)?;
-                let address = addresses.iter().find(|a| a.is_ipv4()).context("no address")?;
-                Ok((*pid, format!("near{setting}/client"), format!("http://{address}/")))
+                let address = addresses
+                    .iter()
+                    .find(|a| a.is_ipv4())
+                    .context("no address")?;
+                Ok((
+                    *pid,
+                    format!("near{setting}/client"),
+                    format!("http://{address}/"),
+                ))
             }
             Carrier::Waypoint => {
                 let pid = self.waypoints.get(setting).context("no such waypoint")?;
@@ -150,7 +170,10 @@ impl Stage {
 
 fn waypoint_url(lab: &Lab, number: usize) -> Result<String> {
     let addresses = lab.service_addresses(&format!("way{number}"), "web")?;
-    let address = addresses.iter().find(|a| a.is_ipv4()).context("no address")?;
+    let address = addresses
+        .iter()
+        .find(|a| a.is_ipv4())
+        .context("no address")?;
     Ok(format!("http://{address}/"))
 }
 
