@@ -41,3 +41,39 @@ pub fn follow_signals() -> io::Result<()> {
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use karst_process::{args::LogFormat, logging};
+
+    use super::*;
+
+    /// Sends a signal to this very process, which is the only one that has the log to be set.
+    fn raise(signal: &str) {
+        let own = std::process::id().to_string();
+        let sent = std::process::Command::new("kill").args([signal, &own]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    async fn until_level(level: &str) {
+        let waited = tokio::time::timeout(Duration::from_secs(20), async {
+            while logging::control().unwrap().get().level != level {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        waited.await.expect(level);
+    }
+
+    #[tokio::test]
+    async fn signals_set_the_level_and_take_it_back() {
+        logging::init(LogFormat::Text, "error").unwrap();
+        follow_signals().unwrap();
+        raise("-USR1");
+        until_level("debug").await;
+        let left = logging::control().unwrap().get().seconds_left;
+        assert!(left.is_some_and(|left| left > 500), "{left:?}");
+        raise("-USR2");
+        until_level("error").await;
+        assert_eq!(logging::control().unwrap().get().seconds_left, None);
+    }
+}

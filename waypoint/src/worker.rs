@@ -138,7 +138,6 @@ impl Worker {
                 handshakes: shared.metrics.observer(),
                 ..PoolConfig::default()
             },
-            ..UpstreamSettings::default()
         };
         let upstream = Upstream::new(identity, settings);
         shared.upstreams.add(upstream.metrics());

@@ -10,9 +10,9 @@ use super::Out;
 ///
 /// # Errors
 /// The text cannot be written.
-pub fn encode<'l>(
+pub fn encode(
     out: &mut Out<'_>,
-    certificates: &[(&'l str, Option<(SystemTime, SystemTime)>)],
+    certificates: &[(&str, Option<(SystemTime, SystemTime)>)],
 ) -> fmt::Result {
     let values = |time: fn(&(SystemTime, SystemTime)) -> SystemTime| {
         let with = certificates.iter().filter_map(move |(id, validity)| {
