@@ -51,7 +51,9 @@ mod tests {
     /// Sends a signal to this very process, which is the only one that has the log to be set.
     fn raise(signal: &str) {
         let own = std::process::id().to_string();
-        let sent = std::process::Command::new("kill").args([signal, &own]).status();
+        let sent = std::process::Command::new("kill")
+            .args([signal, &own])
+            .status();
         assert!(sent.unwrap().success());
     }
 

@@ -288,7 +288,14 @@ fn the_operators_objects_are_there_when_asked_for_and_possible() {
     );
     let off =
         json!({"monitoring": {"dashboards": {"enabled": false}, "alerts": {"enabled": false}}});
-    assert!(render(off, &[]).iter().all(|o| o["kind"] != "ConfigMap"));
+    let left = render(off, &[]);
+    for name in [
+        "karst-alerts",
+        "karst-dashboard-traffic",
+        "karst-dashboard-data-plane",
+    ] {
+        assert!(config_map(&left, name).is_none(), "{name}");
+    }
 }
 
 #[test]
