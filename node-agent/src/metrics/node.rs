@@ -38,7 +38,7 @@ impl fmt::Debug for NodeMetrics {
 impl Collector for NodeMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut out = Out::new(encoder);
-        out.build("node-agent", env!("CARGO_PKG_VERSION"))?;
+        out.build("karst-node-agent", env!("CARGO_PKG_VERSION"))?;
         self.context.metrics.handshakes.encode(&mut out)?;
         self.kernel(&mut out)?;
         self.control_plane(&mut out)?;

@@ -31,7 +31,7 @@ impl Collector for Counters {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut out = Out::new(encoder);
         let metrics = &self.0;
-        out.build("waypoint", env!("CARGO_PKG_VERSION"))?;
+        out.build("karst-waypoint", env!("CARGO_PKG_VERSION"))?;
         metrics.handshakes.encode(&mut out)?;
         let help = "Connections open now, by where they came to";
         let connections = [

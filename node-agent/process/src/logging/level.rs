@@ -45,21 +45,24 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty());
-    let mut some = false;
+    let mut taken = Vec::new();
+    let mut all_others = "error".to_owned();
     for part in parts {
-        some = true;
         let (module, word) = match part.split_once('=') {
             Some((module, word)) => (Some(module), word),
             None => (None, part),
         };
-        if !["off", "error", "warn", "info", "debug", "trace"]
-            .contains(&word.to_ascii_lowercase().as_str())
-        {
+        let word = word.to_ascii_lowercase();
+        if !["off", "error", "warn", "info", "debug", "trace"].contains(&word.as_str()) {
             return Err(bad(
                 "it must be off, error, warn, info, debug or trace, or MODULE=LEVEL; several are separated by commas",
             ));
         }
-        let Some(module) = module else { continue };
+        taken.push(part);
+        let Some(module) = module else {
+            all_others = word;
+            continue;
+        };
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
         if module.is_empty() || !module.chars().all(is_plain) {
             return Err(bad(
@@ -73,17 +76,18 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
             ));
         }
     }
-    if !some {
+    if taken.is_empty() {
         return Err(bad("it is empty"));
     }
-    let mut filter = EnvFilter::try_new(level).map_err(|error| bad(&error.to_string()))?;
+    let mut filter =
+        EnvFilter::try_new(taken.join(",")).map_err(|error| bad(&error.to_string()))?;
     for library in HELD {
-        // More specific than any level without a module. Kube's client reports each failed attempt as an error,
-        // of which the controller says once that something fails.
-        let most = if library == "kube_client" {
-            "off"
-        } else {
-            "warn"
+        // More specific than any level without a module, and never more than that. Kube's client reports each failed
+        // attempt as an error, of which the controller says once that something fails.
+        let most = match (library, all_others.as_str()) {
+            ("kube_client", _) | (_, "off") => "off",
+            (_, "error") => "error",
+            _ => "warn",
         };
         let directive = format!("{library}={most}");
         filter = filter.add_directive(directive.parse().map_err(|_| bad("a library's level"))?);
@@ -137,5 +141,10 @@ mod tests {
         for part in ["h2=warn", "rustls=warn", "tonic=warn", "trace"] {
             assert!(text.split(',').any(|one| one == part), "{part} in {text}");
         }
+        let text = filter("off").expect("valid").to_string();
+        assert!(
+            text.contains("h2=off"),
+            "never louder than all others: {text}"
+        );
     }
 }
