@@ -110,8 +110,14 @@ impl<'a> Prometheus<'a> {
         Ok(answer)
     }
 
-    /// Every target is up and none of its scrapes has failed.
+    /// Every target is up and its last scrape was good, once each has been scraped.
     pub fn no_scrape_fails(&self) -> Result<()> {
+        until("every target to be scraped", SCRAPED, || {
+            let answer = self.api("/api/v1/targets?state=active")?;
+            let text = answer.to_string();
+            ensure!(!text.contains(r#""health":"unknown""#), "{text}");
+            Ok(())
+        })?;
         let answer = self.api("/api/v1/targets?state=active")?;
         let targets = answer["data"]["activeTargets"].as_array();
         for target in targets.context("no targets")? {

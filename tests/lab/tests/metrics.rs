@@ -2,7 +2,7 @@
 //! histograms, and our own.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
@@ -20,6 +20,14 @@ fn shop() -> Result<&'static Shop> {
 /// Where the waypoint serves its metrics.
 fn waypoint(shop: &Shop) -> Result<String> {
     shop.world.at("shop/waypoint", 15020)
+}
+
+/// A node has one port for a Prometheus, and one test at a time has it.
+static PORT: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    // A test that failed has let go of its own.
+    PORT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One Prometheus on each node, which scrapes its agent, and the others on node1.
@@ -73,6 +81,7 @@ fn has_standard_labels(series: &Value) -> Result<()> {
 fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
     let shop = shop()?;
     let world = &shop.world;
+    let _alone = alone();
     let [near, far] = watch(shop)?;
     let mesh = |more: &str| {
         format!(
@@ -153,6 +162,7 @@ fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
 #[test]
 fn requests_through_a_waypoint_have_istios_labels_and_histograms() -> Result<()> {
     let shop = shop()?;
+    let _alone = alone();
     let [near, _] = watch(shop)?;
     for _ in 0..30 {
         shop.get("web:80", &[])?;
@@ -197,6 +207,7 @@ fn requests_through_a_waypoint_have_istios_labels_and_histograms() -> Result<()>
 fn what_is_refused_is_counted_by_policy_and_reason() -> Result<()> {
     let shop = shop()?;
     let world = &shop.world;
+    let _alone = alone();
     let [near, far] = watch(shop)?;
     let server = world.at("mesh/server", 7001)?;
     world.lab.apply(
