@@ -9,6 +9,7 @@ use karst_process::access_log::{self, Line};
 use karst_tunnel::TlsInfo;
 
 use crate::metrics::traffic::Security;
+use crate::observe::Observed;
 use crate::proxy::Direction;
 use crate::reason::Reason;
 use crate::state::policy::Denial;
@@ -48,6 +49,8 @@ pub struct Record {
     pub denial: Option<Box<Denial>>,
     /// The policy that would have, were it no dry run.
     pub dry_run: Option<Box<Denial>>,
+    /// What else is reported; `None` for the default.
+    pub observed: Option<Box<Observed>>,
 }
 
 /// One end of a connection.
@@ -118,6 +121,11 @@ impl access_log::Record for Record {
             line.text("cipher", &tls.cipher);
             line.text("key_exchange", &tls.key_exchange);
         }
+        let observed = self.observed.as_ref();
+        if let Some(trace) = observed.and_then(|observed| observed.context()) {
+            line.text("trace_id", &format!("{:032x}", trace.trace_id()));
+            line.text("span_id", &format!("{:016x}", trace.span_id()));
+        }
     }
 }
 
@@ -155,6 +163,7 @@ mod tests {
             error: None,
             denial: None,
             dry_run: None,
+            observed: None,
         }
     }
 

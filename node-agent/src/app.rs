@@ -19,6 +19,7 @@ use karst_identity::{
     SpiffeId, WorkloadCertificate,
 };
 use karst_process::http_server::{Reply, reply, serve_tcp, serve_unix};
+use karst_telemetry::span;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -191,6 +192,7 @@ impl Agent {
             certificates: Arc::new(manager.clone()) as Arc<dyn Certificates>,
             metrics,
             access_log,
+            resource: span::Resource::new("karst-node-agent").with("k8s.node.name", &config.node_name),
         });
         let threads = (0..config.workers)
             .map(|index| worker::spawn(index, Arc::clone(&context)))

@@ -10,6 +10,7 @@ use karst_datapath::{Counter, Datapath, DatapathError, EnrolledPod, MapFill, Pod
 use karst_identity::{
     CertificateManager, CertificateStatus, IdentityError, SpiffeId, Urgency, WorkloadCertificate,
 };
+use karst_telemetry::span::Resource;
 
 use crate::access_log::AccessLog;
 use crate::metrics::Metrics;
@@ -142,4 +143,6 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Access log. Workers have clones.
     pub access_log: AccessLog,
+    /// Who we are in spans.
+    pub resource: Resource,
 }

@@ -26,6 +26,7 @@ pub mod egress;
 pub mod enrol;
 pub mod metrics;
 pub mod node;
+pub mod observe;
 pub mod pod;
 pub mod preflight;
 pub mod presence;

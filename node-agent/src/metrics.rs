@@ -8,6 +8,7 @@ pub mod traffic;
 
 use std::sync::Arc;
 
+use karst_telemetry::metrics::TelemetryCollector;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -27,6 +28,8 @@ pub struct Metrics {
     pub refusals: Arc<Refusals>,
     /// Denials by policy.
     pub policies: Arc<PolicyMetrics>,
+    /// What was not logged, and what became of spans.
+    pub telemetry: Arc<karst_telemetry::metrics::Metrics>,
     /// Accepts that failed for lack of file descriptors or memory.
     pub accept_failures: Counter,
     /// Certificates issued.
@@ -45,6 +48,8 @@ impl Metrics {
         registry.register_collector(Box::new(Arc::clone(&self.refusals)));
         registry.register_collector(Box::new(Arc::clone(&self.policies)));
         registry.register_collector(Box::new(node));
+        let telemetry = TelemetryCollector(Arc::clone(&self.telemetry));
+        registry.register_collector(Box::new(telemetry));
         registry.register_collector(Box::new(CniCollector(Arc::clone(&self.cni))));
         let help = "Accepts that failed for lack of file descriptors or memory";
         registry.register("karst_accept_failures", help, self.accept_failures.clone());

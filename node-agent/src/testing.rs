@@ -161,6 +161,7 @@ pub fn context(kernel: Arc<FakeKernel>, certificates: Arc<FakeCertificates>) -> 
         certificates,
         metrics: Arc::new(Metrics::default()),
         access_log: AccessLog::start(AccessLogFormat::Off).expect("access log"),
+        resource: Default::default(),
     })
 }
 

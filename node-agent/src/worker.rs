@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use http::HeaderValue;
+use karst_telemetry::export::Spans;
+use karst_telemetry::settings::Verdict;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
 use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection};
 use karst_tunnel::server::{Drain, ServerLimits};
@@ -23,10 +25,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, Record};
 use crate::context::Context;
 use crate::egress::Egress;
 use crate::metrics::traffic::{Parties, Series, SeriesCache};
+use crate::observe::NodeTransport;
 use crate::pod::Pod;
 use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
@@ -49,6 +52,9 @@ const MAX_TUNNELS: usize = 8192;
 /// After a pod is un-enrolled other agents still believe for a moment that it
 /// takes tunnels; for this long they are served.
 const HBONE_GRACE: Duration = Duration::from_secs(5);
+
+/// How long spans that wait are still sent after the last connection.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// What the control side asks of a worker.
 #[derive(Debug)]
@@ -130,6 +136,7 @@ pub struct Worker {
     pub context: Arc<Context>,
     /// Where connections of this worker are logged.
     pub access_log: AccessLog,
+    spans: Spans<NodeTransport>,
     series: RefCell<SeriesCache>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     next_id: Cell<u64>,
@@ -148,6 +155,11 @@ impl Worker {
         Rc::new(Self {
             series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
             access_log: context.access_log.clone(),
+            spans: Spans::new(
+                NodeTransport::new(Arc::clone(&context.state)),
+                context.resource.clone(),
+                Arc::clone(&context.metrics.telemetry),
+            ),
             context,
             live: RefCell::default(),
             next_id: Cell::new(0),
@@ -157,6 +169,28 @@ impl Worker {
     /// The metric series of these parties.
     pub fn series(&self, parties: &Parties<'_>) -> Arc<Series> {
         self.series.borrow_mut().get(parties)
+    }
+
+    /// Logs a connection that has ended, if it shall be, and hands its span over, if it has one.
+    pub fn report(&self, record: &Record) {
+        let Some(observed) = &record.observed else {
+            return self.access_log.record(record);
+        };
+        let telemetry = &self.context.metrics.telemetry;
+        if self.access_log.is_on() {
+            match observed.verdict(record) {
+                Verdict::Log => self.access_log.record(record),
+                Verdict::Unknown(error) => {
+                    telemetry.unknown();
+                    tracing::debug!(error, "a filter of the access log cannot be evaluated");
+                    self.access_log.record(record);
+                }
+                Verdict::Skip(why) => telemetry.skipped(why),
+            }
+        }
+        if let Some((tracing, span)) = observed.span(record) {
+            self.spans.record(tracing, span);
+        }
     }
 
     /// Adds a live connection; the id is for [`Self::untrack`].
@@ -530,7 +564,8 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
             Command::ForgetSeries => worker.series.borrow_mut().clear(),
             Command::Shutdown(deadline) => {
                 let all: Vec<_> = pods.into_values().chain(released).collect();
-                return shut_down(&worker, &all, deadline).await;
+                shut_down(&worker, &all, deadline).await;
+                return worker.spans.finish(LAST_SPANS).await;
             }
         }
     }

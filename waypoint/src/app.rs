@@ -21,6 +21,7 @@ use karst_identity::{
     SpiffeId, Urgency, WorkloadCertificate,
 };
 use karst_process::http_server::{Reply, reply, serve_tcp};
+use karst_telemetry::span;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
 use karst_tunnel::settings::HBONE_PORT;
 use tokio::net::TcpListener;
@@ -144,6 +145,7 @@ impl App {
             metrics,
             trusted_hops: config.trusted_hops,
             access_log,
+            resource: resource(&config),
             max_connections: max_connections(open_files),
             baggage: Some(baggage(&config)),
             tunnel_port: HBONE_PORT,
@@ -317,6 +319,16 @@ impl ResourceHandler for Handler {
         self.changed.send_modify(|count| *count += 1);
         rejected
     }
+}
+
+/// Who we are in spans.
+fn resource(config: &Config) -> span::Resource {
+    let (name, namespace) = (&config.gateway_name, &config.gateway_namespace);
+    span::Resource::new(format!("{name}.{namespace}"))
+        .with("k8s.namespace.name", namespace)
+        .with("k8s.pod.name", &config.pod_name)
+        .with("k8s.node.name", &config.node_name)
+        .with("k8s.cluster.name", &config.cluster_id)
 }
 
 /// SIGTERM and SIGINT.

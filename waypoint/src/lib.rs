@@ -31,6 +31,7 @@ pub mod http;
 pub mod local_io;
 pub mod mesh;
 pub mod metrics;
+pub mod observe;
 pub mod ports;
 pub mod proxy;
 pub mod readiness;

@@ -79,6 +79,8 @@ pub struct Metrics {
     pub refusals: Refusals,
     /// What policies have done, by policy.
     pub policies: PolicyCounts,
+    /// What was not logged, and what became of spans.
+    pub telemetry: Arc<karst_telemetry::metrics::Metrics>,
     /// What external authorizers were asked and said.
     pub checks: Arc<Checks>,
     /// Accepts that failed for lack of file descriptors or memory.

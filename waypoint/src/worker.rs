@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use karst_telemetry::export::Spans;
 use karst_tunnel::pool::PoolConnection;
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +26,7 @@ use crate::access_log::{ConnectionRecord, Reporter};
 use crate::client::{Client, SourceWorkload};
 use crate::http::{HttpLimits, HttpServer};
 use crate::metrics::Inside;
+use crate::observe::UpstreamTransport;
 use crate::reason::Reason;
 use crate::shared::Shared;
 use crate::telemetry::Recorder;
@@ -43,6 +45,9 @@ const MAX_WORKLOADS: usize = 4096;
 
 /// How often the number of live connections is looked at while draining.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long spans that wait are still sent after the last connection.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// How often after the deadline.
 const LAST_LOOKS: usize = 10;
@@ -137,6 +142,11 @@ impl Worker {
         };
         let upstream = Upstream::new(identity, settings);
         shared.upstreams.add(upstream.metrics());
+        recorder.export_by(Spans::new(
+            UpstreamTransport::new(Arc::clone(&shared.clusters), Rc::clone(&upstream)),
+            shared.resource.clone(),
+            Arc::clone(&shared.metrics.telemetry),
+        ));
         let http = HttpServer::new(
             Arc::clone(&shared.tables),
             Rc::clone(&upstream),
@@ -316,7 +326,10 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                     idle: worker.upstream.idle(),
                 });
             }
-            Command::Drain(deadline) => return worker.drain_all(deadline).await,
+            Command::Drain(deadline) => {
+                worker.drain_all(deadline).await;
+                return worker.recorder.finish_spans(LAST_SPANS).await;
+            }
         }
     }
 }

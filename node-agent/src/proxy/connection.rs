@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use karst_bpf_common::Ip;
 use karst_bpf_common::policy::{Attributes, Identity};
+use karst_tunnel::headers::TraceParent;
 use karst_tunnel::relay::RelayEnd;
 use karst_tunnel::{Counters, TlsInfo};
 use serde::Serialize;
@@ -19,6 +20,7 @@ use super::target::Source;
 use crate::access_log::{Party, Record};
 use crate::metrics::policy::Mode;
 use crate::metrics::traffic::{Parties, Reporter, Security, Series};
+use crate::observe::Observed;
 use crate::pod::{Permit, Pod};
 use crate::reason::Reason;
 use crate::state::endpoint::LiveGuard;
@@ -93,6 +95,8 @@ pub struct Flow {
     /// What the application asked for, if that is no address of the cluster's own. Boxed: most
     /// connections stay inside.
     pub outside: Option<Box<SocketAddr>>,
+    /// What is reported of it besides metrics; `None` for the default. Boxed: most have none.
+    pub observed: Option<Box<Observed>>,
 }
 
 impl Flow {
@@ -109,7 +113,15 @@ impl Flow {
             security: Security::Unknown,
             dry_run: None,
             outside: None,
+            observed: None,
         }
+    }
+
+    /// Notes what is reported of it; `parent` is the trace that came with it.
+    pub fn observe(&mut self, worker: &Worker, parent: Option<TraceParent>) {
+        let reporting = &worker.context.state.reporting;
+        let reporting = reporting.get(&self.pod.uid, self.direction);
+        self.observed = reporting.map(|reporting| Observed::new(reporting, parent));
     }
 
     /// The connection as policies of its destination see it; `None` while its ends are not known.
@@ -171,12 +183,10 @@ impl Flow {
             error = refused.error.as_deref(),
             "connection refused"
         );
-        if worker.access_log.is_on() {
+        if worker.access_log.is_on() || self.observed.is_some() {
             let (duration, bytes) = (self.started.elapsed(), (0, 0));
             let end = Some(refused);
-            worker
-                .access_log
-                .record(&self.record(duration, bytes, None, end));
+            worker.report(&self.record(duration, bytes, None, end));
         }
     }
 
@@ -238,6 +248,7 @@ impl Flow {
             error,
             denial,
             dry_run: self.dry_run,
+            observed: self.observed,
         }
     }
 }
@@ -447,12 +458,11 @@ impl Connection {
         self.worker.untrack(self.id);
         self.live.flush();
         self.live.series.closed();
-        let log = &self.worker.access_log;
-        if log.is_on() {
-            let live = &self.live;
+        let live = &self.live;
+        if self.worker.access_log.is_on() || live.flow.observed.is_some() {
             let duration = live.flow.started.elapsed();
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
-            log.record(
+            self.worker.report(
                 &live
                     .flow
                     .clone()

@@ -79,6 +79,7 @@ impl InboundHandler for Handler {
         flow.hbone_addr = Some(request.local_addr);
         flow.source.addr = Some(client(local, &request));
         flow.source.identity = Some(request.peer.clone());
+        flow.observe(&local.worker, request.traceparent);
         // Boxed: the tunnel server keeps the relay in the same task.
         match Box::pin(open(local, &request, &mut flow)).await {
             Ok((upstream, permit)) => {

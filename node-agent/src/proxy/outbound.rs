@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::uri::Authority;
-use karst_tunnel::headers::{Forwarded, SourceHeaders, TraceParent};
+use karst_tunnel::headers::{Forwarded, SourceHeaders};
 use karst_tunnel::pool::{OutboundRequest, PoolKey};
 use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
 use tokio::net::TcpStream;
@@ -40,6 +40,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let mut flow = Flow::new(&local.pod, Direction::Outbound);
     let worker = Rc::clone(&local.worker);
     flow.source.addr = Some(from);
+    flow.observe(&worker, None);
     let Some(permit) = Permit::acquire(&local.pod) else {
         flow.refuse(&worker, Reason::TooManyConnections.into());
         return sockets::reset(stream);
@@ -263,10 +264,11 @@ fn request(local: &LocalPod, address: SocketAddr, flow: &Flow) -> Result<Outboun
         .as_ref()
         .map(|s| s.spec.hostname.to_string())
         .unwrap_or_default();
+    let trace = flow.observed.as_ref().and_then(|observed| observed.context());
     let source = SourceHeaders {
         baggage: None,
         forwarded: flow.source.addr.map(|client| Forwarded { client, host }),
-        traceparent: Some(TraceParent::new()),
+        traceparent: Some(trace.unwrap_or_default()),
     };
     let mut headers = HeaderMap::with_capacity(3);
     source.write(&mut headers);

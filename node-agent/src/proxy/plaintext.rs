@@ -21,6 +21,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let mut flow = Flow::new(&local.pod, Direction::Inbound);
     let worker = Rc::clone(&local.worker);
     flow.source.addr = Some(from);
+    flow.observe(&worker, None);
     let Some(permit) = Permit::acquire(&local.pod) else {
         flow.refuse(&worker, Reason::TooManyConnections.into());
         return sockets::reset(stream);

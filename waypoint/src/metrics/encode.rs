@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use karst_process::metrics::{Out, gauge};
+use karst_telemetry::metrics::TelemetryCollector;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -21,6 +22,8 @@ pub fn registry(metrics: &Arc<Metrics>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Arc::clone(&metrics.traffic)));
     registry.register_collector(Box::new(Arc::clone(&metrics.checks)));
+    let telemetry = TelemetryCollector(Arc::clone(&metrics.telemetry));
+    registry.register_collector(Box::new(telemetry));
     registry.register_collector(Box::new(Counters(Arc::clone(metrics))));
     let build = vec![
         ("component".to_owned(), "karst-waypoint".to_owned()),

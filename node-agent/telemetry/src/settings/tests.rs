@@ -86,7 +86,8 @@ fn the_share_of_traces_is_exact_over_evenly_spread_ids() {
         });
         let tracing = reporting.tracing().expect("tracing").clone();
         // The same distance between all of them, so that the share is no matter of luck.
-        let ids = (0..1000_u128).map(|n| (7 << 64) + n * ((1 << 56) / 1000));
+        const STEP: u128 = (1 << 56) / 1000;
+        let ids = (0..1000_u128).map(|n| (7 << 64) + n * STEP + STEP / 2);
         ids.filter(|id| tracing.samples(*id)).count()
     };
     assert_eq!(traced(0), 0);

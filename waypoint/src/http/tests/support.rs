@@ -86,6 +86,7 @@ pub(super) struct Proxy {
     versions: Cell<u64>,
     policies: RefCell<Vec<String>>,
     pub(super) authentications: RefCell<Vec<String>>,
+    pub(super) telemetry: RefCell<Option<karst_api::telemetry::Reporting>>,
 }
 
 impl Proxy {
@@ -115,6 +116,7 @@ impl Proxy {
             versions: Cell::new(0),
             policies: RefCell::default(),
             authentications: RefCell::default(),
+            telemetry: RefCell::default(),
         }
     }
 
@@ -199,6 +201,7 @@ impl Proxy {
             route_sets: sets,
             policies: self.policies.borrow().clone(),
             authentications: self.authentications.borrow().clone(),
+            telemetry: self.telemetry.borrow().clone(),
         };
         self.listener(&name, wire::listener::Frontend::Service(frontend));
     }
