@@ -59,6 +59,7 @@ pub const KARST_CRDS: Chart = Chart {
         "peerauthentications.yaml",
         "requestauthentications.yaml",
         "serviceentries.yaml",
+        "telemetries.yaml",
     ],
 };
 

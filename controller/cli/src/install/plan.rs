@@ -126,8 +126,8 @@ mod tests {
     fn every_object_of_the_chart_is_of_its_type() {
         // `ordered` reads each as its type and refuses fields that the type does not have.
         let plan = Plan::new(Vec::new()).expect("plan");
-        assert_eq!(plan.items.len(), 31);
-        let first = plan.items.iter().map(Item::shown).take(6);
+        assert_eq!(plan.items.len(), 32);
+        let first = plan.items.iter().map(Item::shown).take(7);
         assert_eq!(
             first.collect::<Vec<_>>(),
             [
@@ -136,6 +136,7 @@ mod tests {
                 "CustomResourceDefinition peerauthentications.security.istio.io",
                 "CustomResourceDefinition requestauthentications.security.istio.io",
                 "CustomResourceDefinition serviceentries.networking.istio.io",
+                "CustomResourceDefinition telemetries.telemetry.istio.io",
                 "Namespace karst-system"
             ]
         );
@@ -143,8 +144,8 @@ mod tests {
         assert_eq!(last, "DaemonSet karst-system/karst-node-agent");
         let with_classes = Plan::for_cluster(Vec::new(), vec![GATEWAY_CLASSES.to_owned()]);
         let items = with_classes.expect("plan").items;
-        assert_eq!(items.len(), 33);
-        assert_eq!(items[32].shown(), "GatewayClass karst-waypoint");
+        assert_eq!(items.len(), 34);
+        assert_eq!(items[33].shown(), "GatewayClass karst-waypoint");
         let with_istio = Plan::for_cluster(Vec::new(), vec![ISTIO_OF_OTHERS.to_owned()]);
         let items = with_istio.expect("plan").items;
         assert_eq!(items.len(), 27, "definitions of others are left alone");

@@ -300,7 +300,7 @@ fn definitions_have_schemas_and_a_status() {
         .into_iter()
         .flat_map(|file| file.objects)
         .collect();
-    assert_eq!(objects.len(), 5);
+    assert_eq!(objects.len(), 6);
     for definition in &objects {
         assert_eq!(definition["kind"], "CustomResourceDefinition");
         let spec = &definition["spec"];

@@ -10,7 +10,7 @@ use super::{
     targets::{object_key, targeted},
 };
 use crate::{
-    extension::{ExtensionProviders, Provider, Unusable},
+    extension::{ExtensionProviders, Place, Provider, Unusable},
     index::Changes,
     object::{
         authorization::{AuthorizationPolicy, Target, Targeted},
@@ -30,9 +30,15 @@ impl Index {
     /// Takes the external authorizers of the mesh's configuration, instead of those of before.
     pub fn set_extension_providers(&mut self, providers: ExtensionProviders) -> Changes {
         let differing = self.providers.differing(&providers);
+        let has_new_collectors = self.providers.collectors_differ(&providers);
         self.providers = providers;
         self.providers_changed(|name| differing.contains(name));
-        self.flush()
+        let mut changes = Changes::default();
+        if has_new_collectors {
+            self.collectors_changed(&mut changes);
+        }
+        changes.merge(self.flush());
+        changes
     }
 
     /// The external authorizers of the mesh's configuration.
@@ -65,7 +71,7 @@ impl Index {
         let all = all.filter_map(|(_, held)| provider_of(held));
         let names = all.filter(|name| {
             let provider = self.providers.get(name);
-            provider.is_ok_and(|provider| provider.hostname == hostname)
+            provider.is_ok_and(|provider| provider.place.hostname == hostname)
         });
         let names: BTreeSet<String> = names.map(str::to_owned).collect();
         if !names.is_empty() {
@@ -87,12 +93,21 @@ impl Index {
     /// The Service and port of a provider.
     fn provider_service(&self, name: &str) -> Result<(&Provider, NsName), Unusable> {
         let provider = self.providers.get(name)?;
-        let Provider {
+        let service = self.service_of_provider(name, &provider.place)?;
+        Ok((provider, service))
+    }
+
+    /// The Service that a provider is at.
+    pub(super) fn service_of_provider(
+        &self,
+        name: &str,
+        place: &Place,
+    ) -> Result<NsName, Unusable> {
+        let Place {
             namespace,
             hostname,
             port,
-            ..
-        } = provider;
+        } = place;
         let no = |problem: &str| Unusable {
             reason: "ProviderServiceNotFound",
             message: format!("Extension provider {name:?} is {hostname}:{port}, {problem}"),
@@ -116,14 +131,14 @@ impl Index {
         if !service.ports.iter().any(|each| each.port == *port) {
             return Err(no("and the Service has no such port"));
         }
-        Ok((provider, key))
+        Ok(key)
     }
 
     /// A provider as proxies get it.
     pub(super) fn extension_provider(&self, name: &str) -> wire::ExtensionProvider {
         match self.provider_service(name) {
             Ok((provider, service)) => wire::ExtensionProvider {
-                backend: self.backend_name(&service, provider.port),
+                backend: self.backend_name(&service, provider.place.port),
                 ..provider.template.clone()
             },
             Err(unusable) => wire::ExtensionProvider {
@@ -140,7 +155,7 @@ impl Index {
         let key = NsName::new(namespace, name);
         let provider = provider_of(self.policies.authorization.get(&key)?)?;
         let (provider, service) = self.provider_service(provider).ok()?;
-        Some((service, provider.port))
+        Some((service, provider.place.port))
     }
 
     /// What is wrong with whom a policy asks.

@@ -10,7 +10,6 @@ use karst_api::telemetry as wire;
 
 use super::{
     Changes, Held, Index, Kind, Metadata, NsName, ObjectKey, ObjectStatus, Policy, in_namespace,
-    providers,
     status::{self, ACCEPTED, FULLY_ENFORCED},
     targets::{HasTargets, object_key},
 };
@@ -138,7 +137,7 @@ impl Index {
     }
 
     /// The one that counts of a level: the oldest.
-    fn oldest<'a>(
+    fn oldest_telemetry<'a>(
         &'a self,
         namespace: &str,
         is_for: impl Fn(&Telemetry) -> bool,
@@ -163,13 +162,13 @@ impl Index {
             !policy.selector.is_empty() && super::matches(&policy.selector, &pod.labels)
         };
         let levels = [
-            self.oldest(root, is_for_all),
+            self.oldest_telemetry(root, is_for_all),
             (key.namespace != root)
-                .then(|| self.oldest(&key.namespace, is_for_all))
+                .then(|| self.oldest_telemetry(&key.namespace, is_for_all))
                 .flatten(),
-            self.oldest(root, selected),
+            self.oldest_telemetry(root, selected),
             (key.namespace != root)
-                .then(|| self.oldest(&key.namespace, selected))
+                .then(|| self.oldest_telemetry(&key.namespace, selected))
                 .flatten(),
         ];
         let levels: Vec<&Telemetry> = levels.into_iter().flatten().map(|(_, it)| it).collect();
@@ -203,16 +202,16 @@ impl Index {
         let of_gateway =
             |target: &Target| matches!(target, Target::Gateway(name) if *name == gateway.name);
         let levels = [
-            self.oldest(root, is_for_all),
-            self.oldest(root, |policy| names(policy, &of_class)),
+            self.oldest_telemetry(root, is_for_all),
+            self.oldest_telemetry(root, |policy| names(policy, &of_class)),
             (namespace != root)
-                .then(|| self.oldest(namespace, is_for_all))
+                .then(|| self.oldest_telemetry(namespace, is_for_all))
                 .flatten(),
-            self.oldest(&gateway.namespace, |policy| names(policy, &of_gateway)),
+            self.oldest_telemetry(&gateway.namespace, |policy| names(policy, &of_gateway)),
             service.and_then(|service| {
                 let is_it =
                     |target: &Target| matches!(target, Target::Service(name) if *name == service.name);
-                self.oldest(&service.namespace, |policy| names(policy, &is_it))
+                self.oldest_telemetry(&service.namespace, |policy| names(policy, &is_it))
             }),
         ];
         let levels: Vec<&Telemetry> = levels.into_iter().flatten().map(|(_, it)| it).collect();
@@ -301,7 +300,7 @@ impl Index {
         let selector = &held.in_force.selector;
         let alike =
             |policy: &Telemetry| policy.targets.is_empty() && policy.selector == *selector;
-        match self.oldest(&name.namespace, alike) {
+        match self.oldest_telemetry(&name.namespace, alike) {
             Some((oldest, _)) if oldest != name => {
                 let message = format!(
                     "Telemetry {}/{} is older and for the same, so this one has no effect",
