@@ -1,4 +1,4 @@
-//! External authorizers, as Istio's mesh configuration describes them (`extensionProviders`).
+//! External authorizers and collectors of spans, as Istio's mesh configuration describes them (`extensionProviders`).
 //!
 //! A provider that cannot be understood in every field cannot be used: what asks for it refuses then what it
 //! would have had decided. Providers of other kinds and all other settings of a mesh configuration are left out and named.
@@ -15,7 +15,7 @@ use crate::documents;
 /// Largest mesh configuration, bytes: a ConfigMap's limit.
 pub const MAX_MESH_CONFIG_BYTES: u64 = 1 << 20;
 
-/// The external authorizers of the mesh, by name.
+/// The external authorizers and the collectors of spans of the mesh, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExtensionProviders {
     by_name: BTreeMap<String, Result<Provider, Unusable>>,
@@ -92,6 +92,13 @@ impl ExtensionProviders {
         match self.by_name.get(name) {
             Some(Ok(provider)) => Ok(provider),
             Some(Err(unusable)) => Err(unusable.clone()),
+            None if self.collectors.contains_key(name) => Err(Unusable {
+                reason: "ProviderNotSupported",
+                message: format!(
+                    "Extension provider {name:?} takes spans and is no authorizer; use envoyExtAuthzGrpc or \
+                     envoyExtAuthzHttp"
+                ),
+            }),
             None => Err(Unusable {
                 reason: "ProviderNotFound",
                 message: format!(

@@ -23,10 +23,16 @@ impl World {
     /// apart. It ends with the test program, unless `KARST_LAB_KEEP` is set, for a look at its
     /// logs.
     pub fn up(tag: &str, mesh: Mesh) -> Result<Self> {
+        Self::up_with(tag, mesh, Vec::new())
+    }
+
+    /// The same, with more arguments for the controller.
+    pub fn up_with(tag: &str, mesh: Mesh, controller_args: Vec<String>) -> Result<Self> {
         let keep = std::env::var_os("KARST_LAB_KEEP").is_some();
         let name = format!("t{}_{tag}", std::process::id());
         let lab = Lab::up(LabOptions {
             mesh,
+            controller_args,
             lifetime: if keep {
                 Lifetime::UntilDown
             } else {
