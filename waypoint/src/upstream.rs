@@ -128,8 +128,10 @@ impl Upstream {
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let settings = picked.cluster().settings();
         let mut target = self.target(picked, settings.tls.clone(), None)?;
-        let trace = request.headers().get(TRACEPARENT);
-        target.trace = trace.and_then(|value| TraceParent::parse(value.as_bytes()));
+        if target.certificate.is_some() {
+            let trace = request.headers().get(TRACEPARENT);
+            target.trace = trace.and_then(|value| TraceParent::parse(value.as_bytes()));
+        }
         let entry = self.entry(picked, &target);
         let (head, body) = request.into_parts();
         let (body, watch) = RequestBody::new(body);

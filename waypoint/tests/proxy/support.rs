@@ -93,6 +93,7 @@ impl World {
             certificate: Box::new(move || Some(Arc::clone(&own))),
             metrics: Arc::<Metrics>::default(),
             access_log: AccessLog::start(AccessLogFormat::Off).unwrap(),
+            resource: Default::default(),
             max_connections: 1000,
             trusted_hops: 0,
             baggage: None,

@@ -20,6 +20,7 @@ use karst_api::{
 };
 use karst_client::{Resource, ResourceHandler as _};
 use karst_identity::SpiffeId;
+use karst_telemetry::export::Spans;
 use karst_tunnel::server::Drain;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -39,6 +40,7 @@ use crate::config::Store;
 use crate::http::{Entry, HttpLimits, HttpServer, serve};
 use crate::metrics::Metrics;
 use crate::table::Tables;
+use crate::observe::UpstreamTransport;
 use crate::telemetry::Recorder;
 use crate::upstream::{Upstream, UpstreamSettings};
 
@@ -101,6 +103,11 @@ impl Proxy {
         let log = AccessLog::start(AccessLogFormat::Off).unwrap();
         let upstream = Upstream::new(Rc::new(|| None), UpstreamSettings::default());
         let recorder = Recorder::new(Arc::clone(&metrics), log);
+        recorder.export_by(Spans::new(
+            UpstreamTransport::new(Arc::clone(&clusters), Rc::clone(&upstream)),
+            karst_telemetry::span::Resource::new("test"),
+            Arc::clone(&metrics.telemetry),
+        ));
         let server = HttpServer::new(Arc::clone(&tables), upstream, recorder, limits);
         spawn_local(Rc::clone(server.rechecks()).run());
         let store = Store::new(clusters, Arc::clone(&tables));
