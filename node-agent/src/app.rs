@@ -192,7 +192,8 @@ impl Agent {
             certificates: Arc::new(manager.clone()) as Arc<dyn Certificates>,
             metrics,
             access_log,
-            resource: span::Resource::new("karst-node-agent").with("k8s.node.name", &config.node_name),
+            resource: span::Resource::new("karst-node-agent")
+                .with("k8s.node.name", &config.node_name),
         });
         let threads = (0..config.workers)
             .map(|index| worker::spawn(index, Arc::clone(&context)))

@@ -45,10 +45,7 @@ struct Sides {
 
 impl PodReporting {
     /// Takes what the controller says of pods, by their uids; `None` for those that are gone.
-    pub fn update<'a>(
-        &self,
-        changes: impl IntoIterator<Item = (Arc<str>, Option<&'a Telemetry>)>,
-    ) {
+    pub fn update<'a>(&self, changes: impl IntoIterator<Item = (Arc<str>, Option<&'a Telemetry>)>) {
         let mut pods = HashMap::clone(&self.pods.load());
         for (uid, telemetry) in changes {
             let sides = telemetry.map(|telemetry| Sides {
@@ -83,10 +80,7 @@ impl PodReporting {
     }
 }
 
-fn read(
-    uid: &str,
-    wire: Option<&karst_api::telemetry::Reporting>,
-) -> Option<Arc<Reporting>> {
+fn read(uid: &str, wire: Option<&karst_api::telemetry::Reporting>) -> Option<Arc<Reporting>> {
     let (reporting, problem) = Reporting::read(wire?);
     if let Some(problem) = problem {
         tracing::warn!(

@@ -86,7 +86,9 @@ impl Observed {
                 (Some(parent), _) => {
                     let mut trace = Trace::child(parent);
                     let differs = |of: &TraceParent| of.trace_id() != parent.trace_id();
-                    trace.link = sampled.filter(differs).map(|of| (of.trace_id(), of.span_id()));
+                    trace.link = sampled
+                        .filter(differs)
+                        .map(|of| (of.trace_id(), of.span_id()));
                     trace.state = state(headers);
                     // No span of ours is in between.
                     trace.is_passed_on = !parent.is_sampled();

@@ -49,7 +49,8 @@ impl NodeTransport {
         };
         let channels = self.channels.borrow();
         let former = channels.get(collector).map(|(address, _)| *address);
-        let stays = former.filter(|former| endpoints.iter().filter_map(address).any(|it| it == *former));
+        let stays =
+            former.filter(|former| endpoints.iter().filter_map(address).any(|it| it == *former));
         stays.or_else(|| address(endpoints.choose(&[], now_ms())?))
     }
 

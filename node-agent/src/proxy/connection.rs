@@ -462,12 +462,12 @@ impl Connection {
         if self.worker.access_log.is_on() || live.flow.observed.is_some() {
             let duration = live.flow.started.elapsed();
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
-            self.worker.report(
-                &live
-                    .flow
-                    .clone()
-                    .record(duration, live.bytes(), live.tls.clone(), end),
-            );
+            self.worker.report(&live.flow.clone().record(
+                duration,
+                live.bytes(),
+                live.tls.clone(),
+                end,
+            ));
         }
     }
 }

@@ -264,7 +264,10 @@ fn request(local: &LocalPod, address: SocketAddr, flow: &Flow) -> Result<Outboun
         .as_ref()
         .map(|s| s.spec.hostname.to_string())
         .unwrap_or_default();
-    let trace = flow.observed.as_ref().and_then(|observed| observed.context());
+    let trace = flow
+        .observed
+        .as_ref()
+        .and_then(|observed| observed.context());
     let source = SourceHeaders {
         baggage: None,
         forwarded: flow.source.addr.map(|client| Forwarded { client, host }),

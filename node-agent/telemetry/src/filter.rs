@@ -124,8 +124,25 @@ const FUNCTIONS: [&str; 9] = [
 
 /// Operators, as the parser names them.
 const OPERATORS: [&str; 19] = [
-    "!_", "-_", "@in", "_!=_", "_%_", "_&&_", "_*_", "_+_", "_-_", "_/_", "_<=_", "_<_", "_==_",
-    "_>=_", "_>_", "_?_:_", "_[_]", "_||_", "@not_strictly_false",
+    "!_",
+    "-_",
+    "@in",
+    "_!=_",
+    "_%_",
+    "_&&_",
+    "_*_",
+    "_+_",
+    "_-_",
+    "_/_",
+    "_<=_",
+    "_<_",
+    "_==_",
+    "_>=_",
+    "_>_",
+    "_?_:_",
+    "_[_]",
+    "_||_",
+    "@not_strictly_false",
 ];
 
 /// Value of an attribute.
@@ -185,9 +202,7 @@ impl Filter {
     /// It is none, or asks for what is not there; for its author.
     pub fn compile(text: &str) -> Result<Self, String> {
         if text.len() > MAX_BYTES {
-            return Err(format!(
-                "is longer than {MAX_BYTES} bytes; make it simpler"
-            ));
+            return Err(format!("is longer than {MAX_BYTES} bytes; make it simpler"));
         }
         if depth(text) > MAX_DEPTH {
             return Err(format!(
@@ -293,7 +308,9 @@ impl Uses {
                     pattern(call.args.last())?;
                 }
                 let target = call.target.iter().map(AsRef::as_ref);
-                target.chain(&call.args).try_for_each(|each| self.visit(each))
+                target
+                    .chain(&call.args)
+                    .try_for_each(|each| self.visit(each))
             }
             Expr::List(list) => list.elements.iter().try_for_each(|each| self.visit(each)),
             Expr::Map(map) => map.entries.iter().try_for_each(|entry| match &entry.expr {
@@ -369,10 +386,13 @@ fn pattern(argument: Option<&IdedExpr>) -> Result<(), String> {
         return Err("matches a pattern that is not written out".to_owned());
     };
     let program = format!("''.matches({:?})", text.inner());
-    let checked = ENVIRONMENT.compile(&program).map_err(|_| ()).and_then(|program| {
-        let context = Context::with_env(Arc::clone(&ENVIRONMENT));
-        program.execute(&context).map_err(|_| ())
-    });
+    let checked = ENVIRONMENT
+        .compile(&program)
+        .map_err(|_| ())
+        .and_then(|program| {
+            let context = Context::with_env(Arc::clone(&ENVIRONMENT));
+            program.execute(&context).map_err(|_| ())
+        });
     match checked {
         Ok(_) => Ok(()),
         Err(()) => Err(format!("matches {:?}, which is no pattern", text.inner())),

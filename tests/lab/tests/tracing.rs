@@ -201,7 +201,9 @@ fn agents_and_waypoint_are_in_one_trace() -> Result<()> {
 fn connections_and_requests_join(traced: &Traced) -> Result<()> {
     traced.shop.world.lab.apply(FRESH)?;
     until("a whole trace", SOON, || {
-        let answer = traced.shop.get("traced:80", &["--header", "x-tenant: blue"])?;
+        let answer = traced
+            .shop
+            .get("traced:80", &["--header", "x-tenant: blue"])?;
         ensure!(answer["status"] == 200, "{answer}");
         let spans = spans(&traced.output)?;
         let found = spans.iter().find_map(|first| {
@@ -217,13 +219,25 @@ fn connections_and_requests_join(traced: &Traced) -> Result<()> {
         });
         let (first, last, waypoint) =
             found.with_context(|| format!("no chain in {} spans", spans.len()))?;
-        ensure!(first.kind == "Client" && last.kind == "Server", "{first:?} {last:?}");
+        ensure!(
+            first.kind == "Client" && last.kind == "Server",
+            "{first:?} {last:?}"
+        );
         ensure!(first.has("src.workload", "client"), "{first:?}");
         ensure!(waypoint.has("http.request.method", "GET"), "{waypoint:?}");
-        ensure!(waypoint.has("http.response.status_code", "200"), "{waypoint:?}");
-        ensure!(waypoint.has("dst.service", "traced.shop.svc.cluster.local"), "{waypoint:?}");
+        ensure!(
+            waypoint.has("http.response.status_code", "200"),
+            "{waypoint:?}"
+        );
+        ensure!(
+            waypoint.has("dst.service", "traced.shop.svc.cluster.local"),
+            "{waypoint:?}"
+        );
         ensure!(waypoint.has("tenant", "blue"), "{waypoint:?}");
-        ensure!(last.has("connection_security_policy", "mutual_tls"), "{last:?}");
+        ensure!(
+            last.has("connection_security_policy", "mutual_tls"),
+            "{last:?}"
+        );
         Ok(())
     })
 }
@@ -255,7 +269,9 @@ fn a_trace_of_the_application_is_followed(traced: &Traced) -> Result<()> {
 fn a_trace_that_is_not_sampled_stays_so(traced: &Traced) -> Result<()> {
     let trace = "1bf7651916cd43dd8448eb211c80319c";
     let own = format!("00-{trace}-b7ad6b7169203331-00");
-    let answer = traced.shop.get("web:80", &["--header", &format!("traceparent: {own}")])?;
+    let answer = traced
+        .shop
+        .get("web:80", &["--header", &format!("traceparent: {own}")])?;
     ensure!(answer["page"]["headers"]["traceparent"] == own, "{answer}");
     // Spans of one proxy come in their order: behind this one there is none of before.
     let last = "2cf7651916cd43dd8448eb211c80319c";
@@ -264,7 +280,9 @@ fn a_trace_that_is_not_sampled_stays_so(traced: &Traced) -> Result<()> {
         traced.shop.get("web:80", &["--header", &header])?;
         let spans = spans(&traced.output)?;
         ensure!(spans.iter().any(|it| it.trace == last), "none");
-        let unwanted = spans.iter().find(|it| it.trace == trace && it.is_waypoint());
+        let unwanted = spans
+            .iter()
+            .find(|it| it.trace == trace && it.is_waypoint());
         ensure!(unwanted.is_none(), "{unwanted:?}");
         Ok(())
     })
@@ -289,7 +307,9 @@ spec:
     };
     let logged = |id: &str| -> Result<bool> {
         let log = shop.world.lab.logs("shop/waypoint")?;
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let mut lines = lines.filter(|line| line["request_id"] == id);
         Ok(lines.any(|line| line["trace_id"].as_str().is_some_and(|id| id.len() == 32)))
     };

@@ -71,13 +71,13 @@ impl Scope {
     #[must_use]
     pub fn reporting<'a>(&self, table: &'a Table) -> Option<&'a Arc<Reporting>> {
         let reporting = match &self.place {
-            Place::Service(service) => {
-                &table.service(&service.hostname, service.port)?.reporting
-            }
+            Place::Service(service) => &table.service(&service.hostname, service.port)?.reporting,
             Place::Workload(address) => &table.workloads.get(&address.ip())?.reporting,
             Place::Listener { port, name } => {
                 let mut listeners = table.sockets.get(port)?.listeners.iter();
-                &listeners.find(|listener| *listener.name == **name)?.reporting
+                &listeners
+                    .find(|listener| *listener.name == **name)?
+                    .reporting
             }
         };
         reporting.as_ref()

@@ -128,7 +128,10 @@ fn else_one_begins_if_it_is_sampled() {
     assert!(sent[0].ends_with("-01"));
     let (sent, span) = seen(&tracing(0), &[], connection(false));
     assert!(span.is_none());
-    assert!(sent[0].ends_with("-00"), "the next one need not decide anew");
+    assert!(
+        sent[0].ends_with("-00"),
+        "the next one need not decide anew"
+    );
 }
 
 #[test]
@@ -149,7 +152,11 @@ fn what_cannot_be_read_is_replaced() {
 
 #[test]
 fn without_tracing_nothing_is_touched() {
-    let (sent, span) = seen(&filtering("true"), &[("traceparent", OWN)], connection(true));
+    let (sent, span) = seen(
+        &filtering("true"),
+        &[("traceparent", OWN)],
+        connection(true),
+    );
     assert_eq!(sent, [OWN]);
     assert!(span.is_none());
     let (sent, _) = seen(&filtering("true"), &[], connection(true));
@@ -202,12 +209,19 @@ fn filters_see_requests() {
             true => Verdict::Log,
             false => Verdict::Skip(Skipped::Filter),
         };
-        assert_eq!(observed.request_verdict(&record()), expected, "{expression}");
+        assert_eq!(
+            observed.request_verdict(&record()),
+            expected,
+            "{expression}"
+        );
     };
     check("response.code >= 400", false);
     check("response.code == 200 && connection.mtls", true);
     check("request.host == 'shop.example'", true);
-    check("request.path == '/a?secret=1' && request.url_path == '/a'", true);
+    check(
+        "request.path == '/a?secret=1' && request.url_path == '/a'",
+        true,
+    );
     check("request.headers['x-debug'] == 'yes'", true);
     check("source.address == '10.0.0.1:4000'", true);
     check("response.code_details != ''", false);
@@ -221,7 +235,10 @@ fn connections_have_spans_and_filters_too() {
     let observed = Observed::connection(&tracing(0), connection(true));
     let (_, span) = observed.connection_span(&record).expect("span");
     assert_eq!((span.trace_id, span.parent), (7, Some(8)));
-    assert_eq!(observed.context().map(TraceParent::span_id), Some(span.span_id));
+    assert_eq!(
+        observed.context().map(TraceParent::span_id),
+        Some(span.span_id)
+    );
     let observed = Observed::connection(&tracing(0), connection(false));
     assert!(observed.connection_span(&record).is_none());
     let verdict = |expression: &str| {

@@ -138,7 +138,8 @@ fn collector(item: &Value, spec: &Value, place: &str) -> Result<Place, Unusable>
             "service" => service = Some(host(value).map_err(invalid)?),
             "port" => port = Some(self::port(value).map_err(invalid)?),
             "http" => {
-                let problem = "http is not supported; spans go by gRPC: use the collector's port for that";
+                let problem =
+                    "http is not supported; spans go by gRPC: use the collector's port for that";
                 return Err(invalid(problem.to_owned()));
             }
             _ => return Err(invalid(format!("{field} is not supported; remove it"))),

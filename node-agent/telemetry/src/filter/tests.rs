@@ -40,7 +40,10 @@ fn expressions_over_attributes() {
         ("'x-debug' in request.headers", true),
         ("'x-other' in request.headers", false),
         ("has(request.headers.other)", false),
-        ("has(response.grpc_status) && response.grpc_status != 0", false),
+        (
+            "has(response.grpc_status) && response.grpc_status != 0",
+            false,
+        ),
         ("response.code > 500 ? true : connection.mtls", true),
         ("true", true),
     ] {

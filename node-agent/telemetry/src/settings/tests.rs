@@ -129,7 +129,10 @@ fn tags_are_what_was_asked_for() {
     let kept = reporting.keep(&headers);
     assert_eq!(kept.get("authorization"), None);
     let tags = reporting.tracing().expect("tracing").tags(&kept);
-    let tags: Vec<(&str, &str)> = tags.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let tags: Vec<(&str, &str)> = tags
+        .iter()
+        .map(|(name, value)| (&**name, &**value))
+        .collect();
     let long = "é".repeat(128);
     assert_eq!(
         tags,

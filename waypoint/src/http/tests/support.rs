@@ -39,8 +39,8 @@ use crate::client::Client;
 use crate::config::Store;
 use crate::http::{Entry, HttpLimits, HttpServer, serve};
 use crate::metrics::Metrics;
-use crate::table::Tables;
 use crate::observe::UpstreamTransport;
+use crate::table::Tables;
 use crate::telemetry::Recorder;
 use crate::upstream::{Upstream, UpstreamSettings};
 

@@ -128,9 +128,9 @@ impl Index {
         let own = namespaces.into_iter().map(|namespace| (namespace, None));
         let services = served.services.iter();
         let services = services.map(|key| (key.namespace.as_str(), Some(key)));
-        let reporting = own
-            .chain(services)
-            .filter_map(|(namespace, service)| self.telemetry_at(gateway, class, namespace, service));
+        let reporting = own.chain(services).filter_map(|(namespace, service)| {
+            self.telemetry_at(gateway, class, namespace, service)
+        });
         reporting
             .filter_map(|reporting| self.collector_of(&reporting))
             .collect()

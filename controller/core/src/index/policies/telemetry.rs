@@ -29,7 +29,8 @@ use crate::{
 /// Share of traces that begin in the mesh where nothing says it, in millionths: Istio's 1 %.
 const DEFAULT_SAMPLING: u32 = 10_000;
 
-const WITHOUT_FORMER: &str = "What could not be understood is left out so that more is logged and less traced";
+const WITHOUT_FORMER: &str =
+    "What could not be understood is left out so that more is logged and less traced";
 
 impl Policy for Telemetry {
     fn selector(&self) -> &Labels {
@@ -190,9 +191,8 @@ impl Index {
             return None;
         }
         let root = self.config.root_namespace.as_str();
-        let names = |policy: &Telemetry, is_it: &dyn Fn(&Target) -> bool| {
-            policy.targets.iter().any(is_it)
-        };
+        let names =
+            |policy: &Telemetry, is_it: &dyn Fn(&Target) -> bool| policy.targets.iter().any(is_it);
         let of_class = |target: &Target| match target {
             Target::GatewayClass(name) => {
                 class == ProxyClass::Waypoint && self.is_of_class(gateway, name)
@@ -224,7 +224,10 @@ impl Index {
     }
 
     /// The port of a Service that spans go to.
-    pub(in crate::index) fn collector_of(&self, reporting: &wire::Reporting) -> Option<(NsName, u16)> {
+    pub(in crate::index) fn collector_of(
+        &self,
+        reporting: &wire::Reporting,
+    ) -> Option<(NsName, u16)> {
         let tracing = reporting.tracing.as_ref()?;
         self.collector(&tracing.provider).ok()
     }
@@ -242,7 +245,10 @@ impl Index {
     }
 
     fn tracing(&self, levels: &[&Telemetry], side: Side) -> Option<wire::Tracing> {
-        let entries: Vec<_> = levels.iter().filter_map(|level| level.tracing(side)).collect();
+        let entries: Vec<_> = levels
+            .iter()
+            .filter_map(|level| level.tracing(side))
+            .collect();
         if entries.is_empty() {
             return None;
         }
@@ -298,8 +304,7 @@ impl Index {
             return status::invalid(&held.faults, effect);
         }
         let selector = &held.in_force.selector;
-        let alike =
-            |policy: &Telemetry| policy.targets.is_empty() && policy.selector == *selector;
+        let alike = |policy: &Telemetry| policy.targets.is_empty() && policy.selector == *selector;
         match self.oldest_telemetry(&name.namespace, alike) {
             Some((oldest, _)) if oldest != name => {
                 let message = format!(

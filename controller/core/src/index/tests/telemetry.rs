@@ -109,7 +109,8 @@ fn modes_are_sides() {
 
 #[test]
 fn the_narrowest_level_counts_by_section() {
-    let traced = json!({"tracing": [{"providers": [{"name": "otel"}], "randomSamplingPercentage": 20}]});
+    let traced =
+        json!({"tracing": [{"providers": [{"name": "otel"}], "randomSamplingPercentage": 20}]});
     let mut mesh = mesh([
         telemetry("karst-system", "mesh", merged(off("SERVER"), traced)),
         telemetry("shop", "shop", filter("response.code >= 400")),
@@ -173,10 +174,7 @@ fn a_waypoint_gets_the_backend_of_its_collector() {
     config(&mut mesh, json!({"extensionProviders": [otel("other")]}));
     assert!(!spans(&mesh));
     assert_eq!(sampling(&mesh), None);
-    config(
-        &mut mesh,
-        json!({"extensionProviders": [otel("otel")]}),
-    );
+    config(&mut mesh, json!({"extensionProviders": [otel("otel")]}));
     assert!(spans(&mesh));
 }
 
@@ -189,7 +187,10 @@ fn a_default_provider_counts_where_none_is_named() {
         "defaultProviders": {"tracing": ["otel"]}});
     config(&mut mesh, default);
     let tracing = of_waypoint(&mesh).tracing.unwrap();
-    assert_eq!((tracing.provider.as_str(), tracing.sampling), ("otel", 1_000_000));
+    assert_eq!(
+        (tracing.provider.as_str(), tracing.sampling),
+        ("otel", 1_000_000)
+    );
 }
 
 #[test]
@@ -224,7 +225,10 @@ fn tags_are_told() {
     };
     assert_eq!(tags[0].kind, Some(wire::span_tag::Kind::Header(header)));
     let (conditions, message) = said(&mesh, "t");
-    assert_eq!(conditions[1], "karst.dev/FullyEnforced=False/UnsupportedValue");
+    assert_eq!(
+        conditions[1],
+        "karst.dev/FullyEnforced=False/UnsupportedValue"
+    );
     assert!(message.contains("environment"), "{message}");
 }
 

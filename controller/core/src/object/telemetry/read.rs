@@ -40,7 +40,11 @@ fn entries<'v>(value: &'v Value, field: &str, reader: &mut Reader<'_>) -> &'v [V
     let items = reader.items(value, field).unwrap_or_default();
     if items.len() > MAX_ENTRIES {
         let problem = format!("has {} entries", items.len());
-        reader.fault(field, problem, "use at most 16: one for each mode is enough");
+        reader.fault(
+            field,
+            problem,
+            "use at most 16: one for each mode is enough",
+        );
     }
     &items[..items.len().min(MAX_ENTRIES)]
 }
@@ -51,7 +55,10 @@ pub(super) fn logging(
     narrowed: &mut Vec<String>,
 ) -> Vec<Logging> {
     let mut all = Vec::new();
-    for (index, item) in entries(value, "spec.accessLogging", reader).iter().enumerate() {
+    for (index, item) in entries(value, "spec.accessLogging", reader)
+        .iter()
+        .enumerate()
+    {
         let field = format!("spec.accessLogging[{index}]");
         let mut entry = Logging {
             side: Side::Both,
@@ -70,8 +77,10 @@ pub(super) fn logging(
                     let is_own = |name: &String| OWN_PROVIDERS.contains(&name.as_str());
                     is_ours = names.is_empty() || names.iter().any(is_own);
                     for name in names.iter().filter(|name| !is_own(name)) {
-                        let problem = format!("names {name:?}, which is no provider of access logs here");
-                        let hint = "use karst, or envoy, which is the same: lines on standard output";
+                        let problem =
+                            format!("names {name:?}, which is no provider of access logs here");
+                        let hint =
+                            "use karst, or envoy, which is the same: lines on standard output";
                         reader.note(&field, &problem, hint);
                         narrowed.push(format!("{field} {problem}; {hint}"));
                     }
@@ -200,7 +209,9 @@ fn filter(
                     narrowed.push(format!("{field} {problem}. Everything is logged"));
                 }
             },
-            ("expression", None) => reader.fault(&field, "is no text", "write an expression in CEL"),
+            ("expression", None) => {
+                reader.fault(&field, "is no text", "write an expression in CEL")
+            }
             _ => reader.unknown(&field),
         }
     }
