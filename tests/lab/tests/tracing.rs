@@ -123,24 +123,30 @@ fn spans(output: &Path) -> Result<Vec<Span>> {
             if let Some(span) = spans.last_mut() {
                 span.link = Some(Default::default());
             }
+        } else if let (true, Some(link)) = (in_link, line.strip_prefix("-> ")) {
+            let span = spans.last_mut().context("a link of no span")?;
+            let place = span.link.get_or_insert_default();
+            match link.split_once(": ") {
+                Some(("Trace ID", id)) => place.0 = id.to_owned(),
+                Some(("ID", id)) => place.1 = id.to_owned(),
+                _ => {}
+            }
         } else if let Some(attribute) = line.strip_prefix("-> ") {
             let (name, value) = attribute.split_once(": ").context("an attribute")?;
             let value = value.split_once('(').map_or(value, |(_, value)| value);
-            let value = value.trim_end_matches(')').to_owned();
+            let value = value.strip_suffix(')').unwrap_or(value).to_owned();
             if in_resource && name == "service.name" {
                 service = value;
-            } else if let (false, Some(span)) = (in_resource || in_link, spans.last_mut()) {
+            } else if let (false, Some(span)) = (in_resource, spans.last_mut()) {
                 span.attributes.insert(name.to_owned(), value);
             }
         } else if let (Some((name, value)), Some(span)) = (line.split_once(':'), spans.last_mut()) {
             let value = value.trim().to_owned();
-            match (name.trim_start_matches("-> ").trim(), in_link) {
-                ("Trace ID", false) => span.trace = value,
-                ("Parent ID", false) => span.parent = value,
-                ("ID", false) => span.id = value,
-                ("Kind", false) => span.kind = value,
-                ("Trace ID", true) => span.link.get_or_insert_default().0 = value,
-                ("ID" | "Span ID", true) => span.link.get_or_insert_default().1 = value,
+            match name.trim() {
+                "Trace ID" => span.trace = value,
+                "Parent ID" => span.parent = value,
+                "ID" => span.id = value,
+                "Kind" => span.kind = value,
                 _ => {}
             }
         }
