@@ -50,7 +50,6 @@ spec:
   - name: otel
     image: karst-testapp
     command: [sleep, infinity]
-    ports: [{containerPort: 4317}]
 ---
 apiVersion: telemetry.istio.io/v1
 kind: Telemetry
