@@ -62,13 +62,20 @@ spec:
       tenant: {header: {name: x-tenant}}
 ";
 
-/// A Service of the shop's pods that nobody has asked before, so that its connections are new.
+/// A Service of the shop's pods whose connections are for one request each: a connection has its span when it ends.
 const FRESH: &str = "apiVersion: v1
 kind: Service
 metadata: {name: traced, namespace: shop}
 spec:
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: 8080, appProtocol: http}]
+---
+apiVersion: karst.dev/v1alpha1
+kind: BackendTrafficPolicy
+metadata: {name: traced, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: traced}]
+  limits: {maxRequestsPerConnection: 1}
 ";
 
 /// A span as the collector writes it.
