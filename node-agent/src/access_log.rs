@@ -123,8 +123,8 @@ impl access_log::Record for Record {
         }
         let observed = self.observed.as_ref();
         if let Some(trace) = observed.and_then(|observed| observed.context()) {
-            line.text("trace_id", &format!("{:032x}", trace.trace_id()));
-            line.text("span_id", &format!("{:016x}", trace.span_id()));
+            line.text("trace_id", format!("{:032x}", trace.trace_id()));
+            line.text("span_id", format!("{:016x}", trace.span_id()));
         }
     }
 }

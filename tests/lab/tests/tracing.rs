@@ -117,7 +117,7 @@ fn spans(output: &Path) -> Result<Vec<Span>> {
     for line in text.lines() {
         let line = line.trim();
         if line.starts_with("ResourceSpans #") {
-            in_resource = true;
+            (in_resource, in_link) = (true, false);
         } else if line.starts_with("Span #") {
             (in_resource, in_link) = (false, false);
             spans.push(Span {

@@ -79,8 +79,8 @@ pub(super) fn connection(line: &mut Line<'_>, record: &ConnectionRecord) {
 
 fn trace(line: &mut Line<'_>, observed: Option<&Observed>) {
     if let Some(trace) = observed.and_then(Observed::context) {
-        line.text("trace_id", &format!("{:032x}", trace.trace_id()));
-        line.text("span_id", &format!("{:016x}", trace.span_id()));
+        line.text("trace_id", format!("{:032x}", trace.trace_id()));
+        line.text("span_id", format!("{:016x}", trace.span_id()));
     }
 }
 
