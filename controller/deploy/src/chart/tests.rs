@@ -382,7 +382,7 @@ fn the_checked_in_manifests_are_the_charts() {
     };
     let objects = check("karst.yaml", for_kubectl());
     let kinds: Vec<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
-    assert_eq!(kinds[4..6], ["CustomResourceDefinition", "Namespace"]);
+    assert_eq!(kinds[5..7], ["CustomResourceDefinition", "Namespace"]);
     assert!(
         !kinds.contains(&"GatewayClass"),
         "they need the Gateway API"
