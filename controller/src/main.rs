@@ -10,6 +10,7 @@ mod auth;
 mod ca;
 mod cluster;
 mod feed;
+mod log_level;
 mod mesh_config;
 mod metrics;
 mod serve;
@@ -28,6 +29,7 @@ use karst_api::{
     node::node_service_server::NodeServiceServer,
 };
 use karst_core::Index;
+use karst_process::logging;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -36,7 +38,6 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::Server;
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Args, Config, LogFormat},
@@ -66,7 +67,10 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    start_log(args.log_format);
+    if let Err(error) = start_log(args.log_format) {
+        eprintln!("karst-controller: KARST_LOG: {error}");
+        return ExitCode::from(2);
+    }
     let config = match args.check() {
         Ok(config) => config,
         Err(mistakes) => {
@@ -94,24 +98,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(format: LogFormat) {
-    // The library reports each failed attempt as an error; we say once that something fails.
-    let wanted = std::env::var("KARST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let filter = EnvFilter::try_new(format!("kube_client=off,{wanted}"))
-        .unwrap_or_else(|_| EnvFilter::new("kube_client=off,info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+/// Starts the log with the level in `KARST_LOG`, which is `info` if there is none.
+fn start_log(format: LogFormat) -> Result<(), logging::LoggingError> {
+    let level = std::env::var("KARST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let format = match format {
+        LogFormat::Text => karst_process::args::LogFormat::Text,
+        LogFormat::Json => karst_process::args::LogFormat::Json,
+    };
+    logging::init(format, &level)
 }
 
 /// Runs until SIGTERM or SIGINT.
 async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    log_level::follow_signals().context("listening for SIGUSR1 and SIGUSR2")?;
     let metrics = Metrics::default();
     let store = Arc::new(Store::new(Index::new(config.mesh.clone())));
     // The sockets come first: agents may start as soon as they see the roots, and the kubelet asks

@@ -1,10 +1,10 @@
 //! Metrics of the controller. Labels have few values, all of them constants of this program.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -43,6 +43,32 @@ pub struct Outcome {
     pub result: &'static str,
 }
 
+/// Bounds of [`Propagation`] in seconds: from what a change takes on one machine to what a client that is not
+/// answering has until its stream ends.
+const PROPAGATION_BOUNDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// How long changes take until clients say that they are in force, by resource type.
+#[derive(Debug)]
+pub struct Propagation(Family<ResourceType, Histogram, fn() -> Histogram>);
+
+impl Default for Propagation {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| {
+            Histogram::new(PROPAGATION_BOUNDS)
+        }))
+    }
+}
+
+impl Propagation {
+    /// A client has what changed `took` ago.
+    pub fn observe(&self, r#type: &'static str, took: Duration) {
+        let label = ResourceType { r#type };
+        self.0.get_or_create(&label).observe(took.as_secs_f64());
+    }
+}
+
 /// All metrics; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);
@@ -56,6 +82,8 @@ pub struct Inner {
     pub xds_resources: Family<ResourceType, Counter>,
     /// Responses that clients rejected, at least in part.
     pub xds_nacks: Family<ResourceType, Counter>,
+    /// Time until changes are in force, on this process's clock.
+    pub xds_propagation: Propagation,
     /// Open discovery streams.
     pub xds_streams: Gauge,
     /// Streams that the controller ended, by reason.
@@ -123,6 +151,11 @@ impl Metrics {
             "xds_nacks",
             "Discovery responses rejected by clients",
             self.xds_nacks.clone(),
+        );
+        r.register(
+            "xds_propagation_seconds",
+            "Time from a change of objects until a client says that what follows from it is in force",
+            self.xds_propagation.0.clone(),
         );
         r.register(
             "xds_streams",

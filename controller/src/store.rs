@@ -5,6 +5,7 @@ mod problems;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    time::Instant,
 };
 
 use karst_core::{
@@ -67,6 +68,8 @@ pub struct StreamQueue {
 /// Names of resources that may have changed.
 #[derive(Default)]
 pub struct Dirty {
+    /// When the first of these changes came.
+    pub since: Option<Instant>,
     /// Too much has changed to name it.
     pub everything: bool,
     /// `istio.workload.Address` resources.
@@ -143,6 +146,11 @@ impl Store {
     /// Applies a batch in its order, in one step as far as readers can see. Returns, for each
     /// update that was refused, its place in the batch and the error.
     pub fn update(&self, batch: Vec<Update>) -> Vec<(usize, ObjectError)> {
+        self.update_of(batch, Instant::now())
+    }
+
+    /// The same for a batch whose first object came at `since`.
+    pub fn update_of(&self, batch: Vec<Update>, since: Instant) -> Vec<(usize, ObjectError)> {
         let mut changes = Changes::default();
         let mut refused = Vec::new();
         {
@@ -158,19 +166,20 @@ impl Store {
             }
             changes.merge(index.flush());
         }
-        self.announce(&changes);
+        self.announce(&changes, since);
         self.revision.send_modify(|revision| *revision += 1);
         refused
     }
 
     /// Takes the external authorizers of the mesh's configuration.
     pub fn set_extension_providers(&self, providers: ExtensionProviders) {
+        let since = Instant::now();
         let changes = self
             .index
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .set_extension_providers(providers);
-        self.announce(&changes);
+        self.announce(&changes, since);
         self.revision.send_modify(|revision| *revision += 1);
     }
 
@@ -189,12 +198,13 @@ impl Store {
 
     /// Takes a node's report of its enrolled pods. Returns how many of them are pods of that node.
     pub fn report_enrolled(&self, node: &str, pod_uids: &[String]) -> usize {
+        let since = Instant::now();
         let (known, changes) = self
             .index
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .report_enrolled(node, pod_uids);
-        self.announce(&changes);
+        self.announce(&changes, since);
         known
     }
 
@@ -236,7 +246,8 @@ impl Store {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn announce(&self, changes: &Changes) {
+    /// Tells the streams of what has changed because of something that came at `since`.
+    fn announce(&self, changes: &Changes, since: Instant) {
         if changes.is_empty() {
             return;
         }
@@ -247,7 +258,7 @@ impl Store {
         let resources = index.addresses().count() + index.authorizations().count();
         let limit = 2 * resources + MAX_DIRTY_EXTRA;
         for queue in queues {
-            queue.add(changes, &index, limit);
+            queue.add((changes, since), &index, limit);
         }
     }
 }
@@ -270,7 +281,7 @@ impl StreamQueue {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, changes: &Changes, index: &Index, limit: usize) {
+    fn add(&self, (changes, since): (&Changes, Instant), index: &Index, limit: usize) {
         let mut dirty = self.dirty();
         let some = match &self.scope {
             Scope::Node(node) => dirty.add_of_node(changes, node),
@@ -280,6 +291,9 @@ impl StreamQueue {
         let own = dirty.addresses.len() + dirty.authorizations.len() + dirty.node_pods.len();
         if own + proxies > limit {
             dirty.forget_names();
+        }
+        if some {
+            dirty.since.get_or_insert(since);
         }
         drop(dirty);
         if some {
@@ -321,6 +335,7 @@ impl Dirty {
     fn forget_names(&mut self) {
         *self = Self {
             everything: true,
+            since: self.since,
             gateways: std::mem::take(&mut self.gateways),
             ..Self::default()
         };

@@ -9,6 +9,7 @@ use karst_process::access_log::{self, Line};
 use karst_tunnel::TlsInfo;
 
 use crate::metrics::traffic::Security;
+use crate::observe::Observed;
 use crate::proxy::Direction;
 use crate::reason::Reason;
 use crate::state::policy::Denial;
@@ -30,6 +31,8 @@ pub struct Record {
     pub hbone_addr: Option<SocketAddr>,
     /// Service that was dialled.
     pub service: Option<Arc<Service>>,
+    /// Port of that service.
+    pub service_port: Option<u16>,
     /// Bytes of responses.
     pub bytes_sent: u64,
     /// Bytes of requests.
@@ -48,6 +51,8 @@ pub struct Record {
     pub denial: Option<Box<Denial>>,
     /// The policy that would have, were it no dry run.
     pub dry_run: Option<Box<Denial>>,
+    /// What else is reported; `None` for the default.
+    pub observed: Option<Box<Observed>>,
 }
 
 /// One end of a connection.
@@ -90,6 +95,9 @@ impl access_log::Record for Record {
         line.address("dst.hbone_addr", inside);
         let service = self.service.as_ref();
         line.known("dst.service", service.map(|s| &s.spec.hostname));
+        if let Some(port) = self.service_port {
+            line.number("dst.service_port", port.into());
+        }
         if let Some(workload) = &destination.workload {
             line.text("dst.workload", &workload.name);
             line.text("dst.namespace", &workload.namespace);
@@ -117,6 +125,11 @@ impl access_log::Record for Record {
             line.text("tls_version", &tls.version);
             line.text("cipher", &tls.cipher);
             line.text("key_exchange", &tls.key_exchange);
+        }
+        let observed = self.observed.as_ref();
+        if let Some(trace) = observed.and_then(|observed| observed.context()) {
+            line.text("trace_id", format!("{:032x}", trace.trace_id()));
+            line.text("span_id", format!("{:016x}", trace.span_id()));
         }
     }
 }
@@ -146,6 +159,7 @@ mod tests {
             },
             hbone_addr: "10.0.0.2:15008".parse().ok(),
             service: None,
+            service_port: None,
             bytes_sent: 7,
             bytes_recv: 9,
             duration: Duration::from_millis(3),
@@ -155,6 +169,7 @@ mod tests {
             error: None,
             denial: None,
             dry_run: None,
+            observed: None,
         }
     }
 

@@ -6,9 +6,17 @@
 //! | DELETE | `/v1/sandboxes/{pod uid}` | it is gone |
 //! | GET | `/v1/status`, `/v1/ready` | the agent |
 //! | GET | `/v1/pods`, `/v1/workloads`, `/v1/services`, `/v1/policies` | what it knows |
+//! | GET, PUT | `/v1/logging` | the level of the program's log; `?level=LEVEL[&for=DURATION]` sets it |
 //! | GET | `/v1/certificates`, `/v1/tunnels`, `/v1/connections` | what it holds |
+//! | GET | `/v1/endpoints` | the endpoints of services, and what it knows of how they do |
+//! | GET | `/v1/xds` | what the controller has sent, type by type, and what was answered |
+//! | GET | `/v1/rejected` | resources of the controller's whose newest version is not in force, and why |
+//! | GET | `/v1/datapath` | what it has loaded into the kernel and told its programs |
+//! | GET | `/v1/tap` | what happens from now on, a line of JSON each; see [`tap::query`] |
 //!
 //! Errors are `{"reason": LABEL, "error": TEXT}`.
+
+mod endpoints;
 
 use std::fs;
 use std::io;
@@ -20,8 +28,10 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, DeltaAds, RejectedResource};
 use karst_process::http_server::{Reply, json};
+use karst_process::logging;
+use karst_process::tap::{self, query::Sees};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -31,6 +41,8 @@ use crate::cni::install::InstallStatus;
 use crate::context::Context;
 use crate::enrol::task::{Event, Patience, WorkerSet};
 use crate::enrol::{PodTable, Problem};
+use crate::state::endpoint::{Endpoint, EndpointSet};
+use crate::state::service::Service;
 use crate::worker::{Command, Snapshot};
 
 /// Largest request body: a registration has a few hundred bytes.
@@ -51,6 +63,8 @@ pub struct Admin {
     pub context: Arc<Context>,
     /// The control-plane session.
     pub ads: watch::Receiver<AdsStatus>,
+    /// The same, type by type.
+    pub xds: DeltaAds,
     /// Enrolment.
     pub pods: watch::Receiver<Arc<PodTable>>,
     /// Where sandboxes are registered.
@@ -112,6 +126,9 @@ impl Admin {
                 _ => method_not_allowed(),
             };
         }
+        if path == "/v1/logging" {
+            return logging::page(&method, request.uri().query());
+        }
         if method != Method::GET {
             return method_not_allowed();
         }
@@ -124,11 +141,16 @@ impl Admin {
             }
             "/v1/workloads" => self.workloads(),
             "/v1/services" => self.services(),
+            "/v1/endpoints" => endpoints::page(&self.context.state),
+            "/v1/xds" => list(self.xds.types()),
             "/v1/policies" => {
                 let policies = self.context.state.policies.all();
                 list(policies.iter().map(|p| p.view()).collect::<Vec<_>>())
             }
+            "/v1/rejected" => self.rejected(),
+            "/v1/datapath" => self.datapath(),
             "/v1/certificates" => list(self.context.certificates.list()),
+            "/v1/tap" => self.tap(request.uri().query()),
             "/v1/connections" => list(self.snapshot().await.connections),
             "/v1/tunnels" => {
                 let tunnels = self.snapshot().await.tunnels;
@@ -141,6 +163,13 @@ impl Admin {
             }
             _ => problem(StatusCode::NOT_FOUND, "not_found", "no such path"),
         }
+    }
+
+    fn tap(&self, query: Option<&str>) -> Reply {
+        tap::answer(&self.context.tap, Sees::Connections, query, |feed| {
+            // A worker that is ending has nothing to tell.
+            self.workers.broadcast(|| Command::Tap(feed.clone()));
+        })
     }
 
     async fn register(&self, uid: &str, request: Request<Incoming>) -> Reply {
@@ -265,6 +294,7 @@ impl Admin {
                 "changes": install.read().1,
             })),
             "workers": self.workers.0.len(),
+            "tap_subscribers": self.context.tap.subscribers(),
             "access_log_dropped": self.context.access_log.dropped(),
             "bpf_events": kernel.counters().map(|list| {
                 list.into_iter().map(|c| (c.reason.to_owned(), Value::from(c.value))).collect::<serde_json::Map<_, _>>()
@@ -287,27 +317,27 @@ impl Admin {
         list(all.iter().map(view).collect::<Vec<_>>())
     }
 
+    fn rejected(&self) -> Reply {
+        let rejected = Arc::clone(&self.ads.borrow().rejected_now);
+        let view = |one: &RejectedResource| json!({"type_url": one.type_url, "name": one.name, "error": one.error});
+        list(rejected.iter().map(view).collect::<Vec<_>>())
+    }
+
+    fn datapath(&self) -> Reply {
+        match self.context.kernel.loaded() {
+            Ok(loaded) => json(StatusCode::OK, &loaded),
+            Err(error) => problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                error.reason(),
+                &error.to_string(),
+            ),
+        }
+    }
+
     fn services(&self) -> Reply {
         let mut all = self.context.state.all_services();
         all.sort_by(|a, b| a.spec.key.cmp(&b.spec.key));
-        let view = |s: &Arc<crate::state::service::Service>| {
-            let mut value = serde_json::to_value(&s.spec).unwrap_or_default();
-            if let Some(object) = value.as_object_mut() {
-                let mut ports: Vec<_> = s.ports.iter().collect();
-                ports.sort_by_key(|(port, _)| **port);
-                let endpoints = |set: &crate::state::endpoint::EndpointSet| {
-                    let one = |e: &crate::state::endpoint::Endpoint| json!({"workload": e.workload.uid, "addresses": e.workload.addresses, "port": e.target_port});
-                    set.iter().map(one).collect::<Vec<_>>()
-                };
-                let ports = ports
-                    .into_iter()
-                    .map(|(port, set)| json!({"port": port, "endpoints": endpoints(set)}))
-                    .collect::<Vec<_>>();
-                object.insert("ports".to_owned(), ports.into());
-            }
-            value
-        };
-        list(all.iter().map(view).collect::<Vec<_>>())
+        list(all.iter().map(|s| service_view(s)).collect::<Vec<_>>())
     }
 
     async fn snapshot(&self) -> Snapshot {
@@ -327,6 +357,25 @@ impl Admin {
         }
         all
     }
+}
+
+/// A service in `GET /v1/services`.
+pub fn service_view(service: &Service) -> Value {
+    let mut value = serde_json::to_value(&service.spec).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        let mut ports: Vec<_> = service.ports.iter().collect();
+        ports.sort_by_key(|(port, _)| **port);
+        let endpoints = |set: &EndpointSet| {
+            let one = |e: &Endpoint| json!({"workload": e.workload.uid, "addresses": e.workload.addresses, "port": e.target_port});
+            set.iter().map(one).collect::<Vec<_>>()
+        };
+        let ports = ports
+            .into_iter()
+            .map(|(port, set)| json!({"port": port, "endpoints": endpoints(set)}))
+            .collect::<Vec<_>>();
+        object.insert("ports".to_owned(), ports.into());
+    }
+    value
 }
 
 fn tunnel(pod: &crate::pod::Pod, tunnel: &karst_tunnel::pool::PoolConnection) -> Value {

@@ -34,6 +34,7 @@ impl Fixture {
             started: Instant::now(),
             context: context(enrolment.kernel, enrolment.certificates),
             ads: enrolment.ads.status(),
+            xds: enrolment.ads.clone(),
             pods: enrolment.pods,
             enrolment: events.clone(),
             workers: WorkerSet(Vec::new()),
@@ -204,6 +205,7 @@ async fn status_and_lists_answer_without_a_controller() {
                 "certificates",
                 "connections",
                 "tunnels",
+                "endpoints",
             ] {
                 assert_eq!(
                     f.get(&format!("/v1/{path}")).await,

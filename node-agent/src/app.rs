@@ -19,6 +19,8 @@ use karst_identity::{
     SpiffeId, WorkloadCertificate,
 };
 use karst_process::http_server::{Reply, reply, serve_tcp, serve_unix};
+use karst_process::tap::Tap;
+use karst_telemetry::span;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -176,7 +178,10 @@ impl Agent {
         places: DatapathConfig,
     ) -> Result<Self, AppError> {
         let kernel = Arc::<KernelSlot>::default();
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics {
+            without_traffic: config.without_traffic_metrics,
+            ..Metrics::default()
+        });
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
         let manager = CertificateManager::new(
             Arc::new(GrpcCa::new(ca_config(config))),
@@ -191,6 +196,9 @@ impl Agent {
             certificates: Arc::new(manager.clone()) as Arc<dyn Certificates>,
             metrics,
             access_log,
+            tap: Tap::new(vec![("node", config.node_name.clone())]),
+            resource: span::Resource::new("karst-node-agent")
+                .with("k8s.node.name", &config.node_name),
         });
         let threads = (0..config.workers)
             .map(|index| worker::spawn(index, Arc::clone(&context)))
@@ -358,6 +366,7 @@ impl Serving {
             started: Instant::now(),
             context: Arc::clone(&self.context),
             ads: self.ads.status(),
+            xds: self.ads.clone(),
             pods: pods.clone(),
             enrolment: events.clone(),
             workers: self.workers.clone(),
@@ -450,7 +459,9 @@ async fn serve_http(
             let (registry, workers) = (Arc::clone(&registry), workers.clone());
             async move {
                 match request.uri().path() {
-                    "/metrics" | "/stats/prometheus" => scrape(&registry, &workers).await,
+                    "/metrics" | "/stats/prometheus" => {
+                        scrape(&registry, &workers, request.headers()).await
+                    }
                     _ => not_found(),
                 }
             }
@@ -497,7 +508,11 @@ fn not_found() -> Reply {
 
 /// Live connections count their bytes where no other thread looks; a scrape
 /// collects them first.
-async fn scrape(registry: &prometheus_client::registry::Registry, workers: &WorkerSet) -> Reply {
+async fn scrape(
+    registry: &prometheus_client::registry::Registry,
+    workers: &WorkerSet,
+    asked: &http::HeaderMap,
+) -> Reply {
     let mut flushed = Vec::new();
     for worker in &workers.0 {
         let (done, wait) = oneshot::channel();
@@ -512,7 +527,7 @@ async fn scrape(registry: &prometheus_client::registry::Registry, workers: &Work
         }
     };
     let _ = tokio::time::timeout(FLUSH_WAIT, all).await;
-    karst_process::metrics::scrape(registry)
+    karst_process::metrics::scrape(registry, asked)
 }
 
 async fn announce_sync(

@@ -1,7 +1,7 @@
 //! Command line and environment, parsed once into values that need no further
 //! checks. All mistakes are reported together.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,6 +88,7 @@ pub struct Args {
         long,
         env = "KARST_METRICS_LISTEN",
         value_delimiter = ',',
+        value_parser = listen_address,
         default_value = "127.0.0.1:15020"
     )]
     pub metrics_listen: Vec<SocketAddr>,
@@ -114,6 +115,9 @@ pub struct Args {
     /// Access log on standard output: one line a connection.
     #[arg(long, env = "KARST_ACCESS_LOG", value_enum, default_value = "text")]
     pub access_log: AccessLogFormat,
+    /// Do not count connections for metrics: for measuring what that costs.
+    #[arg(long, hide = true)]
+    pub without_traffic_metrics: bool,
     /// Trust domain of the mesh.
     #[arg(long, env = "KARST_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -164,6 +168,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Log filter.
     pub log_level: String,
+    /// Connections are not counted for metrics.
+    pub without_traffic_metrics: bool,
     /// Access log format.
     pub access_log: AccessLogFormat,
     /// Trust domain.
@@ -241,6 +247,7 @@ impl TryFrom<Args> for Config {
             workers: args.workers,
             log_format: args.log_format,
             log_level: args.log_level,
+            without_traffic_metrics: args.without_traffic_metrics,
             access_log: args.access_log,
             trust_domain: args.trust_domain,
             root_namespace: args.root_namespace,
@@ -283,14 +290,9 @@ fn mistakes(args: &Args) -> Vec<String> {
         format!("--workers {} is not 1 to {MAX_WORKERS}", args.workers),
     );
     check(args.max_pods > 0, "--max-pods is 0".to_owned());
-    let good = args
-        .log_level
-        .parse::<tracing_subscriber::filter::Targets>()
-        .is_ok();
-    check(
-        good,
-        format!("--log-level {:?} is not a log filter", args.log_level),
-    );
+    if let Err(error) = karst_process::logging::check(&args.log_level) {
+        check(false, format!("--log-level: {error}"));
+    }
     let good = karst_identity::TrustDomain::new(&args.trust_domain).is_ok();
     check(
         good,
@@ -355,6 +357,22 @@ fn path_mistakes(args: &Args) -> Vec<String> {
         mistakes.push("--cni-socket needs a directory of its own".to_owned());
     }
     mistakes
+}
+
+/// `ADDRESS:PORT`; the brackets of an IPv6 address may be missing, as Kubernetes puts a node's address into the
+/// environment without them.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (address, port) = text
+        .rsplit_once(':')
+        .ok_or("there is no port, as in 127.0.0.1:15020")?;
+    let address: IpAddr = address
+        .parse()
+        .map_err(|error| format!("{address:?}: {error}"))?;
+    let port = port.parse().map_err(|error| format!("{port:?}: {error}"))?;
+    Ok(SocketAddr::new(address, port))
 }
 
 #[cfg(test)]
@@ -431,6 +449,31 @@ mod tests {
             assert!(text.contains(flag), "{flag} missing in {text}");
         }
         assert_eq!(error.0.len(), 6, "{text}");
+    }
+
+    #[test]
+    fn a_nodes_address_needs_no_brackets() {
+        let config = parse(&["--metrics-listen=127.0.0.1:15020,fd00::1:15020,[::1]:15020"]);
+        let config = config.expect("valid");
+        let listen: Vec<_> = config
+            .metrics_listen
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            listen,
+            ["127.0.0.1:15020", "[fd00::1]:15020", "[::1]:15020"]
+        );
+        for wrong in ["15020", "10.0.0.1", "node:15020", "fd00::1"] {
+            let listen = format!("--metrics-listen={wrong}");
+            let args = [
+                "karst-node-agent",
+                "--node-name=n",
+                "--controller=c:1",
+                &listen,
+            ];
+            assert!(Args::try_parse_from(args).is_err(), "{wrong}");
+        }
     }
 
     #[test]

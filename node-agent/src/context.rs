@@ -6,10 +6,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use karst_datapath::{Counter, Datapath, DatapathError, EnrolledPod, MapFill, PodAttachment};
+use karst_datapath::{
+    Counter, Datapath, DatapathError, EnrolledPod, Loaded, MapFill, PodAttachment, ProgramRuns,
+};
 use karst_identity::{
     CertificateManager, CertificateStatus, IdentityError, SpiffeId, Urgency, WorkloadCertificate,
 };
+use karst_process::tap::Tap;
+use karst_telemetry::span::Resource;
 
 use crate::access_log::AccessLog;
 use crate::metrics::Metrics;
@@ -34,6 +38,10 @@ pub trait Kernel: Send + Sync {
     fn counters(&self) -> Result<Vec<Counter>, DatapathError>;
     /// See [`Datapath::map_fill`].
     fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError>;
+    /// See [`Datapath::loaded`].
+    fn loaded(&self) -> Result<Loaded, DatapathError>;
+    /// See [`Datapath::program_runs`].
+    fn program_runs(&self) -> Result<Vec<ProgramRuns>, DatapathError>;
 }
 
 /// The datapath of an agent that may have to wait for it: while another agent
@@ -91,6 +99,14 @@ impl Kernel for KernelSlot {
     fn map_fill(&self) -> Result<Vec<MapFill>, DatapathError> {
         self.with(Datapath::map_fill)
     }
+
+    fn loaded(&self) -> Result<Loaded, DatapathError> {
+        self.with(|datapath| Ok(datapath.loaded()))
+    }
+
+    fn program_runs(&self) -> Result<Vec<ProgramRuns>, DatapathError> {
+        self.with(Datapath::program_runs)
+    }
 }
 
 /// Where certificates come from. [`CertificateManager`] in production.
@@ -142,4 +158,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Access log. Workers have clones.
     pub access_log: AccessLog,
+    /// Who follows connections live.
+    pub tap: Tap,
+    /// Who we are in spans.
+    pub resource: Resource,
 }

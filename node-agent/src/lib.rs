@@ -26,6 +26,7 @@ pub mod egress;
 pub mod enrol;
 pub mod metrics;
 pub mod node;
+pub mod observe;
 pub mod pod;
 pub mod preflight;
 pub mod presence;
@@ -37,6 +38,7 @@ pub mod sockets;
 pub mod standby;
 pub mod state;
 pub mod takeover;
+mod tap;
 #[cfg(test)]
 mod testing;
 pub mod waypoints;

@@ -1,6 +1,7 @@
 //! All metrics of the agent, and how they are gathered for a scrape.
 
 pub mod cni;
+pub mod connections;
 pub mod node;
 pub mod policy;
 pub mod refusals;
@@ -8,11 +9,14 @@ pub mod traffic;
 
 use std::sync::Arc;
 
+use karst_telemetry::metrics::TelemetryCollector;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use cni::{CniCollector, CniMetrics};
+use connections::Connections;
+use karst_process::metrics::handshakes::Handshakes;
+use karst_tunnel::Observer;
 use node::NodeMetrics;
 use policy::PolicyMetrics;
 use refusals::Refusals;
@@ -21,12 +25,21 @@ use traffic::TrafficMetrics;
 /// Counters the data plane writes.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Workers do not count connections and requests in [`Self::traffic`] and the histograms beside it: for
+    /// measuring what that costs.
+    pub without_traffic: bool,
     /// Istio's TCP metrics.
     pub traffic: Arc<TrafficMetrics>,
     /// Refusals by reason.
     pub refusals: Arc<Refusals>,
+    /// Times of connections, and pools of tunnels, by worker.
+    pub connections: Arc<Connections>,
+    /// TLS handshakes of tunnels.
+    pub handshakes: Arc<Handshakes>,
     /// Denials by policy.
     pub policies: Arc<PolicyMetrics>,
+    /// What was not logged, and what became of spans.
+    pub telemetry: Arc<karst_telemetry::metrics::Metrics>,
     /// Accepts that failed for lack of file descriptors or memory.
     pub accept_failures: Counter,
     /// Certificates issued.
@@ -42,9 +55,12 @@ impl Metrics {
     pub fn registry(&self, node: NodeMetrics) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&self.traffic)));
+        registry.register_collector(Box::new(Arc::clone(&self.connections)));
         registry.register_collector(Box::new(Arc::clone(&self.refusals)));
         registry.register_collector(Box::new(Arc::clone(&self.policies)));
         registry.register_collector(Box::new(node));
+        let telemetry = TelemetryCollector(Arc::clone(&self.telemetry));
+        registry.register_collector(Box::new(telemetry));
         registry.register_collector(Box::new(CniCollector(Arc::clone(&self.cni))));
         let help = "Accepts that failed for lack of file descriptors or memory";
         registry.register("karst_accept_failures", help, self.accept_failures.clone());
@@ -60,11 +76,12 @@ impl Metrics {
             help,
             self.certificates_failed.clone(),
         );
-        let build = vec![
-            ("component".to_owned(), "karst-node-agent".to_owned()),
-            ("tag".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ];
-        registry.register("istio_build", "Version of this agent", Info::new(build));
         registry
+    }
+
+    /// Tells [`Self::handshakes`].
+    pub fn observer(&self) -> Observer {
+        let handshakes = Arc::clone(&self.handshakes);
+        Observer::new(move |one| handshakes.count(one.side.as_str(), one.outcome, one.took))
     }
 }

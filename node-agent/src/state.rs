@@ -25,6 +25,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::observe::PodReporting;
+
 use outside::OutsideTable;
 use policy::{Policies, PolicyTable};
 use service::Service;
@@ -56,6 +58,8 @@ pub struct MeshState {
     outside: ArcSwap<OutsideTable>,
     /// Authorization policies.
     pub policies: Policies,
+    /// What is reported of this node's pods.
+    pub reporting: PodReporting,
     ready: watch::Sender<bool>,
     /// Counts published batches.
     published: watch::Sender<u64>,
@@ -70,6 +74,7 @@ impl Default for MeshState {
             node_addresses: ShardedMap::default(),
             outside: ArcSwap::default(),
             policies: Policies::default(),
+            reporting: PodReporting::default(),
             ready: watch::Sender::new(false),
             published: watch::Sender::new(0),
         }

@@ -8,8 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
-use karst_datapath::{Counter, DatapathError, EnrolledPod, MapFill, PodAttachment};
+use karst_datapath::{
+    Counter, DatapathError, EnrolledPod, Loaded, MapFill, PodAttachment, ProgramRuns,
+};
 use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
+use karst_process::tap::Tap;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
@@ -101,6 +104,14 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn program_runs(&self) -> Result<Vec<ProgramRuns>, DatapathError> {
+        Ok(vec![ProgramRuns {
+            program: "connect4".to_owned(),
+            count: 4,
+            nanoseconds: 2_000_000_000,
+        }])
+    }
+
     fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
         Ok(vec![Counter {
             reason: "captured",
@@ -114,6 +125,10 @@ impl Kernel for FakeKernel {
             entries: 1,
             max_entries: 10,
         }])
+    }
+
+    fn loaded(&self) -> Result<Loaded, DatapathError> {
+        Err(DatapathError::NotOpen)
     }
 }
 
@@ -161,6 +176,8 @@ pub fn context(kernel: Arc<FakeKernel>, certificates: Arc<FakeCertificates>) -> 
         certificates,
         metrics: Arc::new(Metrics::default()),
         access_log: AccessLog::start(AccessLogFormat::Off).expect("access log"),
+        tap: Tap::new(vec![("node", "test".to_owned())]),
+        resource: Default::default(),
     })
 }
 

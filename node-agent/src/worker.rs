@@ -15,23 +15,28 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use http::HeaderValue;
+use karst_process::tap::Feed;
+use karst_telemetry::export::Spans;
+use karst_telemetry::settings::Verdict;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
-use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection};
+use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection, PoolLevels};
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, Record};
 use crate::context::Context;
 use crate::egress::Egress;
+use crate::metrics::connections::WorkerMetrics;
 use crate::metrics::traffic::{Parties, Series, SeriesCache};
+use crate::observe::NodeTransport;
 use crate::pod::Pod;
 use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::target::Source;
-use crate::proxy::{inbound, outbound, plaintext};
+use crate::proxy::{Direction, inbound, outbound, plaintext};
 use crate::sockets::{self, Listeners, Listening};
 use crate::state::READY_WAIT;
 use crate::state::policy::{Cache, Effective};
@@ -49,6 +54,9 @@ const MAX_TUNNELS: usize = 8192;
 /// After a pod is un-enrolled other agents still believe for a moment that it
 /// takes tunnels; for this long they are served.
 const HBONE_GRACE: Duration = Duration::from_secs(5);
+
+/// How long spans that wait are still sent after the last connection.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// What the control side asks of a worker.
 #[derive(Debug)]
@@ -75,10 +83,12 @@ pub enum Command {
     HandOver,
     /// Let go of pooled tunnels that the mesh state or the certificates no longer justify.
     Retain,
-    /// Add the bytes of live connections to the metrics, then answer.
+    /// Add the bytes of live connections and the fill of pools to the metrics, then answer.
     FlushMetrics(oneshot::Sender<()>),
     /// List live connections and tunnels.
     Snapshot(oneshot::Sender<Snapshot>),
+    /// Tell a subscriber of the tap of live connections.
+    Tap(Feed),
     /// Forget cached metric series.
     ForgetSeries,
     /// Take no new connections at all; end after the live ones or at the deadline.
@@ -130,7 +140,12 @@ pub struct Worker {
     pub context: Arc<Context>,
     /// Where connections of this worker are logged.
     pub access_log: AccessLog,
+    /// What this worker counts for itself.
+    pub metrics: Arc<WorkerMetrics>,
+    spans: Spans<NodeTransport>,
     series: RefCell<SeriesCache>,
+    /// Takes what is not to be counted.
+    uncounted: Option<Arc<Series>>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     next_id: Cell<u64>,
 }
@@ -146,8 +161,15 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     pub(crate) fn new(context: Arc<Context>) -> Rc<Self> {
         Rc::new(Self {
+            uncounted: context.metrics.without_traffic.then(Series::unseen),
             series: RefCell::new(SeriesCache::new(Arc::clone(&context.metrics.traffic))),
             access_log: context.access_log.clone(),
+            metrics: context.metrics.connections.worker(),
+            spans: Spans::new(
+                NodeTransport::new(Arc::clone(&context.state)),
+                context.resource.clone(),
+                Arc::clone(&context.metrics.telemetry),
+            ),
             context,
             live: RefCell::default(),
             next_id: Cell::new(0),
@@ -156,7 +178,46 @@ impl Worker {
 
     /// The metric series of these parties.
     pub fn series(&self, parties: &Parties<'_>) -> Arc<Series> {
-        self.series.borrow_mut().get(parties)
+        match &self.uncounted {
+            None => self.series.borrow_mut().get(parties),
+            Some(series) => Arc::clone(series),
+        }
+    }
+
+    /// A connection was established, `after` it was accepted.
+    pub fn established(&self, direction: Direction, after: impl FnOnce() -> Duration) {
+        if self.uncounted.is_none() {
+            self.metrics.established(direction, after());
+        }
+    }
+
+    /// An established connection has ended, `after` it was accepted.
+    pub fn ended(&self, direction: Direction, after: Duration) {
+        if self.uncounted.is_none() {
+            self.metrics.ended(direction, after);
+        }
+    }
+
+    /// Logs a connection that has ended, if it shall be, and hands its span over, if it has one.
+    pub fn report(&self, record: &Record) {
+        let Some(observed) = &record.observed else {
+            return self.access_log.record(record);
+        };
+        let telemetry = &self.context.metrics.telemetry;
+        if self.access_log.is_on() {
+            match observed.verdict(record) {
+                Verdict::Log => self.access_log.record(record),
+                Verdict::Unknown(error) => {
+                    telemetry.unknown();
+                    tracing::debug!(error, "a filter of the access log cannot be evaluated");
+                    self.access_log.record(record);
+                }
+                Verdict::Skip(why) => telemetry.skipped(why),
+            }
+        }
+        if let Some((tracing, span)) = observed.span(record) {
+            self.spans.record(tracing, span);
+        }
     }
 
     /// Adds a live connection; the id is for [`Self::untrack`].
@@ -221,8 +282,14 @@ impl LocalPod {
             egress: Cell::new(pod.egress),
             pod,
             worker: Rc::clone(worker),
-            pool: Pool::new(PoolConfig::default()),
-            limits: ServerLimits::new(MAX_TUNNELS),
+            pool: Pool::new(PoolConfig {
+                handshakes: worker.context.metrics.observer(),
+                ..PoolConfig::default()
+            }),
+            limits: ServerLimits {
+                handshakes: worker.context.metrics.observer(),
+                ..ServerLimits::new(MAX_TUNNELS)
+            },
             drain: watch::Sender::new(Drain::Running),
             stop_plain: CancellationToken::new(),
             stop_hbone: CancellationToken::new(),
@@ -523,16 +590,25 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
             Command::Retain => pods.values().chain(&released).for_each(|p| p.retain()),
             Command::FlushMetrics(done) => {
                 worker.live.borrow().values().for_each(|live| live.flush());
+                let pools = pods.values().chain(&released).map(|p| p.pool.levels());
+                worker
+                    .metrics
+                    .pools(pools.fold(PoolLevels::default(), PoolLevels::and));
                 // The asker may have given up waiting.
                 let _ = done.send(());
             }
             Command::Snapshot(reply) => {
                 let _ = reply.send(snapshot(&worker, pods.values().chain(&released)));
             }
+            Command::Tap(feed) => {
+                let live = worker.live.borrow();
+                live.values().for_each(|live| live.tap(&feed));
+            }
             Command::ForgetSeries => worker.series.borrow_mut().clear(),
             Command::Shutdown(deadline) => {
                 let all: Vec<_> = pods.into_values().chain(released).collect();
-                return shut_down(&worker, &all, deadline).await;
+                shut_down(&worker, &all, deadline).await;
+                return worker.spans.finish(LAST_SPANS).await;
             }
         }
     }

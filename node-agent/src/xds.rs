@@ -124,12 +124,20 @@ impl Handler {
 
     fn node_pods(&mut self, updates: Vec<Resource>, removed: Vec<String>) -> Vec<(String, String)> {
         let mut changes = Vec::with_capacity(updates.len() + removed.len());
+        let mut reporting = Vec::with_capacity(changes.capacity());
         let errors = each(updates, |resource| {
             let pod: NodePodProto = resource.unpack(NODE_POD_TYPE)?;
-            changes.push((Arc::from(pod.pod_uid.as_str()), Some(self.node_pod(&pod)?)));
+            let uid: Arc<str> = Arc::from(pod.pod_uid.as_str());
+            changes.push((Arc::clone(&uid), Some(self.node_pod(&pod)?)));
+            reporting.push((uid, pod.telemetry));
             Ok(())
         });
         changes.extend(removed.into_iter().map(|uid| (Arc::from(uid), None)));
+        let gone = changes.iter().filter(|(_, pod)| pod.is_none());
+        reporting.extend(gone.map(|(uid, _)| (Arc::clone(uid), None)));
+        let reporting = reporting.iter();
+        let reporting = reporting.map(|(uid, told)| (Arc::clone(uid), told.as_ref()));
+        self.state.reporting.update(reporting);
         // The receiver ends with the process.
         let _ = self.enrolment.send(Event::NodePods(changes));
         errors

@@ -1,5 +1,5 @@
-//! What an operator sees: a page of JSON for each question, on loopback. Nothing can be changed here, and keys are
-//! never shown.
+//! What an operator sees: a page of JSON for each question, on loopback. Nothing can be changed here but the level of
+//! the program's log (`PUT`), and keys are never shown.
 //!
 //! | GET | |
 //! |---|---|
@@ -7,9 +7,15 @@
 //! | `/v1/ready` | whether it is ready, and why not |
 //! | `/v1/config` | each resource: its version, its state, what is wrong with it |
 //! | `/v1/ports` | a gateway's ports, and why one is not open |
-//! | `/v1/clusters` | backends with their endpoints |
+//! | `/v1/clusters` | backends with their endpoints: weight, latency, requests, ejection |
+//! | `/v1/routes` | the routes in force |
+//! | `/v1/xds` | what the controller has sent, type by type, and what was answered |
 //! | `/v1/pools` | connections to endpoints |
+//! | `/v1/logging` | the level of the log; `PUT` with `?level=LEVEL[&for=DURATION]` sets it |
 //! | `/v1/certificates` | the proxy's own certificate |
+//! | `/v1/tap` | what happens from now on, a line of JSON each; see [`tap::query`] |
+
+mod routes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,14 +23,16 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, DeltaAds};
 use karst_identity::CertificateManager;
 use karst_process::http_server::{self, Reply};
+use karst_process::logging;
+use karst_process::tap::{self, query::Sees};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::args::Config;
-use crate::balance::{Cluster, Via};
+use crate::balance::Cluster;
 use crate::config::Listing;
 use crate::proxy;
 use crate::readiness::Readiness;
@@ -43,6 +51,8 @@ pub struct Admin {
     pub workers: Vec<mpsc::UnboundedSender<Command>>,
     /// The stream to the controller.
     pub ads: watch::Receiver<AdsStatus>,
+    /// The same, type by type.
+    pub xds: DeltaAds,
     /// What it has sent.
     pub listing: Listing,
     /// A gateway's ports.
@@ -56,15 +66,27 @@ pub struct Admin {
 impl Admin {
     /// Answers one request.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+        if request.uri().path() == "/v1/logging" {
+            return logging::page(request.method(), request.uri().query());
+        }
         if request.method() != Method::GET {
             return problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
         }
         let page = match request.uri().path() {
             "/v1/status" => self.status(),
             "/v1/ready" => return self.ready(),
+            "/v1/tap" => {
+                let query = request.uri().query();
+                return tap::answer(&self.shared.tap, Sees::Requests, query, drop);
+            }
             "/v1/config" => json!(self.listing.items()),
             "/v1/ports" => self.ports(),
             "/v1/clusters" => self.clusters(),
+            "/v1/routes" => {
+                let table = self.shared.tables.load();
+                json!(routes::page(&table, &self.listing.items()))
+            }
+            "/v1/xds" => json!(self.xds.types()),
             "/v1/pools" => json!(proxy::pools(&self.workers).await),
             "/v1/certificates" => json!(self.certificates.list()),
             _ => return problem(StatusCode::NOT_FOUND, "not_found"),
@@ -114,6 +136,7 @@ impl Admin {
                 "limit": self.shared.max_connections,
             },
             "requests": metrics.requests_active.get(),
+            "tap_subscribers": self.shared.tap.subscribers(),
             "access_log_dropped": self.shared.access_log.dropped(),
         })
     }
@@ -133,20 +156,6 @@ impl Admin {
 
 fn view(cluster: &Cluster) -> Value {
     let settings = cluster.settings();
-    let endpoints = cluster.endpoints();
-    let endpoint = |endpoint: &Arc<crate::balance::Endpoint>| {
-        let identity = match endpoint.via() {
-            Via::Plain => None,
-            Via::Hbone { identity, .. } => Some(identity.as_str().to_owned()),
-        };
-        json!({
-            "key": &**endpoint.key(),
-            "address": endpoint.address(),
-            "port": endpoint.port(),
-            "identity": identity,
-            "ejected": cluster.is_ejected(endpoint),
-        })
-    };
     json!({
         "name": &**cluster.name(),
         "service": &*settings.hostname,
@@ -155,7 +164,8 @@ fn view(cluster: &Cluster) -> Value {
         "invalid": settings.invalid.as_deref(),
         "tls": settings.tls.is_some(),
         "stats": cluster.stats(),
-        "endpoints": endpoints.iter().map(endpoint).collect::<Value>(),
+        "algorithm": settings.balancing.algorithm.as_str_name(),
+        "endpoints": cluster.endpoint_statuses(),
     })
 }
 

@@ -21,6 +21,8 @@ use karst_identity::{
     SpiffeId, Urgency, WorkloadCertificate,
 };
 use karst_process::http_server::{Reply, reply, serve_tcp};
+use karst_process::tap::Tap;
+use karst_telemetry::span;
 use karst_tunnel::headers::{Baggage, WorkloadKind};
 use karst_tunnel::settings::HBONE_PORT;
 use tokio::net::TcpListener;
@@ -119,7 +121,10 @@ struct App {
 
 impl App {
     fn assemble(config: Config, runtime: &Runtime, open_files: u64) -> Result<Self, AppError> {
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics {
+            without_traffic: config.without_traffic_metrics,
+            ..Metrics::default()
+        });
         let events: Arc<dyn CertificateEvents> = Arc::new(CertificateMetrics(Arc::clone(&metrics)));
         let manager = CertificateManager::new(
             Arc::new(GrpcCa::new(ca_config(&config))),
@@ -144,6 +149,8 @@ impl App {
             metrics,
             trusted_hops: config.trusted_hops,
             access_log,
+            tap: Tap::new(reporter(&config)),
+            resource: resource(&config),
             max_connections: max_connections(open_files),
             baggage: Some(baggage(&config)),
             tunnel_port: HBONE_PORT,
@@ -191,6 +198,7 @@ impl App {
             shared: Arc::clone(&self.shared),
             workers: self.proxy.commands(),
             ads: ads.status(),
+            xds: ads.clone(),
             listing,
             ports: ports.shown(),
             certificates: self.manager.clone(),
@@ -266,7 +274,9 @@ impl App {
             "metrics port",
             move |request| {
                 let answer = match request.uri().path() {
-                    "/metrics" | "/stats/prometheus" => karst_process::metrics::scrape(&registry),
+                    "/metrics" | "/stats/prometheus" => {
+                        karst_process::metrics::scrape(&registry, request.headers())
+                    }
                     _ => not_found(),
                 };
                 std::future::ready(answer)
@@ -317,6 +327,16 @@ impl ResourceHandler for Handler {
         self.changed.send_modify(|count| *count += 1);
         rejected
     }
+}
+
+/// Who we are in spans.
+fn resource(config: &Config) -> span::Resource {
+    let (name, namespace) = (&config.gateway_name, &config.gateway_namespace);
+    span::Resource::new(format!("{name}.{namespace}"))
+        .with("k8s.namespace.name", namespace)
+        .with("k8s.pod.name", &config.pod_name)
+        .with("k8s.node.name", &config.node_name)
+        .with("k8s.cluster.name", &config.cluster_id)
 }
 
 /// SIGTERM and SIGINT.
@@ -372,6 +392,16 @@ async fn announce(ads: DeltaAds, shared: Arc<Shared>) {
 fn max_connections(open_files: u64) -> usize {
     let most = open_files.saturating_sub(RESERVED_FILES) / 2;
     usize::try_from(most.clamp(1, MAX_CONNECTIONS)).unwrap_or(usize::MAX)
+}
+
+/// What every event of the tap says of this proxy.
+fn reporter(config: &Config) -> Vec<(&'static str, String)> {
+    let gateway = format!("{}/{}", config.gateway_namespace, config.gateway_name);
+    vec![
+        ("node", config.node_name.clone()),
+        ("proxy", gateway),
+        ("proxy.pod", config.pod_name.clone()),
+    ]
 }
 
 fn baggage(config: &Config) -> Baggage {

@@ -84,6 +84,9 @@ pub struct Args {
     /// policies that ask for it.
     #[arg(long, env = "KARST_TRUSTED_HOPS", default_value_t = 0)]
     pub trusted_hops: usize,
+    /// Do not count connections and requests for metrics: for measuring what that costs.
+    #[arg(long, hide = true)]
+    pub without_traffic_metrics: bool,
     /// Format of the program's log on standard error.
     #[arg(long, env = "KARST_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -154,6 +157,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Log filter.
     pub log_level: String,
+    /// Connections and requests are not counted for metrics.
+    pub without_traffic_metrics: bool,
     /// Access log format.
     pub access_log: AccessLogFormat,
     /// Time after SIGTERM in which new connections are taken.
@@ -213,6 +218,7 @@ impl TryFrom<Args> for Config {
             trusted_hops: args.trusted_hops,
             log_format: args.log_format,
             log_level: args.log_level,
+            without_traffic_metrics: args.without_traffic_metrics,
             access_log: args.access_log,
             drain_delay: Duration::from_secs(args.drain_delay),
             drain_deadline: Duration::from_secs(args.drain_deadline),
@@ -257,14 +263,9 @@ fn mistakes(args: &Args, workers: usize) -> Vec<String> {
         args.trusted_hops <= MAX_TRUSTED_HOPS,
         format!("--trusted-hops is above {MAX_TRUSTED_HOPS}"),
     );
-    let good = args
-        .log_level
-        .parse::<tracing_subscriber::filter::Targets>()
-        .is_ok();
-    check(
-        good,
-        format!("--log-level {:?} is not a log filter", args.log_level),
-    );
+    if let Err(error) = karst_process::logging::check(&args.log_level) {
+        check(false, format!("--log-level: {error}"));
+    }
     check(
         args.drain_deadline <= MAX_DRAIN,
         format!("--drain-deadline is above {MAX_DRAIN} seconds"),

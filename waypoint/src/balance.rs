@@ -20,6 +20,7 @@ mod picked;
 mod ring;
 mod select;
 mod settings;
+mod status;
 mod view;
 
 pub use budget::RetryPermit;
@@ -32,6 +33,7 @@ pub use picked::{Outcome, Picked};
 pub use settings::{
     Balancing, BudgetSettings, ClusterSettings, HashBy, Limits, OutlierSettings, SuccessRate,
 };
+pub use status::EndpointStatus;
 
 use std::net::IpAddr;
 use std::sync::Arc;

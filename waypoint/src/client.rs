@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use karst_identity::SpiffeId;
-use karst_tunnel::headers::Baggage;
+use karst_tunnel::headers::{Baggage, TraceParent};
 
 /// The client of a connection, as far as it is known.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Client {
     pub identity: Option<SpiffeId>,
     /// What its agent says about it; for metrics and logs, never for decisions.
     pub workload: Option<Arc<SourceWorkload>>,
+    /// Trace and span of its connection, as its agent says.
+    pub trace: Option<TraceParent>,
 }
 
 impl Client {
@@ -29,6 +31,7 @@ impl Client {
             destination: None,
             identity,
             workload: None,
+            trace: None,
         }
     }
 

@@ -228,6 +228,7 @@ mod tests {
             routes: Routes::None,
             authorization: Authorization::default(),
             authentication: Default::default(),
+            reporting: None,
         })
     }
 

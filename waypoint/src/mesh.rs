@@ -149,6 +149,7 @@ impl Handler {
             destination,
             identity: Some(request.peer.clone()),
             workload: workload.map(|workload| self.worker.workload(workload)),
+            trace: request.traceparent,
         }
     }
 }

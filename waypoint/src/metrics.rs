@@ -3,7 +3,6 @@
 
 pub mod checks;
 pub mod encode;
-mod histogram;
 pub mod policies;
 pub mod process;
 pub mod refusals;
@@ -13,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use checks::Checks;
+use karst_process::metrics::handshakes::Handshakes;
+use karst_tunnel::Observer;
 use policies::PolicyCounts;
 use refusals::Refusals;
 use traffic::Traffic;
@@ -73,14 +74,21 @@ impl Drop for Inside {
 /// Counters the data plane writes, shared by all workers.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Workers do not count connections and requests in [`Self::traffic`] and the histograms beside it: for
+    /// measuring what that costs.
+    pub without_traffic: bool,
     /// Istio's metrics.
     pub traffic: Arc<Traffic>,
     /// Refusals by reason: of connections, streams and requests that never got to an endpoint.
     pub refusals: Refusals,
     /// What policies have done, by policy.
     pub policies: PolicyCounts,
+    /// What was not logged, and what became of spans.
+    pub telemetry: Arc<karst_telemetry::metrics::Metrics>,
     /// What external authorizers were asked and said.
     pub checks: Arc<Checks>,
+    /// TLS handshakes of tunnels.
+    pub handshakes: Arc<Handshakes>,
     /// Accepts that failed for lack of file descriptors or memory.
     pub accept_failures: Count,
     /// Tunnel connections open now.
@@ -106,6 +114,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Tells [`Self::handshakes`].
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        let handshakes = Arc::clone(&self.handshakes);
+        Observer::new(move |one| handshakes.count(one.side.as_str(), one.outcome, one.took))
+    }
+
     /// Counts a request that has ended. Workers use [`crate::telemetry::Recorder`], which is cheaper.
     pub fn request_finished(&self, record: &RequestRecord) {
         traffic::TrafficCache::new(Arc::clone(&self.traffic)).request(record);

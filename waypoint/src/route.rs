@@ -18,7 +18,7 @@ use http::StatusCode;
 
 use crate::table::{Hostname, HttpRule};
 
-pub use compile::{CompiledRoute, Resolve};
+pub use compile::{CompiledRoute, MatchView, Resolve, RuleMatch};
 pub use http_router::HttpRouter;
 pub use l4_router::{L4Router, L4Rule};
 

@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use karst_identity::WorkloadCertificate;
+use karst_process::tap::Tap;
+use karst_telemetry::span::Resource;
 use karst_tunnel::headers::Baggage;
 
 use crate::access_log::AccessLog;
@@ -31,6 +33,10 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Access log.
     pub access_log: AccessLog,
+    /// Who follows requests live.
+    pub tap: Tap,
+    /// Who we are in spans.
+    pub resource: Resource,
     /// Clients' connections at once, of all workers and both sides.
     pub max_connections: usize,
     /// Forward proxies in front of us that are trusted to tell their client's address.

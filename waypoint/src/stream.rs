@@ -20,6 +20,7 @@ use crate::authz::scope::Scope;
 use crate::balance::{self, Cluster, Outcome, PickError, PickRequest, Picked, Via};
 use crate::carrier::Carrier;
 use crate::client::Client;
+use crate::observe::Observed;
 use crate::reason::Reason;
 use crate::route::L4Rule;
 use crate::table::BackendTarget;
@@ -66,6 +67,7 @@ pub async fn serve<C: Carrier>(
     let since = Instant::now();
     let tables = &worker.shared.tables;
     let watch = worker.http.rechecks().watch(tables.generation());
+    observe(&worker, &scope, &mut record);
     match admit(&worker, &scope, &record) {
         Admission::Allowed => {}
         Admission::Gone => {
@@ -90,6 +92,16 @@ pub async fn serve<C: Carrier>(
             record.duration = since.elapsed();
             refuse(&worker, io, record, failure.reason, failure.error);
         }
+    }
+}
+
+/// Notes what is reported of the connection, and whose child what goes on is.
+fn observe(worker: &Worker, scope: &Scope, record: &mut ConnectionRecord) {
+    let table = worker.shared.tables.load();
+    if let Some(reporting) = scope.reporting(&table) {
+        let observed = Observed::connection(reporting, record.client.trace);
+        record.client.trace = observed.context().or(record.client.trace);
+        record.observed = Some(observed);
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hashbrown::{Equivalent, HashMap};
 use karst_api::waypoint::{Endpoint, ListenerProtocol, Protocol};
+use karst_telemetry::settings::Reporting;
 use tokio::sync::watch;
 
 use crate::authn::Authentication;
@@ -126,6 +127,8 @@ pub struct ServiceFrontend {
     pub authorization: Authorization,
     /// Whose tokens count.
     pub authentication: Authentication,
+    /// What is reported besides metrics; `None` for the default.
+    pub reporting: Option<Arc<Reporting>>,
 }
 
 impl ServiceFrontend {
@@ -162,6 +165,8 @@ pub struct WorkloadFrontend {
     pub authorization: Authorization,
     /// Whose tokens count.
     pub authentication: Authentication,
+    /// What is reported besides metrics; `None` for the default.
+    pub reporting: Option<Arc<Reporting>>,
 }
 
 /// A port of a gateway.
@@ -188,6 +193,8 @@ pub struct GatewayListener {
     pub authorization: Authorization,
     /// Whose tokens count.
     pub authentication: Authentication,
+    /// What is reported besides metrics; `None` for the default.
+    pub reporting: Option<Arc<Reporting>>,
 }
 
 /// A host name of a listener or route, in lower case.

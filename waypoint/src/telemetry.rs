@@ -1,17 +1,24 @@
 //! Where a worker says what has become of requests and connections: one call counts and logs.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karst_identity::SpiffeId;
+use karst_process::tap::Tap;
+use karst_process::tap::facts::Event;
+use karst_telemetry::export::Spans;
+use karst_telemetry::settings::{Tracing, Verdict};
+use karst_telemetry::span::Span;
 
 use crate::access_log::{AccessLog, ConnectionRecord, RequestRecord};
 use crate::authz::{Attributes, Denial, Observed, Outcome};
 use crate::metrics::Metrics;
 use crate::metrics::traffic::{OpenConnection, TrafficCache};
+use crate::observe::UpstreamTransport;
 use crate::reason::Reason;
+use crate::tap;
 
 /// Lines about policies that decide nothing, a worker and second. Clients decide how many there would be; all are
 /// counted.
@@ -47,20 +54,30 @@ impl Budget {
 pub struct Recorder {
     metrics: Arc<Metrics>,
     log: AccessLog,
+    tap: Tap,
     cache: RefCell<TrafficCache>,
     budget: RefCell<Budget>,
+    spans: OnceCell<Spans<UpstreamTransport>>,
 }
 
 impl Recorder {
-    /// A recorder for one worker.
+    /// A recorder for one worker, which nobody can follow live.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, log: AccessLog) -> Rc<Self> {
+        Self::tapped(metrics, log, Tap::new(Vec::new()))
+    }
+
+    /// A recorder for one worker, of which `tap` tells who follows live.
+    #[must_use]
+    pub fn tapped(metrics: Arc<Metrics>, log: AccessLog, tap: Tap) -> Rc<Self> {
         let cache = TrafficCache::new(Arc::clone(&metrics.traffic));
         Rc::new(Self {
             metrics,
             log,
+            tap,
             cache: RefCell::new(cache),
             budget: RefCell::new(Budget::new(Instant::now())),
+            spans: OnceCell::new(),
         })
     }
 
@@ -73,13 +90,21 @@ impl Recorder {
     /// A request has ended: counted, its reason too, and logged.
     pub fn request_finished(&self, record: RequestRecord) {
         self.refused(record.reason, record.denial.as_ref());
-        self.cache.borrow_mut().request(&record);
-        self.log.record(&record);
+        if self.tap.is_on() {
+            tap::request(&self.tap, &record);
+        }
+        if !self.metrics.without_traffic {
+            self.cache.borrow_mut().request(&record);
+        }
+        self.report_request(&record);
     }
 
     /// A connection below HTTP is established.
     #[must_use]
     pub fn connection_opened(&self, record: &ConnectionRecord) -> OpenConnection {
+        if self.tap.is_on() {
+            tap::connection(&self.tap, Event::Opened, record);
+        }
         self.cache.borrow_mut().opened(record)
     }
 
@@ -87,14 +112,74 @@ impl Recorder {
     pub fn connection_finished(&self, record: ConnectionRecord, mut open: OpenConnection) {
         open.total(record.bytes_received, record.bytes_sent);
         self.refused(record.reason, record.denial.as_ref());
-        self.log.record(&record);
+        if self.tap.is_on() {
+            tap::connection(&self.tap, Event::Closed, &record);
+        }
+        self.report_connection(&record);
     }
 
     /// A connection was refused, or failed before it was established.
     pub fn connection_refused(&self, record: ConnectionRecord) {
         self.refused(record.reason, record.denial.as_ref());
         self.cache.borrow_mut().failed(&record);
-        self.log.record(&record);
+        if self.tap.is_on() {
+            tap::connection(&self.tap, Event::Refused, &record);
+        }
+        self.report_connection(&record);
+    }
+
+    /// Hands spans to `spans` from now on.
+    pub fn export_by(&self, spans: Spans<UpstreamTransport>) {
+        // A worker does this once, at its start.
+        let _ = self.spans.set(spans);
+    }
+
+    /// Sends what waits of spans, for as long as `limit`.
+    pub async fn finish_spans(&self, limit: Duration) {
+        if let Some(spans) = self.spans.get() {
+            spans.finish(limit).await;
+        }
+    }
+
+    fn report_request(&self, record: &RequestRecord) {
+        let Some(observed) = &record.observed else {
+            return self.log.record(record);
+        };
+        if self.log.is_on() && self.is_logged(observed.request_verdict(record)) {
+            self.log.record(record);
+        }
+        self.export(observed.request_span(record));
+    }
+
+    fn report_connection(&self, record: &ConnectionRecord) {
+        let Some(observed) = &record.observed else {
+            return self.log.record(record);
+        };
+        if self.log.is_on() && self.is_logged(observed.connection_verdict(record)) {
+            self.log.record(record);
+        }
+        self.export(observed.connection_span(record));
+    }
+
+    fn is_logged(&self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Log => true,
+            Verdict::Unknown(error) => {
+                self.metrics.telemetry.unknown();
+                tracing::debug!(error, "a filter of the access log cannot be evaluated");
+                true
+            }
+            Verdict::Skip(why) => {
+                self.metrics.telemetry.skipped(why);
+                false
+            }
+        }
+    }
+
+    fn export(&self, span: Option<(&Arc<Tracing>, Span)>) {
+        if let (Some((tracing, span)), Some(spans)) = (span, self.spans.get()) {
+            spans.record(tracing, span);
+        }
     }
 
     fn refused(&self, reason: Option<Reason>, denial: Option<&Denial>) {

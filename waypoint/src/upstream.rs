@@ -38,7 +38,7 @@ use hashbrown::HashMap;
 use http::{Request, Response, Version};
 use karst_api::waypoint::Protocol;
 use karst_identity::{CertificateEpoch, SpiffeId, WorkloadCertificate};
-use karst_tunnel::headers::Baggage;
+use karst_tunnel::headers::{Baggage, TRACEPARENT, TraceParent};
 use karst_tunnel::pool::{Pool, PoolConfig, PoolConnection};
 use karst_tunnel::settings::HBONE_PORT;
 use tokio::task::spawn_local;
@@ -127,7 +127,11 @@ impl Upstream {
         request: Request<Body>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let settings = picked.cluster().settings();
-        let target = self.target(picked, settings.tls.clone(), None)?;
+        let mut target = self.target(picked, settings.tls.clone(), None)?;
+        if target.certificate.is_some() {
+            let trace = request.headers().get(TRACEPARENT);
+            target.trace = trace.and_then(|value| TraceParent::parse(value.as_bytes()));
+        }
         let entry = self.entry(picked, &target);
         let (head, body) = request.into_parts();
         let (body, watch) = RequestBody::new(body);
@@ -227,6 +231,7 @@ impl Upstream {
             certificate,
             tls,
             client: client.map(|client| client.address),
+            trace: client.and_then(|client| client.trace),
         })
     }
 

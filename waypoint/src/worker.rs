@@ -14,6 +14,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use karst_telemetry::export::Spans;
+use karst_tunnel::pool::PoolConfig;
 use karst_tunnel::pool::PoolConnection;
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +27,7 @@ use crate::access_log::{ConnectionRecord, Reporter};
 use crate::client::{Client, SourceWorkload};
 use crate::http::{HttpLimits, HttpServer};
 use crate::metrics::Inside;
+use crate::observe::UpstreamTransport;
 use crate::reason::Reason;
 use crate::shared::Shared;
 use crate::telemetry::Recorder;
@@ -43,6 +46,9 @@ const MAX_WORKLOADS: usize = 4096;
 
 /// How often the number of live connections is looked at while draining.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long spans that wait are still sent after the last connection.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// How often after the deadline.
 const LAST_LOOKS: usize = 10;
@@ -125,7 +131,11 @@ impl Worker {
     /// A worker without listeners. Must run inside a `LocalSet`.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
-        let recorder = Recorder::new(Arc::clone(&shared.metrics), shared.access_log.clone());
+        let recorder = Recorder::tapped(
+            Arc::clone(&shared.metrics),
+            shared.access_log.clone(),
+            shared.tap.clone(),
+        );
         let identity = {
             let shared = Arc::clone(&shared);
             Rc::new(move || (shared.certificate)())
@@ -133,10 +143,18 @@ impl Worker {
         let settings = UpstreamSettings {
             tunnel_port: shared.tunnel_port,
             baggage: shared.baggage.clone(),
-            ..UpstreamSettings::default()
+            tunnel: PoolConfig {
+                handshakes: shared.metrics.observer(),
+                ..PoolConfig::default()
+            },
         };
         let upstream = Upstream::new(identity, settings);
         shared.upstreams.add(upstream.metrics());
+        recorder.export_by(Spans::new(
+            UpstreamTransport::new(Arc::clone(&shared.clusters), Rc::clone(&upstream)),
+            shared.resource.clone(),
+            Arc::clone(&shared.metrics.telemetry),
+        ));
         let http = HttpServer::new(
             Arc::clone(&shared.tables),
             Rc::clone(&upstream),
@@ -147,12 +165,16 @@ impl Worker {
             },
         );
         spawn_local(Rc::clone(http.rechecks()).run());
+        let tunnels = ServerLimits {
+            handshakes: shared.metrics.observer(),
+            ..ServerLimits::new(MAX_TUNNELS)
+        };
         Rc::new(Self {
             shared,
             recorder,
             upstream,
             http,
-            tunnels: ServerLimits::new(MAX_TUNNELS),
+            tunnels,
             drain: watch::Sender::new(Drain::Running),
             stop_mesh: CancellationToken::new(),
             ports: RefCell::default(),
@@ -316,7 +338,10 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                     idle: worker.upstream.idle(),
                 });
             }
-            Command::Drain(deadline) => return worker.drain_all(deadline).await,
+            Command::Drain(deadline) => {
+                worker.drain_all(deadline).await;
+                return worker.recorder.finish_spans(LAST_SPANS).await;
+            }
         }
     }
 }

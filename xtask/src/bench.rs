@@ -19,7 +19,7 @@ pub struct Args {
     /// Use the binaries as they are, without building first.
     #[arg(long)]
     no_build: bool,
-    /// What to measure (`tunnel`, `waypoint` or `policy`), with its options; `tunnel --help` lists them.
+    /// What to measure (`tunnel`, `waypoint`, `observe` or `policy`), with its options; `tunnel --help` lists them.
     #[arg(
         required = true,
         trailing_var_arg = true,

@@ -62,10 +62,12 @@ const RECIPES: &[Recipe] = &[
     Recipe {
         name: "node-agent",
         title: "Karst node agent",
-        // The agent copies the CNI plugin to the node from beside itself.
+        // The agent copies the CNI plugin to the node from beside itself. `karst inspect` is run there from afar:
+        // what is in the kernel needs root on the node.
         binaries: &[
             ("karst-node-agent", "karst-node-agent"),
             ("karst-cni", "karst-cni"),
+            ("karst", "karst"),
         ],
         // It loads eBPF programs and enters network namespaces; the chart says with which capabilities.
         user: "0:0",

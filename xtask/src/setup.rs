@@ -2,7 +2,7 @@
 //!
 //! Says what it is about to do before it does it, above all when a step needs root. Does nothing,
 //! and takes no noticeable time, when nothing is missing. Starts no service: the Debian packages of
-//! nginx and redis would start one, so service starts are held back while they are installed.
+//! nginx, redis and Prometheus would start one, so service starts are held back while they are installed.
 //! The other commands call [`ensure`] with what they need; start there.
 
 pub mod envoy;
@@ -37,6 +37,8 @@ pub enum Need {
     Cluster,
     /// Helm, for the chart's tests.
     Helm,
+    /// Prometheus and promtool, which check and scrape our metrics.
+    Prometheus,
 }
 
 /// Everything, in the order in which it is set up.
@@ -47,6 +49,7 @@ pub const ALL: &[Need] = &[
     Need::Bench,
     Need::Cluster,
     Need::Helm,
+    Need::Prometheus,
 ];
 
 /// Sets up everything.

@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let workspace = Workspace::locate()?;
     // The tests on a real cluster; the programs it is made of are built by its first test.
-    setup::ensure(&workspace, &[Need::Cluster, Need::Helm])?;
+    setup::ensure(&workspace, &[Need::Cluster, Need::Helm, Need::Prometheus])?;
     workspace.build_all()?;
     let binaries = workspace.release()?;
     let suites: Vec<Suite> = suites::build(&workspace)?

@@ -12,6 +12,7 @@ pub mod ext_authz;
 pub mod features;
 pub mod node;
 pub mod security;
+pub mod telemetry;
 pub mod waypoint;
 pub mod workload;
 

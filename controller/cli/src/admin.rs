@@ -1,42 +1,78 @@
-//! Asks the agent through its admin socket.
+//! Asks the agent through its admin socket, and a waypoint through its admin server.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
-use crate::failure::Failure;
+use crate::cluster;
+use crate::failure::{Failure, Kind};
 
 /// Longest wait for an answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// GET `path`, which answers with JSON.
+/// Largest page: the workloads of a large mesh take a tenth of it.
+const MAX_PAGE: usize = 256 << 20;
+
+/// GET `path` of the agent at `socket`, which answers with JSON.
 ///
 /// # Errors
 /// There is no agent, or it answers with an error.
 pub fn get(socket: &Path, path: &str) -> Result<Value, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::failed("runtime", e.to_string()))?;
-    runtime.block_on(async {
-        match tokio::time::timeout(LIMIT, ask(socket, path)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(unreachable(socket, "no answer in time")),
+    let whom = format!("the agent at {}", socket.display());
+    cluster::run(async {
+        let stream = tokio::time::timeout(LIMIT, UnixStream::connect(socket)).await;
+        match stream {
+            Ok(Ok(stream)) => over(TokioIo::new(stream), &whom, path).await,
+            Ok(Err(error)) => {
+                let hint = "is it running, and are you root?";
+                Err(unreachable(&whom, &format!("{error} ({hint})")))
+            }
+            Err(_) => Err(unreachable(&whom, "no answer in time")),
         }
     })
 }
 
-async fn ask(socket: &Path, path: &str) -> Result<Value, Failure> {
-    let broken = |error: hyper::Error| unreachable(socket, &error.to_string());
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|e| unreachable(socket, &e.to_string()))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+/// GET `path` of the waypoint at `address`, which answers with JSON.
+///
+/// # Errors
+/// There is no waypoint, or it answers with an error.
+pub fn get_tcp(address: SocketAddr, path: &str) -> Result<Value, Failure> {
+    let whom = format!("the waypoint at {address}");
+    cluster::run(async {
+        match tokio::time::timeout(LIMIT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => over(TokioIo::new(stream), &whom, path).await,
+            Ok(Err(error)) => Err(unreachable(&whom, &error.to_string())),
+            Err(_) => Err(unreachable(&whom, "no answer in time")),
+        }
+    })
+}
+
+/// GET `path` over a connection to `whom`, which answers with JSON.
+///
+/// # Errors
+/// It does not answer, or with an error.
+pub async fn over<S>(stream: S, whom: &str, path: &str) -> Result<Value, Failure>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    match tokio::time::timeout(LIMIT, ask(stream, whom, path)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(unreachable(whom, "no answer in time")),
+    }
+}
+
+async fn ask<S>(stream: S, whom: &str, path: &str) -> Result<Value, Failure>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let broken = |error: hyper::Error| unreachable(whom, &error.to_string());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
         .await
         .map_err(broken)?;
     tokio::spawn(connection);
@@ -46,34 +82,28 @@ async fn ask(socket: &Path, path: &str) -> Result<Value, Failure> {
         .map_err(|e| Failure::failed("request", e.to_string()))?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .map_err(broken)?
+    let body = Limited::new(response.into_body(), MAX_PAGE).collect().await;
+    let body = body
+        .map_err(|error| unreachable(whom, &error.to_string()))?
         .to_bytes();
     let value: Value = serde_json::from_slice(&body)
-        .map_err(|e| unreachable(socket, &format!("the answer is not JSON: {e}")))?;
+        .map_err(|e| unreachable(whom, &format!("the answer is not JSON: {e}")))?;
     if status.is_success() {
         return Ok(value);
     }
-    let text = |key: &str| {
-        value
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    Err(Failure::failed(
-        text("reason"),
-        format!("the agent answered {status}: {}", text("error")),
-    ))
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let message = format!("{whom} answered {status}: {}", text("error"));
+    // An older agent or waypoint, which does not have the page.
+    if status == http::StatusCode::NOT_FOUND {
+        return Err(Failure::unsupported(message));
+    }
+    Err(Failure::failed(text("reason"), message))
 }
 
-fn unreachable(socket: &Path, why: &str) -> Failure {
-    let message = format!(
-        "no agent at {}: {why} (is it running, and are you root?)",
-        socket.display()
-    );
-    Failure::failed("agent_unreachable", message)
+fn unreachable(whom: &str, why: &str) -> Failure {
+    Failure {
+        kind: Kind::Unreachable,
+        reason: "unreachable".to_owned(),
+        message: format!("{whom} does not answer: {why}"),
+    }
 }

@@ -2,14 +2,18 @@
 
 mod bugreport;
 mod cluster;
+mod inspect;
+mod live;
+mod log_level;
 mod objects;
-
-use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use bugreport::BugReport;
 pub use cluster::{Check, DryRun, Form, Install, Kubernetes, Uninstall, ValueArgs};
+pub use inspect::Inspect;
+pub use live::{EventKind, Selectors, Sources, Tap, TapOutput, Top};
+pub use log_level::LogLevel;
 pub use objects::{Analyze, Explain, Objects, Threshold};
 
 /// Installs, checks and sees into a Karst mesh.
@@ -45,45 +49,14 @@ pub enum Command {
     Inspect(Inspect),
     /// Gather everything that helps to find a fault into one archive, without secrets.
     Bugreport(BugReport),
+    /// Follow connections and requests as they come.
+    Tap(Box<Tap>),
+    /// Show who talks to whom, how much and how well, as it changes.
+    Top(Box<Top>),
+    /// Show or set the level of an agent's or waypoint's own log.
+    LogLevel(LogLevel),
     /// Print the version.
     Version,
-}
-
-const INSPECT_HELP: &str = "\
-OBJECT := { pod | prog | link | map | cert | workload | service | policy | connection | tunnel }
-COMMAND := { show | list | dump NAME | help }    (show when omitted; dump is for maps)
-
-Objects and commands may be cut to a unique prefix. pod, prog, link and map are read from the
-kernel and need no agent; the others come from the agent's admin socket.
-
-  karst inspect pod                     enrolled pods of this node
-  karst inspect map dump PODS -p        every entry of one map, as indented JSON
-  karst inspect workload show default/web-0
-
-Exit codes: 0 done; 1 the kernel or the agent cannot be asked; 2 wrong usage; 3 not found.";
-
-/// Arguments of `karst inspect`.
-#[derive(Debug, Args)]
-#[command(after_help = INSPECT_HELP, disable_help_subcommand = true)]
-pub struct Inspect {
-    /// What to look at.
-    pub object: Option<String>,
-    /// What to do with it.
-    pub verb: Option<String>,
-    /// Only the one of this name, `namespace/name`, uid or id.
-    pub name: Option<String>,
-    /// How to print.
-    #[command(flatten)]
-    pub output: Output,
-    /// The node, where a machine has several.
-    #[arg(long, env = "KARST_NODE_NAME")]
-    pub node: Option<String>,
-    /// Directory on bpffs with the pins of the nodes.
-    #[arg(long, env = "KARST_BPFFS_ROOT", default_value = "/sys/fs/bpf/karst")]
-    pub bpffs_root: PathBuf,
-    /// The agent's admin socket; /run/karst/NODE/admin/agent.sock by default.
-    #[arg(long, env = "KARST_ADMIN_SOCKET")]
-    pub admin_socket: Option<PathBuf>,
 }
 
 /// Output format.
@@ -126,8 +99,7 @@ mod tests {
             &["pod", "show", "--json"],
         ] {
             let inspect = inspect(args);
-            assert_eq!(inspect.object.as_deref(), Some("pod"));
-            assert_eq!(inspect.verb.as_deref(), Some("show"));
+            assert_eq!(inspect.words, ["pod", "show"]);
             assert!(inspect.output.is_json());
         }
         assert!(inspect(&["pod", "-p"]).output.is_json());

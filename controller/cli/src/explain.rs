@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
 use karst_core::{GatewayName, ProxyClass};
+use karst_node_agent::reason::Reason;
 use karst_node_agent::state::Address;
 use karst_node_agent::state::waypoint::{Place, Waypoint};
 use karst_node_agent::state::workload::{Protocol, Via, Workload};
@@ -35,7 +36,7 @@ use self::agent::Seen;
 use self::hop::Hop;
 use self::parties::{Client, Destination, socket};
 use self::proxy::{At, Next, Request};
-pub use self::world::World;
+pub use self::world::{World, type_url as proxy_type};
 use crate::args::Explain;
 use crate::cluster;
 use crate::failure::{Failure, Kind};
@@ -94,7 +95,7 @@ pub fn run(args: &Explain) -> Result<String, Failure> {
 }
 
 /// 65 is `karst analyze`'s.
-fn as_failed(failure: Failure) -> Failure {
+pub fn as_failed(failure: Failure) -> Failure {
     Failure {
         kind: Kind::Failed,
         ..failure
@@ -196,6 +197,20 @@ fn explain(args: &Explain, input: &Input) -> Result<Explanation, Failure> {
         hops,
         verdict,
     })
+}
+
+/// The place of a waypoint that is not there: of a Service `NAMESPACE/NAME`, else the address.
+fn place(waypoint: &Waypoint) -> String {
+    match &waypoint.place {
+        Place::Address(ip) => ip.to_string(),
+        Place::Service(key) => match key.split_once('/') {
+            Some((namespace, host)) => {
+                let name = host.split('.').next().unwrap_or(host);
+                format!("{namespace}/{name}")
+            }
+            None => key.to_string(),
+        },
+    }
 }
 
 /// The host that a client would name.
@@ -362,14 +377,19 @@ impl Walk<'_> {
         let name = self.gateway(waypoint);
         let shown = name
             .as_ref()
-            .map_or_else(|| "that labels name".to_owned(), ToString::to_string);
+            .map_or_else(|| place(waypoint), ToString::to_string);
         self.say(format!("by mutual TLS through waypoint {shown}"));
         let source = self.source.workload.as_ref().map_or("", |one| &*one.uid);
         if let Err(reason) = waypoint.choose(&self.world.state, source, asked.ip(), &[]) {
+            let because = match reason {
+                Reason::WaypointUnknown => "is not there",
+                Reason::WaypointNoEndpoints => "has no pod that is ready",
+                _ => "cannot take it",
+            };
             self.refuse(
                 format!("waypoint {shown}"),
                 reason.as_str(),
-                format!("waypoint {shown} cannot take it, and nothing passes by it"),
+                format!("waypoint {shown} {because}, and nothing passes by it"),
             );
             return Ok(());
         }

@@ -13,12 +13,18 @@ pub enum Kind {
     Unhealthy,
     /// What was asked about is not allowed.
     Denied,
+    /// `karst inspect diff`: layers do not agree.
+    Differs,
     /// `karst analyze` found something.
     Findings,
     /// `karst analyze`: the command line makes no sense.
     AnalyzeUsage,
     /// A file that was named cannot be read.
     Input,
+    /// The agent or the waypoint does not answer.
+    Unreachable,
+    /// Whoever was asked has no such thing.
+    Unsupported,
 }
 
 impl Kind {
@@ -30,11 +36,32 @@ impl Kind {
             Self::NotFound => 3,
             Self::Unhealthy => 4,
             Self::Denied => 5,
+            Self::Differs => 6,
+            Self::Unreachable => 7,
+            Self::Unsupported => 8,
             // As sysexits.h and istioctl have them.
             Self::AnalyzeUsage => 64,
             Self::Input => 65,
             Self::Findings => 79,
         }
+    }
+}
+
+impl Kind {
+    /// The kind that a command on another machine ended with; one that is not known here counts as
+    /// [`Kind::Failed`].
+    pub fn of_exit_code(code: u8) -> Self {
+        let kinds = [
+            Self::Usage,
+            Self::NotFound,
+            Self::Unhealthy,
+            Self::Denied,
+            Self::Differs,
+            Self::Unreachable,
+            Self::Unsupported,
+        ];
+        let own = kinds.into_iter().find(|kind| kind.exit_code() == code);
+        own.unwrap_or(Self::Failed)
     }
 }
 
@@ -64,6 +91,15 @@ impl Failure {
         Self {
             kind: Kind::NotFound,
             reason: "not_found".to_owned(),
+            message: message.into(),
+        }
+    }
+
+    /// A failure of kind [`Kind::Unsupported`].
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Unsupported,
+            reason: "unsupported".to_owned(),
             message: message.into(),
         }
     }

@@ -54,18 +54,33 @@ pub fn pods(root: &Path, node: &str) -> Result<Value, Failure> {
     value(inspect::pods(root, node))
 }
 
-/// Entries of one map, as JSON.
+/// Makes the kernel count runs of programs until the answer is dropped.
+pub fn count_runs() -> Result<inspect::RunStats, Failure> {
+    inspect::count_runs().map_err(failure)
+}
+
+/// The items of a list.
+pub fn list(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    }
+}
+
+/// Entries of one map, which [`maps`] has shown, as JSON.
 ///
 /// # Errors
-/// There is no such map on the node.
-pub fn entries(root: &Path, node: &str, map: &str) -> Result<Value, Failure> {
-    let maps = inspect::maps(root, node).map_err(failure)?;
-    let Some(info) = maps.iter().find(|m| m.name.eq_ignore_ascii_case(map)) else {
-        let names: Vec<_> = maps.iter().map(|m| m.name.as_str()).collect();
-        let message = format!("no map '{map}' on {node}: there are {}", names.join(", "));
-        return Err(Failure::not_found(message));
-    };
-    value(inspect::dump_map(root, node, &info.name))
+/// It is gone, or cannot be read.
+pub fn entries(root: &Path, node: &str, map: &Value) -> Result<Value, Failure> {
+    let name = map.get("name").and_then(Value::as_str).unwrap_or_default();
+    if map.get("pinned").is_some_and(|pin| !pin.is_null()) {
+        return value(inspect::dump_map(root, node, name));
+    }
+    let id = map.get("id").and_then(Value::as_u64);
+    let id = id.and_then(|id| u32::try_from(id).ok()).unwrap_or_default();
+    let entries = inspect::dump_by_id(id).map_err(failure)?;
+    let entries = entries.ok_or_else(|| Failure::not_found(format!("no map with id {id}")))?;
+    value(Ok(entries))
 }
 
 fn value<T: Serialize>(result: Result<T, DatapathError>) -> Result<Value, Failure> {
@@ -73,6 +88,7 @@ fn value<T: Serialize>(result: Result<T, DatapathError>) -> Result<Value, Failur
     serde_json::to_value(list).map_err(|e| Failure::failed("json", e.to_string()))
 }
 
+/// The error with its causes.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "it is the argument of map_err"

@@ -2,8 +2,8 @@
 //!
 //! `karst inspect` shows what is on a node: programs, links, maps and enrolled
 //! pods straight from the kernel (also when the agent is dead), everything else
-//! from the agent's admin socket. Objects and commands follow bpftool: unique
-//! prefixes are enough, `list` is `show`, no command means `show`.
+//! from the agent's or a waypoint's admin server, also through the API server. Objects and commands follow
+//! bpftool: unique prefixes are enough, `list` is `show`, no command means `show`.
 //!
 //! `karst install`, `upgrade`, `uninstall` and `check` talk to a Kubernetes cluster, as its
 //! administrator: they apply the chart that is embedded here, take it away again, and say what is
@@ -12,7 +12,10 @@
 //! `karst explain` and `analyze` feed Kubernetes objects, of a cluster or of manifests ([`source`]), to the
 //! controller's own index, and what comes out to the very code that decides in agents and proxies.
 //!
-//! Start with [`inspect::run`], [`install::run`], [`check::run`], [`explain::run`] or [`analyze::run`].
+//! `karst tap` and `top` follow what agents and waypoints see now.
+//!
+//! Start with [`inspect::run`], [`install::run`], [`check::run`], [`explain::run`], [`analyze::run`], [`tap::run`] or
+//! [`top::run`].
 
 mod admin;
 mod analyze;
@@ -20,19 +23,23 @@ mod args;
 mod bugreport;
 mod check;
 mod cluster;
+mod diff;
 mod explain;
 mod failure;
 mod input;
 mod inspect;
+mod inspect_conn;
 mod install;
 mod kernel;
+mod log_level;
 mod source;
 mod style;
 mod table;
+mod tap;
 #[cfg(test)]
 mod testing;
+mod top;
 mod uninstall;
-mod words;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -50,9 +57,10 @@ fn main() -> ExitCode {
     };
     let (outcome, json) = match cli.command {
         Command::Version => (Ok(format!("karst {}\n", env!("CARGO_PKG_VERSION"))), false),
-        Command::Inspect(inspect) => {
-            let json = inspect.output.is_json();
-            (inspect::run(&inspect), json)
+        Command::Inspect(inspect) => return finish(&inspect::run(&inspect)),
+        Command::LogLevel(args) => {
+            let json = args.output.is_json();
+            (log_level::run(&args), json)
         }
         Command::Install(args) => (install::run(&args, Intent::Install), false),
         Command::Upgrade(args) => (install::run(&args, Intent::Upgrade), false),
@@ -66,6 +74,11 @@ fn main() -> ExitCode {
             (analyze::run(&args), json)
         }
         Command::Bugreport(args) => (bugreport::run(&args), false),
+        Command::Tap(args) => {
+            let json = args.output == args::TapOutput::Json;
+            (tap::run(&args), json)
+        }
+        Command::Top(args) => (top::run(&args), false),
         Command::Check(args) => {
             let json = args.output.is_json();
             (check::run(&args), json)
@@ -79,6 +92,14 @@ fn main() -> ExitCode {
         }
         Err(failure) => report(&failure, json),
     }
+}
+
+/// Prints what `inspect` says, and ends as it did.
+fn finish(outcome: &inspect::Outcome) -> ExitCode {
+    // A closed pipe (`| head`) is no failure.
+    let _ = anstream::stdout().write_all(outcome.out.as_bytes());
+    let _ = anstream::stderr().write_all(outcome.err.as_bytes());
+    ExitCode::from(outcome.code)
 }
 
 /// Says what the command line should be. `analyze` has an exit code of its own for that.
@@ -101,7 +122,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 fn report(failure: &Failure, json: bool) -> ExitCode {
     if matches!(
         failure.kind,
-        Kind::Unhealthy | Kind::Denied | Kind::Findings
+        Kind::Unhealthy | Kind::Denied | Kind::Differs | Kind::Findings
     ) {
         // The report is the answer, and not an error of the command.
         let _ = anstream::stdout().write_all(failure.message.as_bytes());

@@ -11,8 +11,8 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::{
-    backoff::Backoff, channel::Controller, config::AdsConfig, error::ClientError, session::Session,
-    subscriptions::TypeState,
+    backoff::Backoff, channel::Controller, config::AdsConfig, error::ClientError,
+    report::TypeReport, session::Session, subscriptions::TypeState,
 };
 
 /// Receives resources. Called in order, from one task, and never concurrently.
@@ -42,6 +42,20 @@ pub struct AdsStatus {
     pub streams: u64,
     /// Resources rejected so far.
     pub rejected: u64,
+    /// Resources whose newest version was rejected; the last good one of each is still in force. At most 256
+    /// of a type.
+    pub rejected_now: Arc<[RejectedResource]>,
+}
+
+/// A resource whose newest version could not be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedResource {
+    /// Its type.
+    pub type_url: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What is wrong with it.
+    pub error: String,
 }
 
 /// Shared by handle and task.
@@ -145,6 +159,14 @@ impl DeltaAds {
     #[must_use]
     pub fn held(&self, type_url: &str) -> usize {
         self.shared.types().get(type_url).map_or(0, TypeState::held)
+    }
+
+    /// What has become of each type, by its URL.
+    #[must_use]
+    pub fn types(&self) -> Vec<TypeReport> {
+        let types = self.shared.types();
+        let report = |(url, state): (&&'static str, &TypeState)| state.report(url);
+        types.iter().map(report).collect()
     }
 
     /// Returns when the first state of every type is complete. It waits for the controller without

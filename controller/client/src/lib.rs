@@ -11,11 +11,13 @@ mod backoff;
 mod channel;
 mod config;
 mod error;
+mod report;
 mod session;
 mod subscriptions;
 
-pub use ads::{AdsStatus, AdsTask, DeltaAds, ResourceHandler};
+pub use ads::{AdsStatus, AdsTask, DeltaAds, RejectedResource, ResourceHandler};
 pub use channel::Controller;
 pub use config::{AdsConfig, ControllerConfig, InitialSubscription};
 pub use error::ClientError;
 pub use karst_api::discovery::Resource;
+pub use report::{Nack, Rejected, TypeReport};

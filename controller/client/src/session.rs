@@ -1,6 +1,11 @@
 //! One stream: subscribe, apply, acknowledge, until it ends.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use karst_api::{
     REJECTED_RESOURCE_TYPE,
@@ -13,11 +18,11 @@ use tonic::{Code, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::{
-    ads::{ResourceHandler, Shared},
+    ads::{self, ResourceHandler, Shared},
     backoff::Backoff,
     channel::Controller,
     error::ClientError,
-    subscriptions,
+    subscriptions::{self, TypeState},
 };
 
 /// Requests that may wait to be sent. There is one per response and subscription change; a
@@ -136,21 +141,27 @@ impl Session {
         let versions = subscriptions::versions(&response);
         let partial = response.is_partial();
         let removed = response.removed_resources.clone();
+        let named = (response.system_version_info.clone(), response.nonce.clone());
         let rejected = handler.apply(&type_url, response.resources, response.removed_resources);
 
-        let synced = {
+        let (synced, rejected_now) = {
             let mut types = self.shared.types();
             if let Some(state) = types.get_mut(type_url.as_str()) {
                 state.record(versions, &removed, &rejected);
                 state.synced |= !partial;
+                state.answers.note(named, &rejected, SystemTime::now());
             }
-            types.values().all(|state| state.synced)
+            let rejected_now: Arc<[_]> = rejected_now(&types).collect();
+            (types.values().all(|state| state.synced), rejected_now)
         };
         for (name, error) in &rejected {
             warn!(type_url, resource = name, error, "resource rejected");
         }
         self.shared.status.send_if_modified(|status| {
-            let changed = status.synced != synced || !rejected.is_empty();
+            let changed = status.synced != synced
+                || !rejected.is_empty()
+                || status.rejected_now != rejected_now;
+            status.rejected_now = rejected_now;
             status.synced = synced;
             status.rejected += rejected.len() as u64;
             changed
@@ -188,6 +199,20 @@ impl Session {
             }),
         }
     }
+}
+
+/// What of all types is rejected, in the order of types and names.
+fn rejected_now(
+    types: &BTreeMap<&'static str, TypeState>,
+) -> impl Iterator<Item = ads::RejectedResource> {
+    types.iter().flat_map(|(type_url, state)| {
+        let of_type = state.rejected();
+        of_type.map(|(name, error)| ads::RejectedResource {
+            type_url,
+            name: name.clone(),
+            error: error.clone(),
+        })
+    })
 }
 
 /// The answer to a response of which some resources were rejected.

@@ -8,6 +8,10 @@ use karst_api::{
 };
 
 use crate::config::InitialSubscription;
+use crate::report::{Answers, TypeReport};
+
+/// Rejected resources of one type that are remembered, for an operator to read. All are counted.
+const MAX_REJECTED: usize = 256;
 
 /// Names one type may be subscribed to on demand. More than this is a fault of the caller, and the
 /// controller would refuse them as well.
@@ -25,6 +29,10 @@ pub(crate) struct TypeState {
     held: BTreeMap<String, String>,
     /// A complete response has arrived, in this or an earlier stream.
     pub(crate) synced: bool,
+    /// What was answered to responses.
+    pub(crate) answers: Answers,
+    /// Names whose newest version was rejected and that have not been got right since, with the reason.
+    rejected: BTreeMap<String, String>,
 }
 
 impl TypeState {
@@ -35,6 +43,8 @@ impl TypeState {
             told: BTreeSet::new(),
             held: BTreeMap::new(),
             synced: false,
+            answers: Answers::default(),
+            rejected: BTreeMap::new(),
         }
     }
 
@@ -109,6 +119,18 @@ impl TypeState {
         removed: &[String],
         rejected: &[(String, String)],
     ) {
+        for (name, _) in &versions {
+            self.rejected.remove(name);
+        }
+        for name in removed {
+            self.rejected.remove(name);
+        }
+        for (name, error) in rejected {
+            // A name that is known already takes the newer reason, whatever the room.
+            if self.rejected.len() < MAX_REJECTED || self.rejected.contains_key(name) {
+                self.rejected.insert(name.clone(), error.clone());
+            }
+        }
         for (name, version) in versions {
             if !rejected.iter().any(|(bad, _)| *bad == name) {
                 self.held.insert(name, version);
@@ -119,6 +141,29 @@ impl TypeState {
                 self.held.remove(name);
             }
         }
+    }
+
+    /// The type in numbers, and its last answers.
+    pub(crate) fn report(&self, type_url: &'static str) -> TypeReport {
+        let answers = &self.answers;
+        TypeReport {
+            type_url,
+            wildcard: self.initial == InitialSubscription::Everything,
+            subscribed: self.wanted.len(),
+            held: self.held.len(),
+            synced: self.synced,
+            version: answers.version.clone(),
+            nonce: answers.nonce.clone(),
+            acks: answers.acks,
+            nacks: answers.nacks,
+            last_ack: answers.last_ack,
+            last_nack: answers.last_nack.clone(),
+        }
+    }
+
+    /// What was rejected and has not been got right since: name and reason.
+    pub(crate) fn rejected(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.rejected.iter()
     }
 
     /// Number of resources held.
@@ -207,5 +252,28 @@ mod tests {
         assert_eq!(held["b"], "1");
         state.record(Vec::new(), &names(&["a"]), &[]);
         assert_eq!(state.held(), 1);
+    }
+
+    #[test]
+    fn a_rejection_is_remembered_until_it_is_got_right() {
+        let version = |name: &str, version: &str| (name.to_owned(), version.to_owned());
+        let bad = |name: &str, error: &str| (name.to_owned(), error.to_owned());
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        let rejected = |state: &TypeState| {
+            let pairs = state
+                .rejected()
+                .map(|(name, error)| format!("{name}: {error}"));
+            pairs.collect::<Vec<_>>()
+        };
+        let both = vec![version("a", "1"), version("b", "1")];
+        state.record(both, &[], &[bad("a", "no"), bad("b", "no")]);
+        assert_eq!(rejected(&state), ["a: no", "b: no"]);
+        state.record(vec![version("a", "2")], &[], &[bad("a", "still no")]);
+        assert_eq!(rejected(&state), ["a: still no", "b: no"]);
+        state.record(vec![version("a", "3")], &names(&["b"]), &[]);
+        assert_eq!(rejected(&state), [""; 0]);
+        let many = (0..2 * MAX_REJECTED).map(|number| bad(&number.to_string(), "no"));
+        state.record(Vec::new(), &[], &many.collect::<Vec<_>>());
+        assert_eq!(rejected(&state).len(), MAX_REJECTED);
     }
 }

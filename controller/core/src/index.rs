@@ -247,6 +247,9 @@ impl Index {
             Body::RequestAuthentication(policy) => {
                 self.set_request_authentication(key, Some((object.meta, *policy)), &mut changes);
             }
+            Body::Telemetry(telemetry) => {
+                self.set_telemetry(key, Some((object.meta, *telemetry)), &mut changes);
+            }
             Body::ServiceEntry(entry) => {
                 self.set_service_entry(key, Some((object.meta, *entry)));
             }
@@ -285,6 +288,7 @@ impl Index {
             Kind::RequestAuthentication => {
                 self.set_request_authentication(name, None, &mut changes);
             }
+            Kind::Telemetry => self.set_telemetry(name, None, &mut changes),
             Kind::ServiceEntry => self.set_service_entry(name, None),
             Kind::Pod => self.remove_pod(&name, &mut changes),
             _ => self.set_l7(key, Metadata::default(), None),
@@ -575,6 +579,7 @@ impl Index {
         };
         touched.extend(self.selected_pods(&key));
 
+        self.collector_service_changed(&key, changes);
         self.render_service(&key, changes);
         for pod in touched {
             self.l7.dirty.pods.insert(pod.clone());

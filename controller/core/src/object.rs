@@ -20,6 +20,7 @@ pub(crate) mod route;
 pub(crate) mod selector;
 pub(crate) mod service;
 pub(crate) mod service_entry;
+pub(crate) mod telemetry;
 pub(crate) mod tls_material;
 pub(crate) mod traffic_policy;
 
@@ -76,6 +77,8 @@ pub enum Kind {
     PeerAuthentication,
     /// security.istio.io RequestAuthentication.
     RequestAuthentication,
+    /// telemetry.istio.io Telemetry.
+    Telemetry,
     /// networking.istio.io ServiceEntry.
     ServiceEntry,
     /// v1 Service.
@@ -98,13 +101,16 @@ const SECURITY_GROUP: &str = "security.istio.io";
 /// API group of Istio's traffic resources.
 const NETWORKING_GROUP: &str = "networking.istio.io";
 
+/// API group of Istio's telemetry.
+const TELEMETRY_GROUP: &str = "telemetry.istio.io";
+
 /// Versions in which kinds of the Gateway API are or were served. Fields that there are in two of them
 /// mean the same in both.
 const GATEWAY_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 impl Kind {
     /// All of them, in the order in which a batch is applied.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -123,6 +129,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::RequestAuthentication,
+        Self::Telemetry,
         Self::ServiceEntry,
         Self::Service,
         Self::Pod,
@@ -161,6 +168,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::Telemetry => "Telemetry",
             Self::ServiceEntry => "ServiceEntry",
             Self::Service => "Service",
             Self::Pod => "Pod",
@@ -184,6 +192,7 @@ impl Kind {
             Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
                 SECURITY_GROUP
             }
+            Self::Telemetry => TELEMETRY_GROUP,
             Self::ServiceEntry => NETWORKING_GROUP,
             Self::GatewayClass
             | Self::Gateway
@@ -204,6 +213,7 @@ impl Kind {
             GATEWAY_GROUP => &GATEWAY_VERSIONS,
             KARST_GROUP => &["v1alpha1"],
             SECURITY_GROUP | NETWORKING_GROUP => &["v1", "v1beta1"],
+            TELEMETRY_GROUP => &["v1", "v1alpha1"],
             _ => &["v1"],
         }
     }
@@ -289,6 +299,7 @@ pub(crate) enum Body {
     AuthorizationPolicy(Box<authorization::AuthorizationPolicy>),
     PeerAuthentication(Box<peer_authentication::PeerAuthentication>),
     RequestAuthentication(Box<request_authentication::RequestAuthentication>),
+    Telemetry(Box<telemetry::Telemetry>),
     ServiceEntry(Box<service_entry::ServiceEntry>),
     Service(Box<service::Service>),
     Pod(Box<pod::Pod>),
@@ -383,6 +394,7 @@ impl Object {
             Kind::AuthorizationPolicy
             | Kind::PeerAuthentication
             | Kind::RequestAuthentication
+            | Kind::Telemetry
             | Kind::ServiceEntry => Self::of_policy(kind, value, described),
             Kind::Secret => {
                 let object: v1::Secret = typed(value, described)?;
@@ -453,6 +465,7 @@ impl Object {
                     let body = request_authentication::RequestAuthentication::body;
                     body(&document, faults, findings)
                 }
+                Kind::Telemetry => telemetry::Telemetry::body(&document, faults, findings),
                 Kind::ServiceEntry => {
                     let body = service_entry::ServiceEntry::body;
                     body(&document, namespace, faults, findings)

@@ -33,11 +33,16 @@ pub const KARST: Chart = Chart {
     values: include_str!("../charts/karst/values.yaml"),
     schema: include_str!("../charts/karst/values.schema.json"),
     templates: templates!["karst":
+        "_alerts.tpl",
         "_helpers.tpl",
         "admission-proxies.yaml",
         "admission.yaml",
+        "alerts.yaml",
         "controller-rbac.yaml",
         "controller.yaml",
+        "dashboard-control-plane.yaml",
+        "dashboard-data-plane.yaml",
+        "dashboard-traffic.yaml",
         "gatewayclasses.yaml",
         "namespace.yaml",
         "networkpolicy.yaml",
@@ -59,6 +64,7 @@ pub const KARST_CRDS: Chart = Chart {
         "peerauthentications.yaml",
         "requestauthentications.yaml",
         "serviceentries.yaml",
+        "telemetries.yaml",
     ],
 };
 

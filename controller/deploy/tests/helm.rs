@@ -107,6 +107,17 @@ fn helm_renders_the_same_objects() {
         r"proxy.nodeSelector.example\.com/edge=yes,proxy.priorityClassName=high",
     ]);
     check_chart(&KARST, &[], &[GATEWAY_CLASSES]);
+    check(&[
+        "monitoring.dashboards.enabled=false,monitoring.alerts.enabled=false,agent.metrics=loopback",
+    ]);
+    check_chart(
+        &KARST,
+        &["monitoring.operator.enabled=true,monitoring.operator.labels.release=prometheus"],
+        &[
+            "monitoring.coreos.com/v1/PrometheusRule",
+            "monitoring.coreos.com/v1/PodMonitor",
+        ],
+    );
     check_chart(&KARST_CRDS, &[], &[]);
     check_chart(&KARST_CRDS, &["istio.definitions=false"], &[]);
 }

@@ -123,6 +123,7 @@ fn wanted(store: &Store, key: &ObjectKey) -> Option<ObjectStatus> {
                 Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::Telemetry
                 | Kind::ServiceEntry => StatusContent::Conditions(Vec::new()),
                 Kind::BackendTlsPolicy | Kind::BackendTrafficPolicy => {
                     StatusContent::Ancestors(Vec::new())

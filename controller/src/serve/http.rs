@@ -3,10 +3,14 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    Method, Request, Response, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE, VARY},
+};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use karst_process::metrics::Format;
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
@@ -22,8 +26,6 @@ const HEADER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves for ever. `/healthz/ready` says what `ready` says; being alive is being able to answer.
 pub async fn serve(listener: TcpListener, registry: Arc<Registry>, ready: watch::Receiver<bool>) {
@@ -79,9 +81,12 @@ fn answer(
             let mut body = String::new();
             match prometheus_client::encoding::text::encode(&mut body, registry) {
                 Ok(()) => {
-                    let mut response = Response::new(Full::from(body));
-                    let value = http::HeaderValue::from_static(OPEN_METRICS);
+                    let format = Format::asked(request.headers().get_all(ACCEPT));
+                    let mut response = Response::new(Full::from(format.of(body)));
+                    let value = http::HeaderValue::from_static(format.content_type());
                     response.headers_mut().insert(CONTENT_TYPE, value);
+                    let value = http::HeaderValue::from_static("accept");
+                    response.headers_mut().insert(VARY, value);
                     response
                 }
                 Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "metrics not encoded\n"),

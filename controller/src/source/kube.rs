@@ -114,12 +114,13 @@ async fn assemble(
         }
         batch.add(message);
     }
-    commit(&mut batch, &store, &metrics);
+    commit(&mut batch, &store, &metrics, started);
     let objects: usize = complete.values().sum();
     info!(objects, elapsed = ?started.elapsed(), "source read");
     done.send_replace(true);
 
     while let Some(message) = messages.recv().await {
+        let first = Instant::now();
         batch.add(message);
         let latest = tokio::time::Instant::now() + LONGEST_WAIT;
         while batch.len() < MAX_BATCH {
@@ -129,11 +130,12 @@ async fn assemble(
                 Ok(None) | Err(_) => break,
             }
         }
-        commit(&mut batch, &store, &metrics);
+        commit(&mut batch, &store, &metrics, first);
     }
 }
 
-fn commit(batch: &mut Batch, store: &Store, metrics: &Metrics) {
+/// Applies a batch of which the first object came at `since`.
+fn commit(batch: &mut Batch, store: &Store, metrics: &Metrics, since: Instant) {
     let updates = {
         let index = store.index();
         batch.take(
@@ -144,7 +146,7 @@ fn commit(batch: &mut Batch, store: &Store, metrics: &Metrics) {
     if updates.is_empty() {
         return;
     }
-    for (_, error) in store.update(updates) {
+    for (_, error) in store.update_of(updates, since) {
         report(metrics, &error, "object not taken");
     }
 }

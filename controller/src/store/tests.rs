@@ -29,7 +29,7 @@ fn a_proxy_is_told_of_its_own_gateway_only() {
         store.register(account("other")),
     );
     let node = store.register(Scope::Node("n".to_owned()));
-    store.announce(&changed("front", "a"));
+    store.announce(&changed("front", "a"), Instant::now());
     let dirty = front.queue.take();
     assert!(!dirty.everything && dirty.addresses.is_empty());
     assert_eq!(
@@ -48,12 +48,12 @@ fn a_proxy_compares_everything_when_its_gateway_comes_or_goes() {
     let store = testing::store();
     let late = store.register(account("late"));
     testing::apply_gateway(&store, "shop", "late");
-    store.announce(&changed("late", "a"));
+    store.announce(&changed("late", "a"), Instant::now());
     assert!(late.queue.take().everything);
-    store.announce(&changed("late", "b"));
+    store.announce(&changed("late", "b"), Instant::now());
     assert!(!late.queue.take().everything);
     testing::delete_gateway(&store, "shop", "late");
-    store.announce(&changed("late", "b"));
+    store.announce(&changed("late", "b"), Instant::now());
     assert!(late.queue.take().everything);
 }
 
@@ -63,7 +63,7 @@ fn a_stream_that_is_far_behind_keeps_no_names() {
     testing::apply_gateway(&store, "shop", "front");
     let front = store.register(account("front"));
     for number in 0..=MAX_DIRTY_EXTRA {
-        store.announce(&changed("front", &number.to_string()));
+        store.announce(&changed("front", &number.to_string()), Instant::now());
     }
     let dirty = front.queue.take();
     assert!(dirty.everything && dirty.proxies.is_empty());

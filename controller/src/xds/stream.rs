@@ -144,16 +144,17 @@ impl Stream {
                     let dirty = registration.queue.take();
                     for (kind, subscription) in &mut types {
                         if dirty.everything {
-                            subscription.everything_changed();
+                            subscription.everything_changed(dirty.since);
                             continue;
                         }
-                        subscription.changed(match (kind.proxy(), kind) {
+                        let names = match (kind.proxy(), kind) {
                             (Some(kind), _) => dirty.proxies.get(&kind).cloned().unwrap_or_default(),
                             (None, ResourceKind::Authorization) => dirty.authorizations.clone(),
                             (None, ResourceKind::Address) => dirty.addresses.clone(),
                             (None, ResourceKind::NodePod) => dirty.node_pods.clone(),
                             (None, _) => BTreeSet::new(),
-                        });
+                        };
+                        subscription.changed(names, dirty.since);
                     }
                 }
                 () = self.responses.closed() => return StreamEnd::Closed,
@@ -196,12 +197,19 @@ impl Stream {
         };
         match subscription.request(request).map_err(StreamEnd::Protocol)? {
             Answer::None => return Ok(()),
-            Answer::Ack => debug!(
-                r#type = kind.label(),
-                node = self.subject.node(),
-                proxy = self.subject.proxy(),
-                "applied"
-            ),
+            Answer::Ack => {
+                let took = subscription.propagation();
+                if let Some(took) = took {
+                    self.metrics.xds_propagation.observe(kind.label(), took);
+                }
+                debug!(
+                    r#type = kind.label(),
+                    node = self.subject.node(),
+                    proxy = self.subject.proxy(),
+                    ?took,
+                    "applied"
+                );
+            }
             Answer::Nack(resources, message) => {
                 self.note_rejection(kind, &resources, &message);
                 info!(

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use karst_api::{
@@ -72,6 +72,8 @@ struct Outstanding {
     nonce: String,
     sent: Vec<Sent>,
     since: Instant,
+    /// When the first change came that it tells of.
+    changed_at: Option<Instant>,
 }
 
 /// Name and version (`None`: removal) of what was sent.
@@ -107,6 +109,10 @@ pub struct Subscription {
     compare: bool,
     /// Names have been taken back, so the client may have resources it does not follow any more.
     prune: bool,
+    /// When the first change came that the client has not been told of.
+    changed_at: Option<Instant>,
+    /// How long the changes of the last response took that was applied.
+    propagation: Option<Duration>,
     outstanding: Option<Outstanding>,
     next_nonce: u64,
     answered_once: bool,
@@ -128,6 +134,8 @@ impl Subscription {
             asked: BTreeSet::new(),
             compare: true,
             prune: false,
+            changed_at: None,
+            propagation: None,
             outstanding: None,
             next_nonce: 1,
             answered_once: false,
@@ -154,15 +162,25 @@ impl Subscription {
         Ok(answer)
     }
 
-    /// Takes names of resources that may have changed.
-    pub fn changed(&mut self, names: BTreeSet<String>) {
+    /// Takes names of resources that may have changed, the first of them at `since`.
+    pub fn changed(&mut self, names: BTreeSet<String>, since: Option<Instant>) {
+        if !names.is_empty() {
+            self.changed_at = self.changed_at.or(since);
+        }
         self.dirty.extend(names);
     }
 
-    /// Everything may have changed.
-    pub fn everything_changed(&mut self) {
+    /// Everything may have changed, the first of it at `since`.
+    pub fn everything_changed(&mut self, since: Option<Instant>) {
+        self.changed_at = self.changed_at.or(since);
         self.compare = true;
         self.dirty.clear();
+    }
+
+    /// How long it took from the first change that the last response told of until the client said that it
+    /// is in force; told once, and not of what a client is told when it comes or asks.
+    pub fn propagation(&mut self) -> Option<Duration> {
+        self.propagation.take()
     }
 
     /// Since when a response waits to be answered.
@@ -216,6 +234,10 @@ impl Subscription {
             self.withheld.append(&mut self.dirty);
         }
         if draft.sent.is_empty() && self.answered_once {
+            // Nothing that the client follows has changed, unless the rest is put aside.
+            if self.withheld.is_empty() {
+                self.changed_at = None;
+            }
             return None;
         }
         self.answered_once = true;
@@ -232,7 +254,11 @@ impl Subscription {
             nonce,
             sent: draft.sent,
             since: Instant::now(),
+            changed_at: self.changed_at,
         });
+        if !self.has_updates() && !self.has_removals() {
+            self.changed_at = None;
+        }
         Some(response)
     }
 
@@ -369,6 +395,7 @@ impl Subscription {
             for (name, _) in &outstanding.sent {
                 self.rejected.remove(name);
             }
+            self.propagation = outstanding.changed_at.map(|changed| changed.elapsed());
             return Answer::Ack;
         };
         let named = rejected_resources(detail);

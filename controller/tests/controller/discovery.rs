@@ -202,6 +202,16 @@ async fn a_rejected_resource_is_recorded_by_name_and_the_others_apply() {
             .contains_key(&workload("a"))
     );
     assert_eq!(agent.ads.status().borrow().rejected, 1);
+    let report = || {
+        let types = agent.ads.types();
+        let of = types.into_iter().find(|one| one.type_url == ADDRESS_TYPE);
+        of.expect("the type was asked for")
+    };
+    let nack = report().last_nack.expect("something was rejected");
+    assert_eq!(nack.resources[0].name, workload("b"));
+    assert_eq!(nack.resources[0].reason, "the test rejects it");
+    assert!(!nack.over && !nack.nonce.is_empty(), "{nack:?}");
+    assert_eq!(report().nacks, 1);
 
     // The next version is sent and, this time, taken.
     agent.mirror.lock().unwrap().reject.clear();
@@ -211,6 +221,12 @@ async fn a_rejected_resource_is_recorded_by_name_and_the_others_apply() {
             mirror.workload(&workload("b")).cloned()
         })
         .await;
+    let report = eventually("the answer is noted", || {
+        Some(report()).filter(|report| report.last_nack.as_ref().is_some_and(|nack| nack.over))
+    })
+    .await;
+    assert!(report.last_ack > report.last_nack.map(|nack| nack.at));
+    assert!(report.acks >= 1 && report.nacks == 1 && report.synced);
 }
 
 async fn on_demand(name: &str, expected: &str) {

@@ -81,3 +81,31 @@ pub struct VerifiedProgram {
     /// Machine code, bytes.
     pub jited_bytes: u32,
 }
+
+/// What an agent has loaded, and what its programs compare with: what it believes to be in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Loaded {
+    /// Version of the maps' layout.
+    pub layout: u32,
+    /// Id of the cgroup that the node's programs are attached to.
+    pub node_cgroup: u64,
+    /// Cookie of the node's own network namespace.
+    pub host_netns_cookie: u64,
+    /// Id of the agent's own cgroup.
+    pub agent_cgroup: u64,
+    /// Id of the cgroup above all pods.
+    pub kubepods_cgroup: u64,
+    /// The programs.
+    pub programs: Vec<LoadedProgram>,
+}
+
+/// A program that an agent has loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LoadedProgram {
+    /// Its name in the object.
+    pub name: String,
+    /// Pin name of the link that runs it; `sk_lookup` for the program that each pod's link runs.
+    pub link: String,
+    /// Kernel id.
+    pub id: u32,
+}

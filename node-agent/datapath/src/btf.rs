@@ -21,6 +21,7 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -29,13 +30,22 @@ const KIND_ENUM64: u32 = 19;
 
 /// Byte offset of `write_seq` in the running kernel's `struct tcp_sock`.
 pub(crate) fn write_seq_offset() -> Result<u64, DatapathError> {
+    of_kernel(|blob| member_offset(blob, "tcp_sock", "write_seq"))
+}
+
+/// Number of a function in the running kernel's types.
+pub(crate) fn function_id(name: &str) -> Result<u32, DatapathError> {
+    of_kernel(|blob| function(blob, name))
+}
+
+fn of_kernel<T>(read: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, DatapathError> {
     let path = Path::new(KERNEL_BTF);
     let blob = fs::read(path).map_err(|source| DatapathError::Path {
         action: "read",
         path: path.to_owned(),
         source,
     })?;
-    member_offset(&blob, "tcp_sock", "write_seq").map_err(|detail| DatapathError::Btf {
+    read(&blob).map_err(|detail| DatapathError::Btf {
         path: path.to_owned(),
         detail,
     })
@@ -56,6 +66,23 @@ fn member_offset(blob: &[u8], structure: &str, member: &str) -> Result<u64, Stri
         at += TYPE + trailing_bytes(kind, count);
     }
     Err(format!("no struct {structure}"))
+}
+
+/// Number of a function. Types are numbered from 1, in their order.
+fn function(blob: &[u8], function: &str) -> Result<u32, String> {
+    let btf = Btf::parse(blob)?;
+    let (mut at, mut id) = (0, 1);
+    while at < btf.types.len() {
+        let name = word(btf.types, at)?;
+        let info = word(btf.types, at + 4)?;
+        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        if kind == KIND_FUNC && btf.name(name) == Some(function.as_bytes()) {
+            return Ok(id);
+        }
+        at += TYPE + trailing_bytes(kind, count);
+        id += 1;
+    }
+    Err(format!("no function {function}"))
 }
 
 /// Bytes after the fixed part of a type.
@@ -137,12 +164,13 @@ fn word(bytes: &[u8], at: usize) -> Result<u32, String> {
 mod tests {
     use super::*;
 
-    /// A blob with an int, an enum with two values, and `struct pair { int first; int second; }`.
+    /// A blob with an int, an enum with two values, `struct pair { int first; int second; }`, and a function `mode`.
     fn sample() -> Vec<u8> {
         let strings = b"\0int\0pair\0first\0second\0mode\0";
         let mut types: Vec<u32> = vec![1, KIND_INT << 24, 4, 32];
         types.extend([23, KIND_ENUM << 24 | 2, 4, 10, 0, 16, 1]);
         types.extend([5, KIND_STRUCT << 24 | 2, 8, 10, 1, 0, 16, 1, 32]);
+        types.extend([23, KIND_FUNC << 24, 0]);
         let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
         let mut blob = MAGIC.to_ne_bytes().to_vec();
         blob.extend([1, 0]);
@@ -158,6 +186,13 @@ mod tests {
     fn finds_members_behind_other_types() {
         assert_eq!(member_offset(&sample(), "pair", "first"), Ok(0));
         assert_eq!(member_offset(&sample(), "pair", "second"), Ok(4));
+    }
+
+    #[test]
+    fn finds_functions_by_their_place() {
+        assert_eq!(function(&sample(), "mode"), Ok(4));
+        let missing = function(&sample(), "pair");
+        assert_eq!(missing, Err("no function pair".into()));
     }
 
     #[test]

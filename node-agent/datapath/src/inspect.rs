@@ -6,11 +6,13 @@
 
 mod describe;
 mod dump;
+mod records;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use karst_bpf_common::Ip;
 use serde::Serialize;
@@ -18,6 +20,7 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::links;
 use crate::map::{self, Map, RawMap};
+use crate::object::{CGROUP_PROGRAMS, SK_LOOKUP_LINK};
 use crate::pins::{self, Pins};
 use crate::pods::{addresses_of, uid_of};
 use crate::sys::{self, AttachType, LinkTarget};
@@ -42,10 +45,24 @@ pub fn programs(bpffs_root: &Path, node: &str) -> Result<Vec<ProgramInfo>, Datap
         if let Ok(program) = sys::program_by_id(id)
             && let Ok(found) = sys::program_info(program.as_fd())
         {
-            programs.push(describe::program(&found, links));
+            programs.push(describe::program(program.as_fd(), &found, links));
         }
     }
     Ok(programs)
+}
+
+/// The links that every node with an agent has, by pin name, and the hook of each. Each enrolled pod has one
+/// more, see [`pod_link`].
+pub fn node_links() -> Vec<(&'static str, String)> {
+    let programs = CGROUP_PROGRAMS.iter();
+    programs
+        .map(|program| (program.link, AttachType::name(program.attach_type as u32)))
+        .collect()
+}
+
+/// The pin name of the link of the pod with this uid; `None` for what is no uid.
+pub fn pod_link(uid: &str) -> Option<String> {
+    pins::escape(uid).map(|uid| format!("{SK_LOOKUP_LINK}-{uid}"))
 }
 
 /// This node's pinned links, by name.
@@ -58,7 +75,8 @@ pub fn links(bpffs_root: &Path, node: &str) -> Result<Vec<LinkInfo>, DatapathErr
     for name in pins.link_names()? {
         // Unpinned meanwhile: gone.
         if let Some(info) = links::info(&pins, &name)? {
-            found.push(describe::link(name, &info));
+            let pin = pins.link(&name);
+            found.push(describe::link(name, pin, &info));
         }
     }
     Ok(found)
@@ -83,36 +101,81 @@ pub fn attached(cgroup: &Path) -> Result<Vec<AttachedProgram>, DatapathError> {
     Ok(found)
 }
 
-/// This node's pinned maps.
+/// This node's maps: the pinned ones, and behind them those that its programs use besides, such as
+/// the ring buffer of their log.
 ///
 /// # Errors
 /// The pins cannot be read, or a map is not of the shape this version expects.
 pub fn maps(bpffs_root: &Path, node: &str) -> Result<Vec<MapInfo>, DatapathError> {
     let mut found = Vec::new();
+    let pins = Pins::new(bpffs_root, node)?;
     for spec in map::ALL {
-        if let Some(map) = open_map(bpffs_root, node, spec)? {
-            found.push(describe::map(&map)?);
+        if let Some((folder, map)) = open_map_in(&pins, spec)? {
+            found.push(describe::map(&map, folder.join(spec.name))?);
         }
+    }
+    let pinned: BTreeSet<u32> = found.iter().map(|map| map.id).collect();
+    for (map, info) in unpinned(bpffs_root, node, &pinned)? {
+        found.push(describe::unpinned(map.as_fd(), &info));
     }
     Ok(found)
 }
 
-/// Every entry of one map, decoded. Storage of sockets cannot be enumerated, listeners only by
-/// key.
+/// Whether the kernel counts runs of programs now.
+pub fn run_stats_enabled() -> bool {
+    let setting = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled");
+    setting.is_ok_and(|text| text.trim() != "0")
+}
+
+/// Makes the kernel count runs of all programs, whoever loaded them, until the answer is dropped.
+/// It costs each run two looks at the clock.
+///
+/// # Errors
+/// The kernel is older than Linux 5.8, or we may not.
+pub fn count_runs() -> Result<RunStats, DatapathError> {
+    let failed = pins::failed("count runs by", Path::new("bpf(BPF_ENABLE_STATS)"));
+    Ok(RunStats(sys::enable_run_stats().map_err(failed)?))
+}
+
+/// Runs are counted while this is alive.
+#[derive(Debug)]
+pub struct RunStats(#[expect(dead_code, reason = "it is there to be open")] OwnedFd);
+
+/// Every entry of one map, decoded. Listeners can be enumerated by key only; of a ring buffer, the
+/// records that nobody has taken yet; of sockets' storage, that of every socket, by a BPF iterator.
 ///
 /// # Errors
 /// There is no such map, or it cannot be read.
 pub fn dump_map(bpffs_root: &Path, node: &str, name: &str) -> Result<Vec<MapEntry>, DatapathError> {
+    if let Some(spec) = map::ALL.into_iter().find(|spec| spec.name == name) {
+        return match open_map(bpffs_root, node, spec)? {
+            Some(map) => dump::entries(&map),
+            None => Ok(Vec::new()),
+        };
+    }
     let unknown = || DatapathError::UnknownMap {
         map: name.to_owned(),
         known: map::ALL.map(|spec| spec.name).join(", "),
     };
-    let spec = map::ALL.into_iter().find(|spec| spec.name == name);
-    let spec = spec.ok_or_else(unknown)?;
-    match open_map(bpffs_root, node, spec)? {
-        Some(map) => dump::entries(&map),
-        None => Ok(Vec::new()),
-    }
+    let pinned = maps(bpffs_root, node)?;
+    let wanted = pinned.iter().find(|map| map.name == name);
+    let wanted = wanted.ok_or_else(unknown)?.id;
+    dump_by_id(wanted)?.ok_or_else(unknown)
+}
+
+/// As [`dump_map`], of a map that no pin holds; `None` when it is gone.
+///
+/// # Errors
+/// It cannot be read.
+pub fn dump_by_id(id: u32) -> Result<Option<Vec<MapEntry>>, DatapathError> {
+    let Ok(map) = sys::map_by_id(id) else {
+        return Ok(None);
+    };
+    let failed = || pins::failed("look at", Path::new("a map without a pin"));
+    let info = sys::map_info(map.as_fd()).map_err(failed())?;
+    dump::unpinned(map.as_fd(), &info)
+        .map(Some)
+        .map_err(failed())
 }
 
 /// The counters, as [`crate::Datapath::counters`].
@@ -182,11 +245,38 @@ fn open_map(
     node: &str,
     spec: map::MapSpec,
 ) -> Result<Option<RawMap>, DatapathError> {
-    let pins = Pins::new(bpffs_root, node)?;
-    match pins.layouts()?.last() {
-        Some(layout) => RawMap::open(&pins.maps(*layout), spec),
-        None => Ok(None),
-    }
+    let found = open_map_in(&Pins::new(bpffs_root, node)?, spec)?;
+    Ok(found.map(|(_, map)| map))
+}
+
+/// The same, with the folder that it is pinned in.
+fn open_map_in(
+    pins: &Pins,
+    spec: map::MapSpec,
+) -> Result<Option<(PathBuf, RawMap)>, DatapathError> {
+    let Some(layout) = pins.layouts()?.pop() else {
+        return Ok(None);
+    };
+    let folder = pins.maps(layout);
+    Ok(RawMap::open(&folder, spec)?.map(|map| (folder, map)))
+}
+
+/// Maps that this node's programs use and no pin holds, by id. One that goes away meanwhile is
+/// left out.
+fn unpinned(
+    bpffs_root: &Path,
+    node: &str,
+    pinned: &BTreeSet<u32>,
+) -> Result<Vec<(OwnedFd, sys::MapInfo)>, DatapathError> {
+    let used = programs(bpffs_root, node)?;
+    let used = used.into_iter().flat_map(|program| program.map_ids);
+    let others: BTreeSet<u32> = used.filter(|id| !pinned.contains(id)).collect();
+    let open = |id| {
+        let map = sys::map_by_id(id).ok()?;
+        let info = sys::map_info(map.as_fd()).ok()?;
+        Some((map, info))
+    };
+    Ok(others.into_iter().filter_map(open).collect())
 }
 
 /// Serialisable on its own: a node's whole state at one moment.

@@ -25,11 +25,17 @@ mod object;
 pub mod passing;
 mod pins;
 mod pods;
+mod runs;
+pub mod sock_diag;
 mod sockets;
 mod sys;
 
-pub use api::{Counter, DatapathConfig, EnrolledPod, MapFill, PodAttachment, VerifiedProgram};
+pub use api::{
+    Counter, DatapathConfig, EnrolledPod, Loaded, LoadedProgram, MapFill, PodAttachment,
+    VerifiedProgram,
+};
 pub use error::DatapathError;
 pub use karst_bpf_common::LAYOUT_VERSION;
 pub use node::Datapath;
 pub use object::verify_object;
+pub use runs::ProgramRuns;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use aya::Pod as Bytes;
@@ -17,11 +17,12 @@ use crate::{DatapathError, sys};
 
 /// `BPF_MAP_TYPE_*`, as far as we use them.
 const HASH: u32 = 1;
-const ARRAY: u32 = 2;
-const PERCPU_ARRAY: u32 = 6;
+pub(crate) const ARRAY: u32 = 2;
+pub(crate) const PERCPU_ARRAY: u32 = 6;
 const LRU_HASH: u32 = 9;
 const SOCKHASH: u32 = 18;
-const SK_STORAGE: u32 = 24;
+pub(crate) const SK_STORAGE: u32 = 24;
+pub(crate) const RINGBUF: u32 = 27;
 
 /// The kernel's name of a map type, in lower case.
 pub(crate) fn kind_name(kind: u32) -> String {
@@ -32,6 +33,7 @@ pub(crate) fn kind_name(kind: u32) -> String {
         LRU_HASH => "lru_hash".into(),
         SOCKHASH => "sockhash".into(),
         SK_STORAGE => "sk_storage".into(),
+        RINGBUF => "ringbuf".into(),
         other => other.to_string(),
     }
 }
@@ -117,7 +119,7 @@ impl MapSpec {
         })
     }
 
-    fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
+    pub(crate) fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
         let map = self.name;
         move |source| DatapathError::Map {
             action,
@@ -160,6 +162,10 @@ impl RawMap {
             info,
             lookup_bytes,
         }))
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     fn check_size(&self, given: usize, expected: usize) -> Result<(), DatapathError> {

@@ -3,11 +3,12 @@
 //! A socket belongs for life to the namespace it was made in, so the agent enters a pod's
 //! namespace only to make sockets and comes straight back on the same thread.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
 
@@ -129,6 +130,26 @@ impl Netns {
             Ok(value)
         })
     }
+}
+
+/// The namespace whose inode's low half is `ino`, which is how links name theirs: looked for among the
+/// files of `folders` (where runtimes bind namespaces) and then among those of the processes in `proc`.
+/// `None` when nobody who can be seen has it.
+pub fn find(ino: u32, folders: &[&Path], proc: &Path) -> Option<Netns> {
+    let is_it = |path: &Path| fs::metadata(path).is_ok_and(|found| found.ino() as u32 == ino);
+    let bound = folders.iter().flat_map(|folder| entries(folder));
+    let of_process = entries(proc).map(|process| process.join("ns/net"));
+    let mut candidates = bound.chain(of_process).filter(|path| is_it(path));
+    candidates.find_map(|path| {
+        let found = Netns::open(&path).ok()?;
+        // It may have gone and come back as another one between the look and the opening.
+        (found.id.ino as u32 == ino).then_some(found)
+    })
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 /// Whether an error of [`Netns::open`] says that there is no such namespace, and not merely that it

@@ -12,14 +12,14 @@ use karst_bpf_common::layout::{
 };
 use karst_bpf_common::{CounterId, Ip, LAYOUT_VERSION};
 
-use crate::api::{Counter, DatapathConfig, MapFill};
+use crate::api::{Counter, DatapathConfig, Loaded, LoadedProgram, MapFill};
 use crate::cgroup::Cgroup;
 use crate::error::DatapathError;
 use crate::links::{self, Hook};
 use crate::map::{self, Map, RawMap};
 use crate::memory;
 use crate::netns::Netns;
-use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP};
+use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP, SK_LOOKUP_LINK};
 use crate::pins::{Pins, failed};
 use crate::sys::LinkTarget;
 
@@ -37,6 +37,12 @@ pub struct Datapath {
     pub(crate) logging: AtomicBool,
     /// What the programs are to compare with while this agent serves.
     settings: Config,
+    /// Version of the layout that it was opened as.
+    layout: u32,
+    /// What the node's programs are attached to.
+    node_cgroup: u64,
+    /// What was loaded.
+    programs: Vec<LoadedProgram>,
     /// Enrolling is several steps; two at once could undo each other's.
     pub(crate) enrolling: Mutex<()>,
 }
@@ -143,9 +149,12 @@ impl Datapath {
         let datapath = Self {
             sk_lookup: program_fd(&ebpf, SK_LOOKUP)?,
             program_id: program_id(&ebpf, SK_LOOKUP)?,
+            programs: loaded_programs(&ebpf)?,
             pins,
             maps,
             settings,
+            layout,
+            node_cgroup: node_cgroup.id,
             logging: AtomicBool::new(false),
             enrolling: Mutex::new(()),
         };
@@ -175,6 +184,18 @@ impl Datapath {
     pub fn claim(&self) -> Result<(), DatapathError> {
         let settings = beside(self.settings, self.maps.config.get(&0)?);
         self.maps.config.set(&0, &settings)
+    }
+
+    /// What this agent has loaded, and what it told its programs.
+    pub fn loaded(&self) -> Loaded {
+        Loaded {
+            layout: self.layout,
+            node_cgroup: self.node_cgroup,
+            host_netns_cookie: self.settings.host_netns,
+            agent_cgroup: self.settings.agent_cgroup,
+            kubepods_cgroup: self.settings.kubepods_cgroup,
+            programs: self.programs.clone(),
+        }
     }
 
     /// What the programs counted since the maps were made, over all CPUs.
@@ -340,6 +361,19 @@ fn program_id(ebpf: &Ebpf, name: &str) -> Result<u32, DatapathError> {
             what: name.to_owned(),
             detail: error.to_string(),
         })
+}
+
+fn loaded_programs(ebpf: &Ebpf) -> Result<Vec<LoadedProgram>, DatapathError> {
+    let of_pods = (SK_LOOKUP, SK_LOOKUP_LINK);
+    let of_node = CGROUP_PROGRAMS.iter().map(|one| (one.name, one.link));
+    let loaded = |(name, link): (&str, &str)| {
+        Ok(LoadedProgram {
+            name: name.to_owned(),
+            link: link.to_owned(),
+            id: program_id(ebpf, name)?,
+        })
+    };
+    of_node.chain([of_pods]).map(loaded).collect()
 }
 
 #[cfg(test)]

@@ -57,6 +57,9 @@ pub(crate) const CGROUP_PROGRAMS: [CgroupProgram; 5] = [
 /// Attached once per enrolled pod, to the pod's network namespace.
 pub(crate) const SK_LOOKUP: &str = "karst_sk_lookup";
 
+/// What its links are called together; a pod's own is this, a dash and the pod's uid.
+pub(crate) const SK_LOOKUP_LINK: &str = "sk_lookup";
+
 /// Pods a verification makes room for: the verifier does not care.
 const VERIFY_PODS: u32 = 16;
 

@@ -3,6 +3,9 @@
 //! Numbers and structures are those of linux/bpf.h; the kernel accepts a structure shorter or
 //! longer than its own as long as what it does not know is zero.
 
+pub(crate) mod iterate;
+pub(crate) mod ring;
+
 use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -22,8 +25,12 @@ const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
+const MAP_GET_FD_BY_ID: libc::c_int = 14;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const ENABLE_STATS: libc::c_int = 32;
+/// `BPF_STATS_RUN_TIME`.
+const STATS_RUN_TIME: u32 = 0;
 
 /// `enum bpf_attach_type`, as far as we attach.
 #[repr(u32)]
@@ -171,9 +178,10 @@ pub(crate) struct MapInfo {
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
     pub(crate) max_entries: u32,
-    flags: u32,
+    pub(crate) flags: u32,
+    pub(crate) name: [u8; 16],
 }
-// SAFETY: integers without holes.
+// SAFETY: integers and a byte array without holes.
 unsafe impl Pod for MapInfo {}
 
 /// Beginning of `struct bpf_prog_info`; fields without a name here are not used.
@@ -184,14 +192,17 @@ pub(crate) struct RawProgramInfo {
     pub(crate) id: u32,
     pub(crate) tag: [u8; 8],
     pub(crate) jited_bytes: u32,
-    translated_bytes: u32,
+    pub(crate) translated_bytes: u32,
     instructions: [u64; 2],
-    load_time: u64,
-    created_by: u32,
+    /// Nanoseconds since the machine's start.
+    pub(crate) load_time: u64,
+    pub(crate) created_by: u32,
     map_count: u32,
     map_ids: u64,
     pub(crate) name: [u8; 16],
-    device_and_licence: [u32; 2],
+    device: u32,
+    /// The lowest bit: the licence is one that all helpers may be used with.
+    pub(crate) licence: u32,
     netns: [u64; 2],
     symbol_counts: [u32; 2],
     symbols: [u64; 2],
@@ -498,4 +509,34 @@ pub(crate) fn attached_programs(
     unsafe { bpf(PROG_QUERY, &mut attr) }?;
     ids.truncate(attr.count as usize);
     Ok(ids)
+}
+
+/// The map with this id; it may have gone meanwhile.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = IdAttr {
+        id,
+        next_id: 0,
+        flags: 0,
+    };
+    // SAFETY: the structure holds no pointers.
+    unsafe { bpf(MAP_GET_FD_BY_ID, &mut attr) }.map(owned)
+}
+
+/// Makes the kernel count runs of all programs for as long as the descriptor is open (Linux 5.8).
+pub(crate) fn enable_run_stats() -> io::Result<OwnedFd> {
+    let mut kind = STATS_RUN_TIME;
+    // SAFETY: the structure is one number.
+    unsafe { bpf(ENABLE_STATS, &mut kind) }.map(owned)
+}
+
+/// A clock's time, nanoseconds.
+pub(crate) fn clock(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is live; the call fails only for a clock that the kernel does not know.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    let nanoseconds = time.tv_sec * 1_000_000_000 + time.tv_nsec;
+    u64::try_from(nanoseconds).unwrap_or(0)
 }

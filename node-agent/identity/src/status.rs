@@ -1,5 +1,7 @@
 //! What an operator sees of a certificate.
 
+use std::time::SystemTime;
+
 use crate::SpiffeId;
 
 /// Whether a certificate can be used now.
@@ -27,6 +29,9 @@ pub struct CertificateStatus {
     pub not_before: String,
     /// End of validity, RFC 3339. Empty without a certificate.
     pub not_after: String,
+    /// Start and end of validity; `None` without a certificate.
+    #[serde(skip)]
+    pub validity: Option<(SystemTime, SystemTime)>,
     /// Certificates in the chain that is sent, the leaf included.
     pub chain_length: usize,
     /// Epoch number of the certificate in this process; 0 without one.

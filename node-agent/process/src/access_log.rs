@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, SystemTime};
 
-pub use line::{Line, append};
+pub use line::{Line, append, append_event};
 
 use crate::args::AccessLogFormat;
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -16,6 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+mod patient;
+
+use patient::Patient;
+
 /// Connections served at once on one listener: an operator and a scraper need
 /// two, a misbehaving client must not take all file descriptors.
 const MAX_CONNECTIONS: usize = 64;
@@ -23,15 +28,20 @@ const MAX_CONNECTIONS: usize = 64;
 /// Time for a client to send its request headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest wait for a client to take anything of an answer. One that does not read must not keep its place, nor what
+/// its answer is made from.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Wait after a failed accept (usually no file descriptors left).
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// A complete response.
-pub type Reply = Response<Full<Bytes>>;
+/// A response: a complete one ([`reply`], [`json`]), or one whose body comes bit by bit and is dropped when the client
+/// goes.
+pub type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// A response with a body of the given type.
 pub fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
     let value = http::HeaderValue::from_static(content_type);
     response
@@ -132,7 +142,7 @@ where
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIMEOUT)), service)
                 .await;
             if let Err(error) = served {
                 tracing::debug!(%error, "HTTP connection ended");
@@ -140,3 +150,7 @@ where
         });
     }
 }
+
+#[cfg(test)]
+#[path = "http_server/tests.rs"]
+mod tests;

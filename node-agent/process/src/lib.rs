@@ -3,7 +3,8 @@
 //! [`metrics`]) and a small HTTP server that shows them ([`http_server`]).
 //!
 //! What it does not: carry traffic of the mesh, or know what a connection or a request is. The node agent and the
-//! waypoint say what their records hold, which metrics they have and what their server answers.
+//! waypoint say what their records hold, which metrics they have and what their server answers. Who follows it live
+//! is served by [`tap`].
 //!
 //! Start reading at [`access_log::AccessLog`].
 
@@ -13,4 +14,5 @@ pub mod counts;
 pub mod http_server;
 pub mod logging;
 pub mod metrics;
+pub mod tap;
 mod time;

@@ -1,8 +1,14 @@
 //! Metrics as the text of a scrape.
 
+mod format;
+pub mod handshakes;
+pub mod histogram;
+pub mod validity;
+
 use std::fmt;
 
-use http::StatusCode;
+use http::header::{ACCEPT, HeaderMap, VARY};
+use http::{HeaderValue, StatusCode};
 use nix::sys::resource::{Resource, getrlimit};
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -10,13 +16,20 @@ use prometheus_client::registry::Registry;
 
 use crate::http_server::{Reply, reply};
 
-/// Content type of the OpenMetrics text format.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use format::Format;
 
-/// The answer to a scrape.
-pub fn scrape(registry: &Registry) -> Reply {
+use histogram::Reading;
+
+/// The answer to a scrape, in the format that its headers ask for.
+pub fn scrape(registry: &Registry, asked: &HeaderMap) -> Reply {
+    let format = Format::asked(asked.get_all(ACCEPT));
     match text(registry) {
-        Ok(text) => reply(StatusCode::OK, CONTENT_TYPE, text),
+        Ok(text) => {
+            let mut answer = reply(StatusCode::OK, format.content_type(), format.of(text));
+            let vary = HeaderValue::from_static("accept");
+            answer.headers_mut().insert(VARY, vary);
+            answer
+        }
         Err(error) => reply(
             StatusCode::INTERNAL_SERVER_ERROR,
             "text/plain",
@@ -25,7 +38,7 @@ pub fn scrape(registry: &Registry) -> Reply {
     }
 }
 
-/// The text of a scrape.
+/// The text of a scrape, in the OpenMetrics format.
 ///
 /// # Errors
 /// A collector failed.
@@ -114,6 +127,62 @@ impl<'a> Out<'a> {
     /// The text cannot be written.
     pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         self.counters(name, help, [(vec![], value)])
+    }
+
+    /// A histogram with a reading for each set of labels, none of which may be empty.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn histograms<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, Reading)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, reading) in values {
+            metric
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    reading.sum,
+                    reading.count,
+                    &reading.buckets,
+                    None,
+                )?;
+        }
+        Ok(())
+    }
+
+    /// A counter of something that is no whole number, such as seconds.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn sums<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, f64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            metric
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    /// The version of a component, under Istio's name.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn build(&mut self, component: &str, version: &str) -> fmt::Result {
+        let labels = vec![("component", component), ("tag", version)];
+        self.gauges("istio_build", "Version of this component", [(labels, 1)])
     }
 
     /// What Prometheus' own client libraries report of a process, as far as it helps here.

@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use karst_client::AdsStatus;
+use karst_datapath::ProgramRuns;
 use karst_identity::CertificateState;
-use karst_process::metrics::{Out, gauge};
+use karst_process::metrics::{Out, gauge, validity};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
@@ -36,6 +38,8 @@ impl fmt::Debug for NodeMetrics {
 impl Collector for NodeMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut out = Out::new(encoder);
+        out.build("karst-node-agent", env!("CARGO_PKG_VERSION"))?;
+        self.context.metrics.handshakes.encode(&mut out)?;
         self.kernel(&mut out)?;
         self.control_plane(&mut out)?;
         self.certificates(&mut out)?;
@@ -71,6 +75,7 @@ impl Collector for NodeMetrics {
         let dropped = self.context.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
         out.counter("karst_access_log_dropped", help, dropped)?;
+        self.context.tap.encode(&mut out)?;
         out.process()
     }
 }
@@ -104,7 +109,27 @@ impl NodeMetrics {
             "karst_bpf_map_max_entries",
             "Limits of the BPF maps",
             limits,
-        )
+        )?;
+        self.programs(out)
+    }
+
+    fn programs(&self, out: &mut Out<'_>) -> fmt::Result {
+        let runs = self.context.kernel.program_runs().unwrap_or_else(|error| {
+            tracing::warn!(%error, reason = error.reason(), "BPF programs cannot be read");
+            Vec::new()
+        });
+        fn labels(run: &ProgramRuns) -> Vec<(&str, &str)> {
+            vec![("program", run.program.as_str())]
+        }
+        let help = "Runs of the BPF programs, while kernel.bpf_stats_enabled is on";
+        let counts = runs.iter().map(|run| (labels(run), run.count));
+        out.counters("karst_bpf_program_runs", help, counts)?;
+        let help = "Time spent in the BPF programs, while kernel.bpf_stats_enabled is on";
+        let times = runs.iter().map(|run| {
+            let time = Duration::from_nanos(run.nanoseconds);
+            (labels(run), time.as_secs_f64())
+        });
+        out.sums("karst_bpf_program_run_seconds", help, times)
     }
 
     fn control_plane(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -141,6 +166,8 @@ impl NodeMetrics {
             "karst_certificates",
             "Identities of this node, by state",
             values,
-        )
+        )?;
+        let validity: Vec<_> = list.iter().map(|c| (c.id.as_str(), c.validity)).collect();
+        validity::encode(out, &validity)
     }
 }

@@ -24,6 +24,13 @@ use crate::state::workload::Workload;
 /// that the last values are scraped.
 const LINGER: Duration = Duration::from_secs(120);
 
+/// Most series at once, about 1 KiB each; a scrape writes five lines for each. Beyond it, connections are counted
+/// without their far end, of which there may be any number; near ends are the pods of this node.
+pub const MAX_SERIES: usize = 16_384;
+
+/// How often it is said that connections are counted so.
+const SAY_FOLDED_EVERY: Duration = Duration::from_secs(60);
+
 /// Most series a worker caches by revision; the cache starts afresh when full.
 const MAX_CACHED: usize = 8192;
 
@@ -77,6 +84,21 @@ pub struct Parties<'a> {
     pub service: Option<&'a Service>,
 }
 
+impl Parties<'_> {
+    /// The same without what the other end of the connection is, and without what it was called.
+    fn without_far_end(&self) -> Self {
+        let mut near = Self {
+            service: None,
+            ..*self
+        };
+        match self.reporter {
+            Reporter::Source => (near.destination, near.destination_identity) = (None, None),
+            Reporter::Destination => (near.source, near.source_identity) = (None, None),
+        }
+        near
+    }
+}
+
 /// Counters of one label set.
 #[derive(Debug)]
 pub struct Series {
@@ -102,6 +124,12 @@ impl Series {
             sent: AtomicU64::default(),
             failed: Default::default(),
         }
+    }
+
+    /// A series that no scrape shows.
+    pub fn unseen() -> Arc<Self> {
+        let nobody = [Arc::from(""), Arc::from("")];
+        Arc::new(Self::new(Labels(Vec::new()), nobody))
     }
 
     /// A connection was established.
@@ -227,20 +255,72 @@ const DESTINATION: [&str; 10] = [
 #[derive(Debug, Default)]
 pub struct TrafficMetrics {
     series: Mutex<HashMap<Labels, Arc<Series>>>,
+    folded: AtomicU64,
+    said_folded_ms: AtomicU64,
 }
 
 impl TrafficMetrics {
     fn intern(&self, parties: &Parties<'_>) -> Arc<Series> {
-        let labels = labels(parties);
+        let all = labels(parties);
         let mut map = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(series) = map.get(&labels) {
+        if let Some(series) = map.get(&all) {
             return Arc::clone(series);
         }
+        if map.len() < MAX_SERIES {
+            return Self::add(&mut map, all, parties);
+        }
+        self.say_folded();
+        let parties = parties.without_far_end();
+        let near = labels(&parties);
+        match map.get(&near) {
+            Some(series) => Arc::clone(series),
+            None => Self::add(&mut map, near, &parties),
+        }
+    }
+
+    fn add(
+        map: &mut HashMap<Labels, Arc<Series>>,
+        labels: Labels,
+        parties: &Parties<'_>,
+    ) -> Arc<Series> {
         let uid = |w: Option<&Workload>| w.map_or_else(|| Arc::from(""), |w| Arc::clone(&w.uid));
         let uids = [uid(parties.source), uid(parties.destination)];
         let series = Arc::new(Series::new(labels.clone(), uids));
         map.insert(labels, Arc::clone(&series));
         series
+    }
+
+    /// Counts a connection whose far end is left out, and says so from time to time.
+    fn say_folded(&self) {
+        let folded = self.folded.fetch_add(1, Ordering::Relaxed) + 1;
+        let (now, said) = (now_ms(), self.said_folded_ms.load(Ordering::Relaxed));
+        let pause = u64::try_from(SAY_FOLDED_EVERY.as_millis()).unwrap_or(u64::MAX);
+        if folded == 1 || now.saturating_sub(said) >= pause {
+            self.said_folded_ms.store(now, Ordering::Relaxed);
+            tracing::warn!(
+                limit = MAX_SERIES,
+                folded,
+                "too many metric series: new pairs of workloads are counted without their far end"
+            );
+        }
+    }
+
+    /// Series held.
+    pub fn len(&self) -> usize {
+        self.series
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Times that a far end was left out because there were too many series.
+    pub fn folded(&self) -> u64 {
+        self.folded.load(Ordering::Relaxed)
     }
 
     /// Drops series of workloads that `exists` no longer knows once they have
@@ -400,7 +480,15 @@ impl Collector for TrafficMetrics {
                 }
             }
         }
-        Ok(())
+        let series = i64::try_from(series.len()).unwrap_or(i64::MAX);
+        let help = "Pairs of workloads that Istio's metrics have now";
+        let name = "karst_tcp_series";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        metric.encode_gauge(&series)?;
+        let help = "Lookups of pairs counted without their far end because there were too many";
+        let name = "karst_tcp_series_folded";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&self.folded(), None)
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use karst_identity::SpiffeId;
 use prometheus_client::registry::Registry;
 
-use super::{Parties, Reporter, Security, SeriesCache, TrafficMetrics, uids};
+use super::{MAX_SERIES, Parties, Reporter, Security, SeriesCache, TrafficMetrics, uids};
 use crate::reason::ResponseFlag;
 use crate::state::workload::Workload;
 
@@ -135,4 +135,44 @@ fn series_expire_with_their_workload_but_not_while_live_or_fresh() {
     assert_eq!(uids(&metrics).len(), 2);
     assert_eq!(metrics.expire_at(late, forget_b), 1);
     assert!(uids(&metrics).is_empty());
+}
+
+#[test]
+fn beyond_the_limit_far_ends_are_left_out() {
+    let metrics = Arc::new(TrafficMetrics::default());
+    let mut cache = SeriesCache::new(metrics.clone());
+    let here = workload("here");
+    for number in 0..MAX_SERIES + 50 {
+        let mut there = workload(&format!("w{number}"));
+        there.revision = number as u64 + 1;
+        cache.get(&parties(&here, &there)).opened();
+    }
+    assert_eq!(metrics.len(), MAX_SERIES + 1);
+    assert_eq!(metrics.folded(), 50);
+    let text = scrape(&metrics);
+    let opened: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("istio_tcp_connections_opened_total{"))
+        .collect();
+    assert_eq!(opened.len(), MAX_SERIES + 1);
+    let folded: Vec<_> = opened.iter().filter(|line| !line.ends_with(" 1")).collect();
+    assert_eq!(folded.len(), 1, "{folded:?}");
+    for label in [
+        "source_workload=\"here\"",
+        "destination_workload=\"unknown\"",
+    ] {
+        assert!(folded[0].contains(label), "{label} in {}", folded[0]);
+    }
+    assert!(folded[0].ends_with(" 50"), "{}", folded[0]);
+    assert!(text.contains("\nkarst_tcp_series_folded_total 50\n"));
+    // One that is there goes on being counted in full.
+    let mut first = workload("w0");
+    first.revision = 1;
+    assert_eq!(
+        cache
+            .get(&parties(&here, &first))
+            .opened
+            .load(std::sync::atomic::Ordering::Relaxed),
+        1
+    );
 }

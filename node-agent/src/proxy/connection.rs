@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 
 use karst_bpf_common::Ip;
 use karst_bpf_common::policy::{Attributes, Identity};
+use karst_process::tap::Feed;
+use karst_process::tap::facts::Event;
+use karst_tunnel::headers::TraceParent;
 use karst_tunnel::relay::RelayEnd;
 use karst_tunnel::{Counters, TlsInfo};
 use serde::Serialize;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::Direction;
@@ -19,11 +23,13 @@ use super::target::Source;
 use crate::access_log::{Party, Record};
 use crate::metrics::policy::Mode;
 use crate::metrics::traffic::{Parties, Reporter, Security, Series};
+use crate::observe::Observed;
 use crate::pod::{Permit, Pod};
 use crate::reason::Reason;
 use crate::state::endpoint::LiveGuard;
 use crate::state::policy::{Denial, Effective};
 use crate::state::service::Service;
+use crate::tap;
 use crate::waypoints::Waypoints;
 use crate::worker::Worker;
 
@@ -86,6 +92,8 @@ pub struct Flow {
     pub hbone_addr: Option<SocketAddr>,
     /// Service that was dialled.
     pub service: Option<Arc<Service>>,
+    /// Port of that service, which its endpoints may have under another number.
+    pub service_port: Option<u16>,
     /// Protection between the agents.
     pub security: Security,
     /// What a policy would have refused that only watches.
@@ -93,6 +101,37 @@ pub struct Flow {
     /// What the application asked for, if that is no address of the cluster's own. Boxed: most
     /// connections stay inside.
     pub outside: Option<Box<SocketAddr>>,
+    /// The agent's sockets of it, for the admin socket. Boxed: a task holds it several times.
+    pub legs: Box<Legs>,
+    /// What is reported of it besides metrics; `None` for the default. Boxed: most have none.
+    pub observed: Option<Box<Observed>>,
+}
+
+/// The agent's two sockets of a connection, in the pod's network namespace. What is known of them joins the
+/// connection with what the kernel measures.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Legs {
+    /// To the pod's application.
+    pub application: Option<Leg>,
+    /// To the other end: the tunnel that it shares with others, or a plain connection of its own.
+    pub network: Option<Leg>,
+}
+
+/// A socket by its two ends.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Leg {
+    /// The agent's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+}
+
+impl Leg {
+    /// Of a connection to `remote`.
+    pub fn of(stream: &TcpStream, remote: SocketAddr) -> Option<Self> {
+        let local = stream.local_addr().ok()?;
+        Some(Self { local, remote })
+    }
 }
 
 impl Flow {
@@ -106,10 +145,20 @@ impl Flow {
             destination: Party::default(),
             hbone_addr: None,
             service: None,
+            service_port: None,
             security: Security::Unknown,
             dry_run: None,
             outside: None,
+            legs: Box::default(),
+            observed: None,
         }
+    }
+
+    /// Notes what is reported of it; `parent` is the trace that came with it.
+    pub fn observe(&mut self, worker: &Worker, parent: Option<TraceParent>) {
+        let reporting = &worker.context.state.reporting;
+        let reporting = reporting.get(&self.pod.uid, self.direction);
+        self.observed = reporting.map(|reporting| Observed::new(reporting, parent));
     }
 
     /// The connection as policies of its destination see it; `None` while its ends are not known.
@@ -171,12 +220,15 @@ impl Flow {
             error = refused.error.as_deref(),
             "connection refused"
         );
-        if worker.access_log.is_on() {
+        let tapped = context.tap.is_on();
+        if tapped || worker.access_log.is_on() || self.observed.is_some() {
             let (duration, bytes) = (self.started.elapsed(), (0, 0));
             let end = Some(refused);
-            worker
-                .access_log
-                .record(&self.record(duration, bytes, None, end));
+            let record = self.record(duration, bytes, None, end);
+            if tapped {
+                tap::publish(&context.tap, Event::Refused, &record);
+            }
+            worker.report(&record);
         }
     }
 
@@ -190,6 +242,8 @@ impl Flow {
     ) -> Connection {
         let series = worker.series(&self.parties());
         series.opened();
+        let direction = self.direction;
+        worker.established(direction, || self.started.elapsed());
         if let Some(denial) = &self.dry_run {
             worker.context.metrics.policies.denied(denial, Mode::DryRun);
         }
@@ -203,6 +257,10 @@ impl Flow {
             cut_because: Cell::default(),
         });
         let id = worker.track(Rc::clone(&live));
+        let tap = &worker.context.tap;
+        if tap.is_on() {
+            tap::publish(tap, Event::Opened, &live.record());
+        }
         Connection {
             worker: Rc::clone(worker),
             live,
@@ -229,6 +287,7 @@ impl Flow {
             destination: self.destination,
             hbone_addr: self.hbone_addr,
             service: self.service,
+            service_port: self.service_port,
             bytes_sent,
             bytes_recv,
             duration,
@@ -238,6 +297,7 @@ impl Flow {
             error,
             denial,
             dry_run: self.dry_run,
+            observed: self.observed,
         }
     }
 }
@@ -329,6 +389,19 @@ impl Live {
         );
     }
 
+    /// What is known so far.
+    fn record(&self) -> Record {
+        let flow = self.flow.clone();
+        let duration = flow.started.elapsed();
+        flow.record(duration, self.bytes(), self.tls.clone(), None)
+    }
+
+    /// Tells a subscriber of it.
+    pub fn tap(&self, feed: &Feed) {
+        let record = self.record();
+        feed.offer(&tap::facts(Event::Live, &record), &record);
+    }
+
     /// For the admin socket.
     pub fn view(&self) -> ConnectionView {
         let flow = &self.flow;
@@ -342,8 +415,15 @@ impl Live {
             dst: PartyView::new(&flow.destination),
             hbone_addr: flow.hbone_addr,
             service: flow.service.as_ref().map(|s| Arc::clone(&s.spec.hostname)),
+            service_port: flow.service_port,
             connection_security_policy: flow.security.as_str(),
             tls: self.tls.clone(),
+            path: if self.tls.is_some() {
+                "hbone"
+            } else {
+                "plaintext"
+            },
+            legs: *flow.legs,
             bytes_sent,
             bytes_recv,
             duration_ms: u64::try_from(millis).unwrap_or(u64::MAX),
@@ -368,10 +448,16 @@ pub struct ConnectionView {
     pub hbone_addr: Option<SocketAddr>,
     /// Host name of the service that was dialled.
     pub service: Option<Arc<str>>,
+    /// Port of that service.
+    pub service_port: Option<u16>,
     /// `mutual_tls` or `unknown`.
     pub connection_security_policy: &'static str,
     /// What was negotiated.
     pub tls: Option<Arc<TlsInfo>>,
+    /// `hbone` in a tunnel, or `plaintext`.
+    pub path: &'static str,
+    /// The agent's sockets of it.
+    pub legs: Legs,
     /// Bytes of responses.
     pub bytes_sent: u64,
     /// Bytes of requests.
@@ -445,19 +531,23 @@ impl Connection {
             policies.denied(denial, Mode::Enforced);
         }
         self.worker.untrack(self.id);
-        self.live.flush();
-        self.live.series.closed();
-        let log = &self.worker.access_log;
-        if log.is_on() {
-            let live = &self.live;
-            let duration = live.flow.started.elapsed();
+        let live = &self.live;
+        live.flush();
+        live.series.closed();
+        let duration = live.flow.started.elapsed();
+        self.worker.ended(live.flow.direction, duration);
+        let tap = &self.worker.context.tap;
+        let tapped = tap.is_on();
+        if tapped || self.worker.access_log.is_on() || live.flow.observed.is_some() {
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
-            log.record(
-                &live
-                    .flow
-                    .clone()
-                    .record(duration, live.bytes(), live.tls.clone(), end),
-            );
+            let record = live
+                .flow
+                .clone()
+                .record(duration, live.bytes(), live.tls.clone(), end);
+            if tapped {
+                tap::publish(tap, Event::Closed, &record);
+            }
+            self.worker.report(&record);
         }
     }
 }

@@ -18,11 +18,12 @@ use karst_tunnel::{Counters, TunnelError, server};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Refused};
+use super::connection::{Flow, Leg, Refused};
 use crate::metrics::traffic::Security;
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
 use crate::sockets;
+use crate::state::workload::Workload;
 use crate::worker::LocalPod;
 
 /// Serves one tunnel connection: many application connections, one after the
@@ -79,6 +80,7 @@ impl InboundHandler for Handler {
         flow.hbone_addr = Some(request.local_addr);
         flow.source.addr = Some(client(local, &request));
         flow.source.identity = Some(request.peer.clone());
+        flow.observe(&local.worker, request.traceparent);
         // Boxed: the tunnel server keeps the relay in the same task.
         match Box::pin(open(local, &request, &mut flow)).await {
             Ok((upstream, permit)) => {
@@ -87,6 +89,7 @@ impl InboundHandler for Handler {
             }
             Err(refused) => {
                 let reason = refused.reason;
+                flow.source.workload = source(local, &request, &flow);
                 flow.refuse(&local.worker, refused);
                 Err(Refusal {
                     status: status(reason),
@@ -121,6 +124,17 @@ fn client(local: &LocalPod, request: &ConnectRequest) -> SocketAddr {
     if trusted { claimed } else { request.peer_addr }
 }
 
+/// The workload that stands in the log. Only one whose identity the peer has proven may: the client's, or
+/// the waypoint's that speaks for it.
+fn source(local: &LocalPod, request: &ConnectRequest, flow: &Flow) -> Option<Arc<Workload>> {
+    let proven = |ip| {
+        let workload = local.worker.context.state.workload_at(ip);
+        workload.filter(|w| w.identity.as_ref() == Some(&request.peer))
+    };
+    let client = flow.source.addr.unwrap_or(request.peer_addr);
+    proven(client.ip()).or_else(|| proven(request.peer_addr.ip()))
+}
+
 async fn open(
     local: &Rc<LocalPod>,
     request: &ConnectRequest,
@@ -147,16 +161,14 @@ async fn open(
     waypoint()?;
     authorise(local, flow).await?;
     let client = flow.source.addr.unwrap_or(request.peer_addr);
-    let state = &local.worker.context.state;
-    // Only a workload whose identity the peer has proven may stand in the log: the client's, or
-    // the waypoint's that speaks for it.
-    let proven = |ip| {
-        let workload = state.workload_at(ip);
-        workload.filter(|w| w.identity.as_ref() == Some(&request.peer))
-    };
-    flow.source.workload = proven(client.ip()).or_else(|| proven(request.peer_addr.ip()));
+    flow.source.workload = source(local, request, flow);
     let permit = Permit::acquire(&local.pod).ok_or(Reason::TooManyConnections)?;
     let upstream = connect_to_application(local, address, client).await?;
+    flow.legs.application = Leg::of(&upstream, address);
+    flow.legs.network = Some(Leg {
+        local: request.local_addr,
+        remote: request.peer_addr,
+    });
     // What was required meanwhile cuts live connections, of which this is none yet.
     waypoint()?;
     still_authorised(local, flow)?;

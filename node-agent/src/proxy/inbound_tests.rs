@@ -151,6 +151,7 @@ impl Fixture {
             cipher: "".into(),
             key_exchange: "".into(),
             resumed: false,
+            local_addr: None,
         };
         let request = ConnectRequest {
             peer: id(peer),

@@ -2,23 +2,23 @@
 //! connected there through a tunnel or plainly, relayed.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::HeaderMap;
 use http::uri::Authority;
-use karst_tunnel::headers::{Forwarded, SourceHeaders, TraceParent};
+use karst_tunnel::headers::{Forwarded, SourceHeaders};
 use karst_tunnel::pool::{OutboundRequest, PoolKey};
 use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Refused};
+use super::connection::{Flow, Leg, Refused};
 use super::target::{Destination, Target, Way};
 use crate::metrics::traffic::Security;
-use crate::pod::Permit;
+use crate::pod::{OUTBOUND_PORT, Permit};
 use crate::reason::Reason;
 use crate::sockets;
 use crate::state::endpoint::{LiveGuard, now_ms};
@@ -40,6 +40,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let mut flow = Flow::new(&local.pod, Direction::Outbound);
     let worker = Rc::clone(&local.worker);
     flow.source.addr = Some(from);
+    flow.observe(&worker, None);
     let Some(permit) = Permit::acquire(&local.pod) else {
         flow.refuse(&worker, Reason::TooManyConnections.into());
         return sockets::reset(stream);
@@ -86,6 +87,15 @@ async fn open(
     flow: &mut Flow,
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
     let context = &local.worker.context;
+    // The socket that was accepted: of the listener on the loopback of the family.
+    let loopback = match from.is_ipv4() {
+        true => IpAddr::from(Ipv4Addr::LOCALHOST),
+        false => IpAddr::from(Ipv6Addr::LOCALHOST),
+    };
+    flow.legs.application = Some(Leg {
+        local: SocketAddr::new(loopback, OUTBOUND_PORT),
+        remote: from,
+    });
     let original = context
         .kernel
         .original_destination(stream.as_fd())
@@ -100,6 +110,7 @@ async fn open(
     let found = local.source().destination(original)?;
     if let Destination::Service(service) | Destination::Outside(service) = &found {
         flow.service = Some(Arc::clone(service));
+        flow.service_port = Some(original.port());
     }
     if !found.is_inside() {
         flow.outside = Some(Box::new(original));
@@ -130,6 +141,13 @@ async fn connect(
         let load = stats.as_ref().map(LiveGuard::new);
         match dial(local, &target, flow).await {
             Ok(upstream) => {
+                flow.legs.network = match &upstream {
+                    Upstream::Plain(stream) => Leg::of(stream, target.address),
+                    Upstream::Tunnel(tunnel) => {
+                        let ends = tunnel.tls.local_addr.zip(target.hbone_addr());
+                        ends.map(|(local, remote)| Leg { local, remote })
+                    }
+                };
                 if let Some(stats) = stats {
                     stats.succeeded();
                 }
@@ -263,10 +281,14 @@ fn request(local: &LocalPod, address: SocketAddr, flow: &Flow) -> Result<Outboun
         .as_ref()
         .map(|s| s.spec.hostname.to_string())
         .unwrap_or_default();
+    let trace = flow
+        .observed
+        .as_ref()
+        .and_then(|observed| observed.context());
     let source = SourceHeaders {
         baggage: None,
         forwarded: flow.source.addr.map(|client| Forwarded { client, host }),
-        traceparent: Some(TraceParent::new()),
+        traceparent: Some(trace.unwrap_or_default()),
     };
     let mut headers = HeaderMap::with_capacity(3);
     source.write(&mut headers);

@@ -9,7 +9,7 @@ use karst_tunnel::{Counters, relay};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Refused};
+use super::connection::{Flow, Leg, Refused};
 use super::inbound::{authorise, connect_to_application, still_authorised};
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
@@ -21,6 +21,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let mut flow = Flow::new(&local.pod, Direction::Inbound);
     let worker = Rc::clone(&local.worker);
     flow.source.addr = Some(from);
+    flow.observe(&worker, None);
     let Some(permit) = Permit::acquire(&local.pod) else {
         flow.refuse(&worker, Reason::TooManyConnections.into());
         return sockets::reset(stream);
@@ -30,6 +31,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let upstream = match opened {
         Ok(upstream) => upstream,
         Err(refused) => {
+            flow.source.workload = worker.context.state.workload_at(from.ip());
             flow.refuse(&worker, refused);
             return sockets::reset(stream);
         }
@@ -67,6 +69,11 @@ async fn open(
     authorise(local, flow).await?;
     flow.source.workload = local.worker.context.state.workload_at(from.ip());
     let upstream = connect_to_application(local, dialled, from).await?;
+    flow.legs.application = Leg::of(&upstream, dialled);
+    flow.legs.network = Some(Leg {
+        local: dialled,
+        remote: from,
+    });
     // What was required meanwhile cuts live connections, of which this is none yet.
     waypoint()?;
     still_authorised(local, flow)?;

@@ -44,6 +44,18 @@ impl EndpointStats {
         self.ejected_until_ms.load(Ordering::Relaxed) > now_ms
     }
 
+    /// Failures to connect in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// How long it is left out of the choice from `now_ms` on, milliseconds; 0 when it is not.
+    pub fn ejected_for_ms(&self, now_ms: u64) -> u64 {
+        self.ejected_until_ms
+            .load(Ordering::Relaxed)
+            .saturating_sub(now_ms)
+    }
+
     /// Notes a failure to connect at `now_ms`, which ejects the workload for a while.
     pub fn failed(&self, now_ms: u64) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(8);
@@ -136,6 +148,13 @@ impl EndpointSet {
     /// All endpoints, best tier first.
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.iter()
+    }
+
+    /// All endpoints with the number of their tier: 0 is the best locality.
+    pub fn tiered(&self) -> impl Iterator<Item = (usize, &Endpoint)> {
+        let tier = |index: usize| self.tiers.partition_point(|end| *end <= index);
+        let endpoints = self.endpoints.iter().enumerate();
+        endpoints.map(move |(index, endpoint)| (tier(index), endpoint))
     }
 
     /// Chooses an endpoint: the less loaded of two random ones of the best
@@ -232,6 +251,22 @@ mod tests {
             "{counts:?}"
         );
         assert!(!counts.contains_key("far"), "{counts:?}");
+    }
+
+    #[test]
+    fn tiers_are_numbered_from_the_best() {
+        let set = EndpointSet::new(vec![
+            (0, endpoint("far")),
+            (2, endpoint("near")),
+            (1, endpoint("middle")),
+            (1, endpoint("middle too")),
+        ]);
+        let tiers: Vec<_> = set
+            .tiered()
+            .map(|(tier, e)| (tier, e.workload.uid.to_string()))
+            .collect();
+        let expected = [(0, "near"), (1, "middle"), (1, "middle too"), (2, "far")];
+        assert_eq!(tiers, expected.map(|(tier, uid)| (tier, uid.to_owned())));
     }
 
     #[test]

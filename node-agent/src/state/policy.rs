@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -101,7 +102,19 @@ impl Policy {
             dry_run: self.dry_run,
             rules: rules.map_or(0, |rules| rules.rules.len()),
             usable: rules.is_some(),
+            digest: self.digest(),
         }
+    }
+
+    /// A number for what the policy says, the same in every process of this version: for comparisons of what
+    /// is in force with what should be.
+    fn digest(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        (&self.name, self.scope.as_str(), self.dry_run, &self.rules).hash(&mut hasher);
+        if let PolicyScope::Namespace(namespace) = &self.scope {
+            namespace.hash(&mut hasher);
+        }
+        format!("{:016x}", hasher.finish())
     }
 }
 
@@ -120,6 +133,8 @@ pub struct PolicyView<'a> {
     pub rules: usize,
     /// Whether it can be used; if not, what it applies to is refused.
     pub usable: bool,
+    /// A number for all that it says; to be compared between processes of one version only.
+    pub digest: String,
 }
 
 /// All policies, by name.

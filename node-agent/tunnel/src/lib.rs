@@ -19,6 +19,7 @@
 mod buffers;
 mod counters;
 mod error;
+mod handshake;
 pub mod headers;
 mod io;
 mod keepalive;
@@ -31,5 +32,6 @@ mod tls;
 
 pub use counters::Counters;
 pub use error::{HeaderLimit, TunnelError};
+pub use handshake::{Handshake, Observer, Side};
 pub use io::HboneIo;
 pub use stream::{HboneStream, TlsInfo};

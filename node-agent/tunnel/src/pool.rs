@@ -18,7 +18,7 @@ use http::uri::Authority;
 use karst_identity::{CertificateEpoch, SpiffeId, WorkloadCertificate};
 use tokio::net::TcpStream;
 
-use crate::{HboneStream, TlsInfo, TunnelError, settings};
+use crate::{HboneStream, Observer, TlsInfo, TunnelError, settings};
 use entries::{Grow, Inner};
 
 /// What must be equal for two streams to share a connection.
@@ -75,6 +75,8 @@ pub struct PoolConfig {
     pub ping_interval: Duration,
     /// Time for the answer to a PING.
     pub ping_timeout: Duration,
+    /// Told of handshakes.
+    pub handshakes: Observer,
 }
 
 impl Default for PoolConfig {
@@ -90,6 +92,7 @@ impl Default for PoolConfig {
             response: settings::RESPONSE_TIMEOUT,
             ping_interval: settings::PING_INTERVAL,
             ping_timeout: settings::PING_TIMEOUT,
+            handshakes: Observer::default(),
         }
     }
 }
@@ -117,6 +120,41 @@ pub struct PoolConnection {
     pub draining: bool,
     /// What was negotiated.
     pub tls: Arc<TlsInfo>,
+}
+
+/// How full pools are. Values of several pools add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolLevels {
+    /// Connections that carry streams.
+    pub active: u64,
+    /// Connections without streams.
+    pub idle: u64,
+    /// Connections that take no new streams.
+    pub draining: u64,
+    /// Connections that are being made.
+    pub dialing: u64,
+    /// Streams open.
+    pub streams: u64,
+    /// Streams that the connections which take new ones may carry at once.
+    pub capacity: u64,
+    /// Streams that wait for a place.
+    pub waiting: u64,
+}
+
+impl PoolLevels {
+    /// Adds those of another pool.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            active: self.active + other.active,
+            idle: self.idle + other.idle,
+            draining: self.draining + other.draining,
+            dialing: self.dialing + other.dialing,
+            streams: self.streams + other.streams,
+            capacity: self.capacity + other.capacity,
+            waiting: self.waiting + other.waiting,
+        }
+    }
 }
 
 /// The pool of one worker thread. Cloning shares it.
@@ -263,6 +301,12 @@ impl Pool {
     /// their last one.
     pub fn retain(&self, keep: impl Fn(&PoolKey) -> bool) {
         self.inner.borrow_mut().retain(keep);
+    }
+
+    /// How full it is.
+    #[must_use]
+    pub fn levels(&self) -> PoolLevels {
+        self.inner.borrow().levels()
     }
 
     /// All connections.

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::headers::{Authority, Baggage, Forwarded, TraceParent};
 use crate::relay::RelayEnd;
-use crate::{Counters, HboneStream, TlsInfo, TunnelError, settings};
+use crate::{Counters, HboneStream, Observer, TlsInfo, TunnelError, settings};
 
 /// Whether a server goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +93,8 @@ pub struct ServerLimits {
     pub header_bytes: usize,
     /// Connections at once.
     pub connections: ConnectionLimit,
+    /// Told of handshakes.
+    pub handshakes: Observer,
 }
 
 impl ServerLimits {
@@ -108,6 +110,7 @@ impl ServerLimits {
             streams: settings::SERVER_STREAMS,
             header_bytes: crate::headers::MAX_HEADER_BYTES,
             connections: ConnectionLimit::new(connections),
+            handshakes: Observer::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One stream of a tunnel connection, as a client holds it, or a server that took it over.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +20,9 @@ pub struct TlsInfo {
     pub key_exchange: Arc<str>,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+    /// This end of the TCP connection that carries it.
+    #[serde(skip)]
+    pub local_addr: Option<SocketAddr>,
 }
 
 /// An accepted CONNECT: bytes sent here reach the destination application.

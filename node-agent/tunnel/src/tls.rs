@@ -100,7 +100,7 @@ impl TlsHandle {
 }
 
 /// What a handshake has negotiated.
-pub(crate) fn tls_info(tls: &Connection) -> TlsInfo {
+pub(crate) fn tls_info(tls: &Connection, tcp: &TcpStream) -> TlsInfo {
     let text = |value: Option<String>| value.unwrap_or_default().into();
     TlsInfo {
         version: text(tls.protocol_version().map(|v| format!("{v:?}"))),
@@ -113,6 +113,7 @@ pub(crate) fn tls_info(tls: &Connection) -> TlsInfo {
                 .map(|group| format!("{:?}", group.name())),
         ),
         resumed: tls.handshake_kind() == Some(HandshakeKind::Resumed),
+        local_addr: tcp.local_addr().ok(),
     }
 }
 

@@ -7,6 +7,7 @@
 //! the load that no ordinary program makes, [`process`] what agents and proxies use.
 
 mod load;
+mod observe;
 mod own;
 mod process;
 mod report;
@@ -35,6 +36,8 @@ enum Command {
     Tunnel(tunnel::Args),
     /// A waypoint beside Envoy: requests, latencies, CPU and memory.
     Waypoint(waypoint::Args),
+    /// What metrics, access log and tap cost an agent and a waypoint.
+    Observe(observe::Args),
     /// Used inside a pod: becomes Envoy, with the pod's certificate.
     #[command(hide = true)]
     Envoy(waypoint::launch::Args),
@@ -50,6 +53,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Tunnel(args) => tunnel::run(&args),
         Command::Waypoint(args) => waypoint::run(&args),
+        Command::Observe(args) => observe::run(&args),
         Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),
         Command::Hold(args) => load::hold(&args),

@@ -248,7 +248,19 @@ fn inspection_works_without_an_agent() -> Result<()> {
     );
     let maps = inspect::maps(root, node)?;
     let ids: Vec<u32> = maps.iter().map(|map| map.id).collect();
-    ensure!(maps.len() == 8);
+    let pins: Vec<u32> = maps
+        .iter()
+        .filter(|map| map.pinned.is_some())
+        .map(|map| map.id)
+        .collect();
+    let (pinned, others): (Vec<_>, Vec<_>) = maps.iter().partition(|map| map.pinned.is_some());
+    ensure!(pinned.len() == 8, "{maps:?}");
+    let log = others.iter().find(|map| map.name == "AYA_LOGS");
+    let log = log.context("no AYA_LOGS")?;
+    ensure!(
+        log.kind == "ringbuf" && log.fill_percent.is_some(),
+        "{log:?}"
+    );
     let connect4 = programs
         .iter()
         .find(|program| program.links == ["connect4"]);
@@ -257,9 +269,10 @@ fn inspection_works_without_an_agent() -> Result<()> {
         connect4
             .map_ids
             .iter()
-            .filter(|id| ids.contains(id))
+            .filter(|id| pins.contains(id))
             .count()
-            == 5,
+            == 5
+            && connect4.map_ids.iter().all(|id| ids.contains(id)),
         "{connect4:?}"
     );
     let dumped = inspect::dump_map(root, node, "PODS")?;
@@ -274,6 +287,13 @@ fn inspection_works_without_an_agent() -> Result<()> {
     for map in &maps {
         inspect::dump_map(root, node, &map.name)?;
     }
+    // Both ends of the connection have storage; the kernel gives it to an iterator alone.
+    let storage = inspect::dump_map(root, node, "SKST")?;
+    let original = storage.iter().filter(|entry| {
+        let text = format!("{:?}", entry.value);
+        text.contains("203.0.113.9:80")
+    });
+    ensure!(original.count() == 2, "{storage:?}");
     let error = inspect::dump_map(root, node, "NOPE")
         .err()
         .context("dumped nothing")?;

@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use karst_bpf_tests::{Agent, Host, PATIENCE, World};
+use karst_datapath::inspect;
 use socket2::{Domain, Socket, Type};
 use tokio::time::Instant;
 use tracing_subscriber::fmt::MakeWriter;
@@ -73,5 +74,65 @@ async fn a_refusal_is_logged_with_its_reason() -> Result<()> {
         "{:?}",
         lines.text()
     );
+    Ok(())
+}
+
+/// Without an agent nobody reads the log; whoever looks takes nothing away from the next agent.
+#[tokio::test]
+async fn records_that_nobody_has_taken_are_shown_and_stay() -> Result<()> {
+    let world = World::new()?;
+    let datapath = world.open()?;
+    let _agent = Agent::enrol(&world, &datapath, Host::A)?;
+    let (root, node) = (
+        &world.config().bpffs_root,
+        world.config().node_name.as_str(),
+    );
+    let log = || -> Result<_> {
+        let maps = inspect::maps(root, node)?;
+        let log = maps.into_iter().find(|map| map.name == "AYA_LOGS");
+        log.context("no AYA_LOGS")
+    };
+    ensure!(
+        log()?.entries == Some(0) && log()?.fill_percent == Some(0.0),
+        "{:?}",
+        log()?
+    );
+    let to: SocketAddr = "203.0.113.9:8080".parse()?;
+    let refused = world.app(Host::A)?.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind_device(Some(b"eth0"))?;
+        socket.connect_timeout(&to.into(), PATIENCE)
+    })?;
+    ensure!(refused.is_err());
+    for _ in 0..2 {
+        let records = inspect::dump_map(root, node, "AYA_LOGS")?;
+        ensure!(
+            records.len() == 1 && log()?.entries == Some(1),
+            "{records:?}"
+        );
+        let value = &records[0].value.0;
+        let field = |name: &str| {
+            value
+                .iter()
+                .find(|(own, _)| *own == name)
+                .map(|(_, text)| text)
+        };
+        let expected = "outbound_refused_bound_device: connect to 203.0.113.9 port 8080 refused";
+        ensure!(
+            field("message").is_some_and(|text| text.starts_with(expected)),
+            "{value:?}"
+        );
+        ensure!(
+            field("level").is_some_and(|text| text == "warn"),
+            "{value:?}"
+        );
+    }
+    datapath.start_logging()?;
+    let deadline = Instant::now() + PATIENCE;
+    while log()?.entries != Some(0) {
+        ensure!(Instant::now() < deadline, "nobody took it: {:?}", log()?);
+        tokio::task::yield_now().await;
+    }
+    ensure!(inspect::dump_map(root, node, "AYA_LOGS")?.is_empty());
     Ok(())
 }

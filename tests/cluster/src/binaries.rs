@@ -58,6 +58,22 @@ pub(crate) const COREDNS: Program = Program {
     takes: "a few minutes, once",
 };
 
+const COLLECTOR: Program = Program {
+    name: "otelcol",
+    module: "collector",
+    package: ".",
+    source: Source::Main,
+    takes: "a few minutes, once",
+};
+
+/// The path of OpenTelemetry's collector, built if need be: it takes OTLP over gRPC and writes what it gets.
+///
+/// # Errors
+/// It cannot be built.
+pub fn collector(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    COLLECTOR.ensure(say)
+}
+
 /// The built programs.
 #[derive(Clone, Debug)]
 pub struct Binaries {

@@ -29,7 +29,7 @@ mod paths;
 mod pki;
 mod state;
 
-pub use binaries::{Binaries, check_go};
+pub use binaries::{Binaries, check_go, collector};
 pub use cluster::{Cluster, ClusterStatus, ProcessStatus};
 pub use conformance::{Channel, Suite};
 pub use image::{Image, write_archive};

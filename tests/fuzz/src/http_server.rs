@@ -84,6 +84,7 @@ async fn converse(data: &[u8]) -> Vec<u8> {
         destination: None,
         identity: None,
         workload: None,
+        trace: None,
     };
     let (_stays, drain) = watch::channel(Drain::Running);
     let served =

@@ -202,6 +202,7 @@ fn service() -> wire::Listener {
         }],
         policies: Vec::new(),
         authentications: Vec::new(),
+        telemetry: None,
     };
     wire::Listener {
         name: "service/n/s/80".to_owned(),

@@ -530,10 +530,24 @@ impl Lab {
             .context("running karst")
     }
 
+    /// The command that runs the user's CLI (`karst ARGS`) against a node's agent.
+    pub fn cli_command(&self, node: &str, args: &[&str]) -> Result<Command> {
+        self.read()?.node_number(node)?;
+        mesh::cli(&self.paths, node, args)
+    }
+
     /// The command that runs the user's CLI (`karst inspect ARGS`) against a node.
     pub fn inspect_command(&self, node: &str, args: &[&str]) -> Result<Command> {
         self.read()?.node_number(node)?;
         mesh::inspect(&self.paths, node, args)
+    }
+
+    /// Runs the user's CLI, to which the lab is its folder of manifests.
+    pub fn karst(&self, args: &[&str]) -> Result<Output> {
+        mesh::karst(args)?
+            .stdin(Stdio::null())
+            .output()
+            .context("running karst")
     }
 
     /// What a pod's container wrote so far.
@@ -715,6 +729,11 @@ impl Lab {
     /// The process id of a node's agent.
     pub fn agent_pid(&self, node: &str) -> Result<u32> {
         mesh::agent_pid(&self.paths, node)?.with_context(|| format!("{node} has no running agent"))
+    }
+
+    /// Where the controller serves metrics, as nodes reach it: `HOST:PORT`.
+    pub fn controller_metrics_address(&self) -> String {
+        mesh::controller_metrics()
     }
 
     /// A node's agent's metrics, as Prometheus text.

@@ -41,6 +41,11 @@ pub fn controller_address() -> String {
     format!("{}:{CONTROLLER_PORT}", addresses::wire(CONTROL_HOST).v4)
 }
 
+/// Where the controller serves metrics, `HOST:PORT`.
+pub fn controller_metrics() -> String {
+    format!("{}:15014", addresses::wire(CONTROL_HOST).v4)
+}
+
 fn controller_cgroup(paths: &Paths) -> Result<PathBuf> {
     Ok(cgroup::root()?.join(paths.cgroup()).join(CONTROL))
 }
@@ -240,18 +245,27 @@ pub fn agent_metrics(paths: &Paths, node: &str) -> Result<String> {
     admin::get_in(&paths.host_netns(node), AGENT_METRICS, "/metrics")
 }
 
-/// The user's CLI against one node.
+/// `karst inspect` against one node.
 pub fn inspect(paths: &Paths, node: &str, args: &[&str]) -> Result<Command> {
+    cli(paths, node, &[&["inspect"], args].concat())
+}
+
+/// The user's CLI against one node.
+pub fn cli(paths: &Paths, node: &str, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(HELPER.binary("karst")?);
-    command
-        .arg("inspect")
-        .args(args)
-        .arg(format!("--node={node}"));
+    command.args(args).arg(format!("--node={node}"));
     command.arg(format!("--bpffs-root={}", paths.bpffs_root().display()));
     command.arg(format!(
         "--admin-socket={}",
         paths.admin_socket(node).display()
     ));
+    Ok(command)
+}
+
+/// The user's CLI about the whole lab.
+pub fn karst(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(HELPER.binary("karst")?);
+    command.args(args);
     Ok(command)
 }
 

@@ -22,7 +22,7 @@ pub fn kernel_view(world: &World, node: &str) -> Result<(Value, Value)> {
     for link in links.as_array_mut().context("links are no list")? {
         let fields = link.as_object_mut().context("a link is no object")?;
         // A new agent brings its own programs; the links stay and are pointed at them.
-        fields.remove("program_id");
+        fields.remove("prog_id");
     }
     let mut pods = show("pod")?;
     for pod in pods.as_array_mut().context("pods are no list")? {

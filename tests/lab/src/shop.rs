@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use karst_harness::{Mesh, until};
+use karst_harness::{LabOptions, Mesh, until};
 use serde_json::Value;
 
 use crate::World;
@@ -23,7 +23,15 @@ pub struct Shop {
 impl Shop {
     /// Opens it: everything runs and the waypoint answers for `web`.
     pub fn open(tag: &str) -> Result<Self> {
-        let world = World::up(tag, Mesh::On)?;
+        Self::open_with(tag, Vec::new())
+    }
+
+    /// The same, with more arguments for the controller.
+    pub fn open_with(tag: &str, controller_args: Vec<String>) -> Result<Self> {
+        let world = World::up_with(tag, Mesh::On, |options| LabOptions {
+            controller_args,
+            ..options
+        })?;
         world.lab.apply(include_str!("shop.yaml"))?;
         world.lab.wait_enrolled(CLIENT)?;
         let shop = Self { world };

@@ -23,9 +23,18 @@ impl World {
     /// apart. It ends with the test program, unless `KARST_LAB_KEEP` is set, for a look at its
     /// logs.
     pub fn up(tag: &str, mesh: Mesh) -> Result<Self> {
+        Self::up_with(tag, mesh, |options| options)
+    }
+
+    /// The same with a lab of other options.
+    pub fn up_with(
+        tag: &str,
+        mesh: Mesh,
+        change: impl FnOnce(LabOptions) -> LabOptions,
+    ) -> Result<Self> {
         let keep = std::env::var_os("KARST_LAB_KEEP").is_some();
         let name = format!("t{}_{tag}", std::process::id());
-        let lab = Lab::up(LabOptions {
+        let lab = Lab::up(change(LabOptions {
             mesh,
             lifetime: if keep {
                 Lifetime::UntilDown
@@ -33,7 +42,7 @@ impl World {
                 Lifetime::WithCaller
             },
             ..LabOptions::new(&name)
-        })?;
+        }))?;
         let label = if mesh == Mesh::On {
             "karst.dev/dataplane-mode: ambient"
         } else {

@@ -10,6 +10,7 @@ use super::{ConnectionRecord, Destination, EndpointRecord, RequestRecord};
 use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::client::Client;
+use crate::observe::Observed;
 
 /// The fields of a request.
 pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
@@ -49,6 +50,7 @@ pub(super) fn request(line: &mut Line<'_>, record: &RequestRecord) {
     }
     line.number("attempts", u64::from(record.attempts));
     line.known("request_id", record.request_id.as_ref().map(text));
+    trace(line, record.observed.as_deref());
 }
 
 /// The fields of a connection.
@@ -71,6 +73,14 @@ pub(super) fn connection(line: &mut Line<'_>, record: &ConnectionRecord) {
     if let Some(tls) = &record.tls {
         line.text("tls_version", &tls.version);
         line.text("tls_cipher", &tls.cipher);
+    }
+    trace(line, record.observed.as_deref());
+}
+
+fn trace(line: &mut Line<'_>, observed: Option<&Observed>) {
+    if let Some(trace) = observed.and_then(Observed::context) {
+        line.text("trace_id", format!("{:032x}", trace.trace_id()));
+        line.text("span_id", format!("{:016x}", trace.span_id()));
     }
 }
 

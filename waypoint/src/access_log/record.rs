@@ -12,6 +12,7 @@ use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::client::Client;
 use crate::metrics::checks::CheckResult;
+use crate::observe::Observed;
 use crate::reason::Reason;
 
 /// As what the proxy saw it.
@@ -143,6 +144,10 @@ pub struct RequestRecord {
     pub attempts: u32,
     /// `x-request-id`.
     pub request_id: Option<HeaderValue>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// What else is reported; `None` for the default.
+    pub observed: Option<Box<Observed>>,
 }
 
 impl RequestRecord {
@@ -175,6 +180,8 @@ impl RequestRecord {
             response_head: None,
             attempts: 0,
             request_id: None,
+            scheme: "http",
+            observed: None,
         }
     }
 }
@@ -210,6 +217,8 @@ pub struct ConnectionRecord {
     pub error: Option<String>,
     /// The policy that refused it.
     pub denial: Option<Denial>,
+    /// What else is reported; `None` for the default.
+    pub observed: Option<Box<Observed>>,
 }
 
 impl ConnectionRecord {
@@ -231,6 +240,7 @@ impl ConnectionRecord {
             reason: None,
             error: None,
             denial: None,
+            observed: None,
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use karst_telemetry::settings::Reporting;
+
 use super::Authorization;
 use super::attributes::{Attributes, Destination, ServerName};
 use crate::client::Client;
@@ -63,6 +65,22 @@ impl Scope {
             },
             request: None,
         }
+    }
+
+    /// What is reported besides metrics, by the table of the moment.
+    #[must_use]
+    pub fn reporting<'a>(&self, table: &'a Table) -> Option<&'a Arc<Reporting>> {
+        let reporting = match &self.place {
+            Place::Service(service) => &table.service(&service.hostname, service.port)?.reporting,
+            Place::Workload(address) => &table.workloads.get(&address.ip())?.reporting,
+            Place::Listener { port, name } => {
+                let mut listeners = table.sockets.get(port)?.listeners.iter();
+                &listeners
+                    .find(|listener| *listener.name == **name)?
+                    .reporting
+            }
+        };
+        reporting.as_ref()
     }
 
     /// The policies of the moment; `None` if this is not served any more.

@@ -102,10 +102,14 @@ impl Cluster {
         self.view.load().members.all.clone()
     }
 
-    /// Whether an endpoint is ejected, for listings.
+    /// Whether an endpoint is ejected now.
     #[must_use]
     pub fn is_ejected(&self, endpoint: &Endpoint) -> bool {
         endpoint.state().health.is_ejected(self.now_millis())
+    }
+
+    pub(super) fn view(&self) -> Arc<View> {
+        self.view.load_full()
     }
 
     /// Chooses an endpoint and counts the request until the answer is dropped.
@@ -299,7 +303,7 @@ impl Cluster {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    fn now_millis(&self) -> u64 {
+    pub(super) fn now_millis(&self) -> u64 {
         self.now_micros() / 1_000
     }
 }

@@ -60,6 +60,14 @@ impl Latency {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
+    /// What it is taken to be, milliseconds; `None` before an answer that counts.
+    pub(super) fn estimate_ms(&self, now_millis: u64) -> Option<f64> {
+        let packed = self.packed.load(Ordering::Relaxed);
+        let (average, at) = unpack(packed);
+        let micros = (average * fade(at, now_millis)).max(MIN_MICROS);
+        (packed != 0).then(|| f64::from(micros.round()) / 1_000.0)
+    }
+
     /// What a request more would cost beside those under way; the lower the better.
     pub(super) fn cost(&self, in_flight: u32, now_millis: u64) -> f32 {
         let packed = self.packed.load(Ordering::Relaxed);
@@ -123,6 +131,16 @@ mod tests {
         let faded = latency.cost(0, 10_001);
         assert!((10_000.0..30_000.0).contains(&faded), "{faded}");
         assert!(latency.cost(0, 60_000) < 1_000.0, "it is tried again");
+    }
+
+    #[test]
+    fn what_is_shown_is_what_is_chosen_by() {
+        let latency = Latency::default();
+        assert_eq!(latency.estimate_ms(0), None);
+        latency.observe(2_500, 0);
+        assert_eq!(latency.estimate_ms(0), Some(2.5));
+        assert!(latency.estimate_ms(10_000).is_some_and(|ms| ms < 1.0));
+        assert_eq!(latency.estimate_ms(600_000), Some(0.1));
     }
 
     #[test]

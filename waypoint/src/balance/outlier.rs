@@ -66,6 +66,12 @@ impl Health {
         now_millis < self.ejected_until()
     }
 
+    /// Failures in a row, as far as they are counted.
+    pub(super) fn failures(&self) -> u32 {
+        let errors = self.errors.load(Ordering::Relaxed);
+        errors.max(self.gateway_errors.load(Ordering::Relaxed))
+    }
+
     pub(super) fn ejected_until(&self) -> u64 {
         self.ejected_until.load(Ordering::Relaxed)
     }

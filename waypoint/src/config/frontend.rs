@@ -119,6 +119,7 @@ fn service_frontend(
         authentication: held
             .authentications
             .attached(&service.authentications, findings),
+        reporting: service.reporting.get(findings),
     }
 }
 
@@ -135,6 +136,7 @@ fn workload_frontend(
         authentication: held
             .authentications
             .attached(&workload.authentications, findings),
+        reporting: workload.reporting.get(findings),
     }
 }
 
@@ -193,5 +195,6 @@ fn gateway_listener(
         authentication: held
             .authentications
             .attached(&listener.authentications, findings),
+        reporting: listener.reporting.get(findings),
     }
 }

@@ -7,9 +7,10 @@ use hashbrown::HashMap;
 use karst_api::convert::{ip_addresses, port};
 use karst_api::waypoint as wire;
 use karst_api::waypoint::{ListenerProtocol, Protocol};
+use karst_telemetry::settings::Reporting;
 
 use super::ConfigError;
-use super::attached::{AttachedName, Layer};
+use super::attached::{AttachedName, Findings, Layer};
 use super::server_tls::{self, Alpn, ServerTls};
 use super::{authentications, policies};
 use crate::balance::{Cluster, Clusters};
@@ -36,6 +37,7 @@ pub(super) struct Service {
     pub(super) sets: HashMap<String, Vec<AttachedName>>,
     pub(super) policies: Vec<String>,
     pub(super) authentications: Vec<String>,
+    pub(super) reporting: Told,
 }
 
 /// A workload by its own address.
@@ -46,12 +48,39 @@ pub(super) struct Workload {
     pub(super) cluster: Arc<Cluster>,
     pub(super) policies: Vec<String>,
     pub(super) authentications: Vec<String>,
+    pub(super) reporting: Told,
 }
 
 /// A port of a gateway.
 pub(super) struct Socket {
     pub(super) port: u16,
     pub(super) listeners: Vec<SocketListener>,
+}
+
+/// What is reported, and what of that could not be understood.
+pub(super) struct Told {
+    /// `None` for the default.
+    pub(super) reporting: Option<Arc<Reporting>>,
+    pub(super) problem: Option<String>,
+}
+
+impl Told {
+    fn new(wire: Option<&karst_api::telemetry::Reporting>) -> Self {
+        let read = wire.map(Reporting::read);
+        let (reporting, problem) = read.unwrap_or_default();
+        Self {
+            reporting: (!reporting.is_default()).then(|| Arc::new(reporting)),
+            problem,
+        }
+    }
+
+    /// What is reported; a problem is said.
+    pub(super) fn get(&self, findings: &mut Findings) -> Option<Arc<Reporting>> {
+        if let Some(problem) = &self.problem {
+            findings.problems.push(format!("telemetry.{problem}"));
+        }
+        self.reporting.clone()
+    }
 }
 
 /// A listener on a port of a gateway.
@@ -66,6 +95,7 @@ pub(super) struct SocketListener {
     pub(super) routes: Vec<AttachedName>,
     pub(super) policies: Vec<String>,
     pub(super) authentications: Vec<String>,
+    pub(super) reporting: Told,
 }
 
 impl Parsed {
@@ -182,6 +212,7 @@ impl Service {
             sets,
             policies: policies::names(&wire.policies)?,
             authentications: authentications::names(&wire.authentications)?,
+            reporting: Told::new(wire.telemetry.as_ref()),
         })
     }
 
@@ -216,6 +247,7 @@ impl Workload {
                 .map_err(|error| ConfigError::from(error).within("endpoint"))?,
             policies: policies::names(&wire.policies)?,
             authentications: authentications::names(&wire.authentications)?,
+            reporting: Told::new(wire.telemetry.as_ref()),
         })
     }
 }
@@ -267,6 +299,7 @@ impl SocketListener {
             routes: AttachedName::list(&wire.routes)?,
             policies: policies::names(&wire.policies)?,
             authentications: authentications::names(&wire.authentications)?,
+            reporting: Told::new(wire.telemetry.as_ref()),
         })
     }
 

@@ -175,6 +175,7 @@ fn service_named(name: &str, address: [u8; 4], routes: &[&str]) -> wire::Listene
             },
             policies: Vec::new(),
             authentications: Vec::new(),
+            telemetry: None,
         })),
     }
 }
@@ -528,6 +529,7 @@ fn workloads_are_found_by_address() {
             }],
             policies: Vec::new(),
             authentications: Vec::new(),
+            telemetry: None,
         })),
     };
     let endpoint = wire::Endpoint {

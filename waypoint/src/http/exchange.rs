@@ -18,6 +18,8 @@ use crate::access_log::{Check, Destination, EndpointRecord, RequestRecord, Spoke
 use crate::authn::Verified;
 use crate::authz::Denial;
 use crate::balance::{Outcome, Picked, RetryPermit, Via};
+use crate::filter::RequestScheme;
+use crate::observe::Observed;
 use crate::reason::Reason;
 
 /// How an exchange ended.
@@ -56,6 +58,8 @@ pub(super) struct Exchange {
     pub(super) audited: Option<Arc<str>>,
     /// What came of asking a provider.
     pub(super) check: Option<Check>,
+    /// What is reported besides metrics.
+    pub(super) observed: Option<Box<Observed>>,
     /// When the whole request must have ended.
     pub(super) deadline: Option<Instant>,
     status: Option<StatusCode>,
@@ -91,6 +95,7 @@ impl Exchange {
             token: None,
             audited: None,
             check: None,
+            observed: None,
             deadline: None,
             status: None,
             grpc_status: None,
@@ -210,6 +215,11 @@ impl Exchange {
         record.authority = std::mem::replace(&mut self.authority, HeaderValue::from_static(""));
         record.uri = std::mem::take(&mut self.uri);
         record.request_id = self.request_id.take();
+        record.observed = self.observed.take();
+        record.scheme = match connection.entry.scheme() {
+            RequestScheme::Http => "http",
+            RequestScheme::Https => "https",
+        };
         record
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use karst_api::waypoint::ListenerProtocol;
+use karst_telemetry::settings::Reporting;
 
 use super::reply::Failure;
 use super::{Entry, GatewayTls};
@@ -118,6 +119,16 @@ impl<'a> Frontend<'a> {
             Self::Workload(workload, _) => &workload.authentication,
             Self::Listener(listener, _) => &listener.authentication,
         }
+    }
+
+    /// What is reported besides metrics.
+    pub(super) fn reporting(&self) -> Option<&'a Arc<Reporting>> {
+        let reporting = match self {
+            Self::Service(service) => &service.reporting,
+            Self::Workload(workload, _) => &workload.reporting,
+            Self::Listener(listener, _) => &listener.reporting,
+        };
+        reporting.as_ref()
     }
 
     /// The port that the client used.

@@ -26,6 +26,7 @@ use super::upload::Upload;
 use super::{authenticate, authorize, external, mirror, normal};
 use crate::body::Body;
 use crate::filter::{self, AnsweredBy, FilterContext};
+use crate::observe::Observed;
 use crate::reason::Reason;
 use crate::route::{Matched, RequestHead, host_of};
 use crate::table::{BackendTarget, HttpRule, WeightedBackend};
@@ -104,6 +105,9 @@ async fn serve(
     let seen = connection.server.tables.generation();
     let table = connection.server.tables.load();
     let frontend = Frontend::find(&connection.entry, &table, &host)?;
+    exchange.observed = frontend
+        .reporting()
+        .map(|reporting| Observed::request(reporting, &parts.headers, connection.client.trace));
     if let Frontend::Listener(listener, _) = &frontend {
         exchange.listener = Some(listener.name.as_str().into());
     }
@@ -145,6 +149,9 @@ async fn serve(
     let wanted = upgrade::wanted(&mut parts)?.filter(|_| !has_body);
     exchange.request_id = Some(headers::prepare(&mut parts, &connection));
     passed.write(&mut parts.headers);
+    if let Some(observed) = &exchange.observed {
+        observed.write(&mut parts.headers);
+    }
     if has_body {
         if size.exact().is_none() {
             // Without it hyper sends no body with methods that usually have none.

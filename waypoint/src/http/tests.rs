@@ -22,5 +22,7 @@ mod routes;
 mod support;
 #[path = "tests/times.rs"]
 mod times;
+#[path = "tests/tracing.rs"]
+mod tracing;
 #[path = "tests/upgrades.rs"]
 mod upgrades;

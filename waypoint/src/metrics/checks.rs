@@ -11,7 +11,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::histogram::{Histogram, MILLISECONDS};
+use karst_process::metrics::histogram::{Histogram, MILLISECONDS};
 
 /// Providers that have counts of their own. Names come and go with the configuration, and a count stays.
 const MAX_PROVIDERS: usize = 256;

@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use karst_process::metrics::histogram::Histogram;
 use karst_process::metrics::{Out, gauge};
+use karst_telemetry::metrics::TelemetryCollector;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::Metrics;
-use super::histogram::Histogram;
 use super::traffic::{ConnectionCounts, Detail, RequestCounts, Series, Traffic};
 
 /// A registry with what the data plane counts. More may be registered.
@@ -21,12 +21,9 @@ pub fn registry(metrics: &Arc<Metrics>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Arc::clone(&metrics.traffic)));
     registry.register_collector(Box::new(Arc::clone(&metrics.checks)));
+    let telemetry = TelemetryCollector(Arc::clone(&metrics.telemetry));
+    registry.register_collector(Box::new(telemetry));
     registry.register_collector(Box::new(Counters(Arc::clone(metrics))));
-    let build = vec![
-        ("component".to_owned(), "karst-waypoint".to_owned()),
-        ("tag".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-    ];
-    registry.register("istio_build", "Version of this proxy", Info::new(build));
     registry
 }
 
@@ -37,6 +34,8 @@ impl Collector for Counters {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut out = Out::new(encoder);
         let metrics = &self.0;
+        out.build("karst-waypoint", env!("CARGO_PKG_VERSION"))?;
+        metrics.handshakes.encode(&mut out)?;
         let help = "Connections open now, by where they came to";
         let connections = [
             (vec![("side", "mesh")], metrics.mesh_connections.get()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use karst_client::AdsStatus;
 use karst_identity::{CertificateManager, CertificateState};
-use karst_process::metrics::{Out, gauge};
+use karst_process::metrics::{Out, gauge, validity};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
@@ -45,6 +45,7 @@ impl Collector for ProcessMetrics {
         let dropped = self.shared.access_log.dropped();
         let help = "Access log records dropped because the output was too slow";
         out.counter("karst_access_log_dropped", help, dropped)?;
+        self.shared.tap.encode(&mut out)?;
         out.process()
     }
 }
@@ -114,7 +115,9 @@ impl ProcessMetrics {
             "karst_certificates",
             "Identities of this proxy, by state",
             values,
-        )
+        )?;
+        let validity: Vec<_> = list.iter().map(|c| (c.id.as_str(), c.validity)).collect();
+        validity::encode(out, &validity)
     }
 
     /// Sums over all backends: one line for each would be as many as there are services, in every proxy.

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 use karst_identity::SpiffeId;
 
-use super::histogram::{BYTES, Histogram, MILLISECONDS};
 use crate::access_log::{ConnectionRecord, Destination, Reporter, RequestRecord, Spoken};
 use crate::client::SourceWorkload;
+use karst_process::metrics::histogram::{BYTES, Histogram, MILLISECONDS};
 
 /// Ticks of [`Traffic::expire`] after which a silent set is dropped: with one a minute, half an hour. A counter
 /// that begins anew is what Prometheus expects of one that was away.
@@ -114,7 +114,12 @@ impl Key {
             ("source_version", known(&workload.version)),
             ("source_cluster", known(&workload.cluster)),
             ("destination_workload", UNKNOWN.to_owned()),
+            ("destination_canonical_service", UNKNOWN.to_owned()),
+            ("destination_canonical_revision", UNKNOWN.to_owned()),
             ("destination_workload_namespace", target_namespace),
+            ("destination_app", UNKNOWN.to_owned()),
+            ("destination_version", UNKNOWN.to_owned()),
+            ("destination_cluster", UNKNOWN.to_owned()),
             ("destination_principal", principal(&self.principal)),
             ("destination_service", target(|d| &d.hostname)),
             ("destination_service_name", target(|d| &d.name)),

@@ -55,6 +55,10 @@ fn a_request_has_istios_labels() {
     }
     assert!(text.contains(r#"response_flags="UH""#), "{text}");
     assert!(text.contains(r#"response_code="503""#), "{text}");
+    assert!(
+        text.contains(r#"_bucket{le="+Inf""#),
+        "quantiles need it: {text}"
+    );
     let sum = line(&text, "istio_request_duration_milliseconds_sum{");
     assert!(sum.ends_with(" 7.0"), "{sum}");
     let last = text

@@ -44,7 +44,7 @@ pub struct CompiledRoute {
 }
 
 /// One of the alternatives under which a rule applies.
-pub(super) struct RuleMatch {
+pub struct RuleMatch {
     pub(super) path: PathRule,
     pub(super) rule: Arc<HttpRule>,
     method: Option<Method>,
@@ -53,6 +53,19 @@ pub(super) struct RuleMatch {
     created: i64,
     /// Place among the matches of its route.
     place: usize,
+}
+
+/// The same in words, for listings.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MatchView {
+    /// Such as `prefix /api`.
+    pub path: String,
+    /// `None` for any.
+    pub method: Option<String>,
+    /// Names of headers that are looked at; their values are not shown.
+    pub headers: Vec<String>,
+    /// Names of query parameters that are looked at; their values are not shown.
+    pub query: Vec<String>,
 }
 
 pub(super) enum PathRule {
@@ -208,6 +221,34 @@ impl RuleMatch {
             created,
             place,
         })
+    }
+
+    /// What it leads to.
+    #[must_use]
+    pub fn rule(&self) -> &Arc<HttpRule> {
+        &self.rule
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn view(&self) -> MatchView {
+        let path = match &self.path {
+            PathRule::Exact(path) => format!("exact {path}"),
+            PathRule::Prefix(prefix) => format!("prefix {prefix}"),
+            PathRule::Any => "prefix /".to_owned(),
+            PathRule::Regex { regex, .. } => {
+                let whole = regex.as_str();
+                let inner = whole.strip_prefix(r"\A(?:");
+                let inner = inner.and_then(|rest| rest.strip_suffix(r")\z"));
+                format!("regex {}", inner.unwrap_or(whole))
+            }
+        };
+        MatchView {
+            path,
+            method: self.method.as_ref().map(ToString::to_string),
+            headers: self.headers.iter().map(|h| h.name.to_string()).collect(),
+            query: self.query.iter().map(|q| q.name.to_string()).collect(),
+        }
     }
 
     /// Whether a request fulfils everything, the path apart, unless that is a regular expression.

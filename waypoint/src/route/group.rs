@@ -56,6 +56,12 @@ impl Group {
         })
     }
 
+    pub(super) fn matches(&self) -> impl Iterator<Item = &Arc<RuleMatch>> {
+        let named = self.exact.values().chain(self.prefixes.values());
+        let named = named.flat_map(|list| list.iter());
+        named.chain(&self.regexes[..]).chain(&self.any[..])
+    }
+
     pub(super) fn len(&self) -> usize {
         let named = self.exact.values().chain(self.prefixes.values());
         named.map(|list| list.len()).sum::<usize>() + self.regexes.len() + self.any.len()

@@ -1,9 +1,11 @@
 //! HTTP and gRPC rules by host name.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 
 use super::group::{Group, GroupBuilder};
-use super::{Attached, Matched, NoRoute, RequestHead};
+use super::{Attached, Matched, NoRoute, RequestHead, RuleMatch};
 use crate::table::{Hostname, MAX_HOSTNAME_BYTES};
 
 /// All HTTP rules of one listener, in the order of precedence.
@@ -68,6 +70,16 @@ impl HttpRouter {
             }
         }
         self.any.find(request)?.ok_or(NoRoute::NotFound)
+    }
+
+    /// All matches with the host name that each is for, in no order; for listings.
+    pub fn matches(&self) -> impl Iterator<Item = (Option<String>, &Arc<RuleMatch>)> {
+        let exact = self.exact.iter();
+        let exact = exact.map(|(name, group)| (Some(name.to_string()), group));
+        let suffixes = self.suffixes.iter();
+        let suffixes = suffixes.map(|(suffix, group)| (Some(format!("*{suffix}")), group));
+        let all = exact.chain(suffixes).chain([(None, &self.any)]);
+        all.flat_map(|(name, group)| group.matches().map(move |one| (name.clone(), one)))
     }
 
     /// How many matches there are, over all host names.

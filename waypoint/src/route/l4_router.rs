@@ -76,6 +76,12 @@ impl L4Router {
         entry.rule.as_ref().ok_or(NoRoute::NotReady)
     }
 
+    /// All rules with the host name that each is for, in their order; for listings.
+    pub fn rules(&self) -> impl Iterator<Item = (Option<&Hostname>, &Arc<L4Rule>)> {
+        let entries = self.entries.iter();
+        entries.filter_map(|entry| Some((entry.hostname.as_ref(), entry.rule.as_ref()?)))
+    }
+
     /// Whether a server name decides about anything: only then is it worth waiting for one.
     #[must_use]
     pub fn needs_server_name(&self) -> bool {

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::uri::Authority;
 use karst_identity::WorkloadCertificate;
 use karst_tunnel::HboneIo;
-use karst_tunnel::headers::{Forwarded, SourceHeaders};
+use karst_tunnel::headers::{Forwarded, SourceHeaders, TraceParent};
 use karst_tunnel::pool::{Dialer, OutboundRequest, PoolKey};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -38,6 +38,8 @@ pub(super) struct Target {
     pub(super) tls: Option<Arc<BackendTlsConfig>>,
     /// The client that the connection is made for, if it is for one alone.
     pub(super) client: Option<SocketAddr>,
+    /// What the connection is opened for. Later requests on it belong to other traces.
+    pub(super) trace: Option<TraceParent>,
 }
 
 /// A connection, and whether it was agreed on that HTTP/2 is spoken on it.
@@ -148,7 +150,7 @@ impl Upstream {
                 client,
                 host: String::new(),
             }),
-            traceparent: None,
+            traceparent: target.trace,
         };
         let mut headers = HeaderMap::new();
         source.write(&mut headers);

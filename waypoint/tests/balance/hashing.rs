@@ -155,6 +155,7 @@ fn client(address: &str) -> Client {
         address: address.parse().unwrap(),
         identity: None,
         workload: None,
+        trace: None,
     }
 }
 

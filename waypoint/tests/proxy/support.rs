@@ -15,6 +15,7 @@ use karst_api::{
 };
 use karst_client::{Resource, ResourceHandler};
 use karst_identity::WorkloadCertificate;
+use karst_process::tap::Tap;
 use karst_tunnel::headers::{Authority, Forwarded, SourceHeaders};
 use karst_tunnel::pool::{Dialer, OutboundRequest, Pool, PoolConfig, PoolKey};
 use karst_tunnel::server::{
@@ -93,6 +94,8 @@ impl World {
             certificate: Box::new(move || Some(Arc::clone(&own))),
             metrics: Arc::<Metrics>::default(),
             access_log: AccessLog::start(AccessLogFormat::Off).unwrap(),
+            tap: Tap::new(Vec::new()),
+            resource: Default::default(),
             max_connections: 1000,
             trusted_hops: 0,
             baggage: None,

@@ -56,6 +56,7 @@ pub fn service(protocol: Protocol, backend: &str, route_sets: Vec<RouteSet>) -> 
             route_sets,
             policies: Vec::new(),
             authentications: Vec::new(),
+            telemetry: None,
         })),
     }
 }
@@ -69,6 +70,7 @@ pub fn workload(application: SocketAddr) -> Listener {
             ports: Vec::new(),
             policies: Vec::new(),
             authentications: Vec::new(),
+            telemetry: None,
         })),
     }
 }

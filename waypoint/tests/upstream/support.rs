@@ -149,6 +149,7 @@ pub fn client() -> Client {
         address: "10.9.8.7:4321".parse().unwrap(),
         identity: None,
         workload: None,
+        trace: None,
     }
 }
 

@@ -38,6 +38,9 @@ pub struct NodePod {
     /// Where the pod may connect to.
     #[prost(enumeration = "EgressMode", tag = "11")]
     pub egress_mode: i32,
+    /// What is reported of its connections.
+    #[prost(message, optional, tag = "12")]
+    pub telemetry: ::core::option::Option<crate::telemetry::Telemetry>,
 }
 /// In `extensions` of an istio.workload.Service, under the name `karst.dev/service-entry`: that the
 /// service stands for hosts outside, made from a ServiceEntry. What the cluster has itself counts

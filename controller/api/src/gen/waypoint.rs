@@ -64,6 +64,9 @@ pub struct ServiceFrontend {
     /// request is refused.
     #[prost(string, repeated, tag = "10")]
     pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is reported besides metrics. Absent: everything is logged, there are no spans.
+    #[prost(message, optional, tag = "11")]
+    pub telemetry: ::core::option::Option<crate::telemetry::Reporting>,
 }
 /// A workload reached by its own address. No routes apply.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -83,6 +86,9 @@ pub struct WorkloadFrontend {
     /// Names of RequestAuthentications, as of a ServiceFrontend.
     #[prost(string, repeated, tag = "5")]
     pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As of a ServiceFrontend.
+    #[prost(message, optional, tag = "6")]
+    pub telemetry: ::core::option::Option<crate::telemetry::Reporting>,
 }
 /// A port of a workload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -138,6 +144,9 @@ pub struct GatewayListener {
     /// Names of RequestAuthentications, as of a ServiceFrontend.
     #[prost(string, repeated, tag = "10")]
     pub authentications: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As of a ServiceFrontend.
+    #[prost(message, optional, tag = "11")]
+    pub telemetry: ::core::option::Option<crate::telemetry::Reporting>,
 }
 /// Validation of client certificates.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -18,7 +18,11 @@ pub fn all(context: &Context<'_>, findings: &mut Vec<Finding>) {
         peers(context, key, value, findings);
         statuses(context, key, value, findings);
     }
-    for kind in [Kind::PeerAuthentication, Kind::RequestAuthentication] {
+    for kind in [
+        Kind::PeerAuthentication,
+        Kind::RequestAuthentication,
+        Kind::Telemetry,
+    ] {
         for (key, value) in context.of_kind(kind) {
             selector(context, key, value, findings);
             statuses(context, key, value, findings);

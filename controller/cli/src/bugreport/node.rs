@@ -64,7 +64,7 @@ pub fn gather(archive: &mut Archive, args: &BugReport, node: &str) -> Result<(),
         let maps = maps.as_ref().and_then(Value::as_array);
         for map in maps.into_iter().flatten() {
             let name = map["name"].as_str().unwrap_or_default();
-            let entries = kernel::entries(root, node, name);
+            let entries = kernel::entries(root, node, map);
             add(
                 archive,
                 &place(&format!("kernel/maps/{name}.json")),

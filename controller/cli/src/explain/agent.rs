@@ -92,7 +92,16 @@ pub fn decide(
     } else if let Err(denial) = effective.decide(&connection) {
         hop.reason = Some(denial.reason.as_str());
         hop.because = match denial.rule {
-            Some(rule) => format!("{} rules[{rule}] refuses it", denial.policy_name()),
+            Some(rule) => {
+                let refuses = format!("{} rules[{rule}] refuses it", denial.policy_name());
+                match (&hop.mtls, is_of_peer(denial.policy_name())) {
+                    (Some(mtls), true) => {
+                        let by = mtls.by.as_deref().unwrap_or("the mesh's default");
+                        format!("mTLS mode {} of {by}: {refuses}", mtls.mode)
+                    }
+                    _ => refuses,
+                }
+            }
             None => format!("implicit deny: {denial}"),
         };
         if denial.detail.is_none() && denial.rule.is_none() {
@@ -106,10 +115,16 @@ pub fn decide(
     Ok(hop)
 }
 
+/// Whether the policy of that name, `namespace/name`, is made of PeerAuthentications.
+fn is_of_peer(policy: &str) -> bool {
+    let name = policy.split_once('/').map_or(policy, |(_, name)| name);
+    name == STRICT || name.starts_with(CONVERTED)
+}
+
 fn view(world: &World, policy: &Policy, connection: &Attributes<'_>) -> PolicyView {
     let own = policy.view();
     let (namespace, name) = policy.name.split_once('/').unwrap_or(("", &policy.name));
-    let of_peer = name == STRICT || name.starts_with(CONVERTED);
+    let of_peer = is_of_peer(&policy.name);
     let kind = if of_peer {
         Kind::PeerAuthentication
     } else {

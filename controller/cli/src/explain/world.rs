@@ -36,7 +36,8 @@ const PROXY_KINDS: [ProxyKind; 6] = [
     ProxyKind::Listener,
 ];
 
-fn type_url(kind: ProxyKind) -> &'static str {
+/// The type's URL of what a proxy is served.
+pub fn type_url(kind: ProxyKind) -> &'static str {
     match kind {
         ProxyKind::Listener => LISTENER_TYPE,
         ProxyKind::Route => ROUTE_TYPE,
@@ -82,6 +83,11 @@ pub struct Enrolled {
 impl World {
     /// Takes the index over and gives its resources to an agent's state.
     pub fn new(index: Index) -> Self {
+        Self::at(index, Locality::default())
+    }
+
+    /// The same as an agent at that place sees it.
+    pub fn at(index: Index, locality: Locality) -> Self {
         let state = Arc::new(MeshState::default());
         let mut rejected = BTreeMap::new();
         let network = index.config().network.clone();
@@ -94,7 +100,7 @@ impl World {
                 }
             }
         }
-        let mut store = Store::new(Arc::clone(&state), Locality::default());
+        let mut store = Store::new(Arc::clone(&state), locality);
         store.apply(changes);
         let mut policies = PolicyTable::new();
         let root = index.config().root_namespace.as_str();

@@ -30,12 +30,27 @@ fn unreadable(what: &Path, why: impl std::fmt::Display) -> Failure {
     }
 }
 
-/// All manifests below a folder, by path; what begins with a dot is left out.
+/// All manifests below a folder, by path; what begins with a dot is left out, and so is a file that goes while
+/// the folder is read.
 pub fn folder(folder: &Path) -> Result<Vec<Document>, Failure> {
     let mut found = Vec::new();
     walk(folder, 0, &mut found)?;
     found.sort();
-    files(&found)
+    let mut documents = Vec::new();
+    for file in found {
+        match text(&file) {
+            Ok(text) => parse(&file, &text, &mut documents)?,
+            Err(_) if is_gone(&file) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(documents)
+}
+
+/// A link that leads nowhere is not gone.
+fn is_gone(file: &Path) -> bool {
+    let found = fs::symlink_metadata(file);
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use karst_api::waypoint::{self as wire, extension_provider::Kind, header_name};
 use serde_json::{Map, Value};
 
-use super::{MeshConfigFindings, Provider, Unusable};
+use super::{ExtensionProviders, MeshConfigFindings, Place, Provider, Unusable};
 use crate::token::is_token;
 
 /// Providers of one mesh. Each costs little; more is a mistake.
@@ -29,24 +29,30 @@ const MAX_TIMEOUT_MS: u64 = 600_000;
 /// Why a provider of another kind cannot be asked. Such a one is no mistake by itself.
 const NOT_SUPPORTED: &str = "ProviderNotSupported";
 
+/// The kind of provider that takes spans.
+const COLLECTOR: &str = "opentelemetry";
+
 /// A field, and what is wrong with it.
 type Problem = String;
 
 pub(super) fn providers(
     config: &Value,
     findings: &mut MeshConfigFindings,
-) -> Result<BTreeMap<String, Result<Provider, Unusable>>, String> {
-    let mut by_name = BTreeMap::new();
+) -> Result<ExtensionProviders, String> {
+    let mut by_name: BTreeMap<String, Result<Provider, Unusable>> = BTreeMap::new();
+    let mut collectors: BTreeMap<String, Result<Place, Unusable>> = BTreeMap::new();
     let empty = Map::new();
     let fields = match config {
         Value::Null => &empty,
         Value::Object(fields) => fields,
         _ => return Err("is no object; write extensionProviders: [...]".to_owned()),
     };
-    let others = fields.keys().filter(|name| *name != "extensionProviders");
+    const KNOWN: [&str; 2] = ["extensionProviders", "defaultProviders"];
+    let others = fields.keys().filter(|name| !KNOWN.contains(&name.as_str()));
     findings.ignored.extend(others.cloned());
+    let default_collector = default_collector(fields.get("defaultProviders"), findings);
     let items = match fields.get("extensionProviders") {
-        None | Some(Value::Null) => return Ok(by_name),
+        None | Some(Value::Null) => &Vec::new(),
         Some(Value::Array(items)) => items,
         Some(_) => return Err("extensionProviders is no list".to_owned()),
     };
@@ -66,13 +72,29 @@ pub(super) fn providers(
             findings.faults.push(fault);
             continue;
         }
-        let read = provider(name, item, &place, findings);
-        let read = match by_name.contains_key(name) {
-            true => Err(Unusable {
-                reason: "ProviderInvalid",
-                message: format!("{place}.name is {name:?}, as of another one; use another name"),
-            }),
-            false => read,
+        let twice = || Unusable {
+            reason: "ProviderInvalid",
+            message: format!("{place}.name is {name:?}, as of another one; use another name"),
+        };
+        let is_known = by_name.contains_key(name) || collectors.contains_key(name);
+        if let Some(spec) = item.get(COLLECTOR) {
+            let read = match is_known {
+                true => Err(twice()),
+                false => collector(item, spec, &place),
+            };
+            if let Err(unusable) = &read {
+                findings.faults.push(unusable.message.clone());
+            }
+            // A name that means two things means none.
+            if let Some(other) = by_name.get_mut(name) {
+                *other = Err(twice());
+            }
+            collectors.insert(name.to_owned(), read);
+            continue;
+        }
+        let read = match is_known {
+            true => Err(twice()),
+            false => provider(name, item, &place, findings),
         };
         if let Err(unusable) = &read
             && unusable.reason != NOT_SUPPORTED
@@ -81,7 +103,56 @@ pub(super) fn providers(
         }
         by_name.insert(name.to_owned(), read);
     }
-    Ok(by_name)
+    Ok(ExtensionProviders {
+        by_name,
+        collectors,
+        default_collector,
+    })
+}
+
+/// The first of `defaultProviders.tracing`.
+fn default_collector(value: Option<&Value>, findings: &mut MeshConfigFindings) -> Option<String> {
+    let fields = value?.as_object()?;
+    let others = fields.keys().filter(|name| *name != "tracing");
+    let others = others.map(|name| format!("defaultProviders.{name}"));
+    findings.ignored.extend(others);
+    let names = fields.get("tracing")?.as_array()?;
+    names.first()?.as_str().map(str::to_owned)
+}
+
+/// A collector of spans, by OTLP over gRPC.
+fn collector(item: &Value, spec: &Value, place: &str) -> Result<Place, Unusable> {
+    let invalid = |problem: String| Unusable {
+        reason: "ProviderInvalid",
+        message: format!("{place}.{COLLECTOR}.{problem}"),
+    };
+    if item.as_object().is_none_or(|fields| fields.len() != 2) {
+        return Err(Unusable {
+            reason: "ProviderInvalid",
+            message: format!("{place} must have name and exactly one kind of provider"),
+        });
+    }
+    let (mut service, mut port) = (None, None);
+    let fields = spec.as_object().into_iter().flatten();
+    for (field, value) in fields.filter(|(_, value)| !value.is_null()) {
+        match field.as_str() {
+            "service" => service = Some(host(value).map_err(invalid)?),
+            "port" => port = Some(self::port(value).map_err(invalid)?),
+            "http" => {
+                let problem =
+                    "http is not supported; spans go by gRPC: use the collector's port for that";
+                return Err(invalid(problem.to_owned()));
+            }
+            _ => return Err(invalid(format!("{field} is not supported; remove it"))),
+        }
+    }
+    let missing = |field: &str| invalid(format!("{field} is missing"));
+    let (namespace, hostname) = service.ok_or_else(|| missing("service"))?;
+    Ok(Place {
+        namespace,
+        hostname,
+        port: port.ok_or_else(|| missing("port"))?,
+    })
 }
 
 fn provider(
@@ -161,9 +232,11 @@ fn read(name: &str, spec: &Map<String, Value>, is_grpc: bool) -> Result<Provider
         Kind::Http(http)
     });
     Ok(Provider {
-        namespace,
-        hostname,
-        port: port.ok_or("port is missing")?,
+        place: Place {
+            namespace,
+            hostname,
+            port: port.ok_or("port is missing")?,
+        },
         template: out,
     })
 }

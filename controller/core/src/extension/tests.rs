@@ -40,9 +40,9 @@ fn http(over: &Value) -> Result<wire::HttpCheck, String> {
 #[test]
 fn what_is_needed_is_enough() {
     let provider = read("envoyExtAuthzGrpc", &json!({})).unwrap();
-    let place = (provider.hostname.as_str(), provider.port);
+    let place = (provider.place.hostname.as_str(), provider.place.port);
     assert_eq!(place, ("auth.sec.svc.cluster.local", 9000));
-    assert_eq!(provider.namespace, None);
+    assert_eq!(provider.place.namespace, None);
     let expected = wire::ExtensionProvider {
         name: "p".to_owned(),
         kind: Some(Kind::Grpc(wire::GrpcCheck {})),
@@ -52,8 +52,8 @@ fn what_is_needed_is_enough() {
     assert_eq!(http(&json!({})).unwrap(), wire::HttpCheck::default());
     let named = json!({"service": "sec/Auth.example.com"});
     let provider = read("envoyExtAuthzGrpc", &named).unwrap();
-    assert_eq!(provider.namespace.as_deref(), Some("sec"));
-    assert_eq!(provider.hostname, "auth.example.com");
+    assert_eq!(provider.place.namespace.as_deref(), Some("sec"));
+    assert_eq!(provider.place.hostname, "auth.example.com");
 }
 
 #[test]
@@ -195,6 +195,7 @@ fn others_are_named_and_left_alone() {
     let config = json!({
         "accessLogFile": "/dev/stdout",
         "extensionProviders": [
+            {"name": "zipkin", "zipkin": {"service": "x", "port": 9411}},
             {"name": "trace", "opentelemetry": {"service": "x", "port": 4317}},
             {"name": "good", "envoyExtAuthzGrpc": merged(&json!({}))},
             {"name": "twice", "envoyExtAuthzGrpc": merged(&json!({}))},
@@ -205,11 +206,12 @@ fn others_are_named_and_left_alone() {
         ],
     });
     let (providers, findings) = ExtensionProviders::read(&config).unwrap();
-    assert_eq!(providers.usable(), 1);
-    let ignored = ["accessLogFile", "extensionProviders[0].opentelemetry"];
+    assert_eq!(providers.usable(), 2);
+    let ignored = ["accessLogFile", "extensionProviders[0].zipkin"];
     assert_eq!(findings.ignored, ignored);
     assert_eq!(findings.faults.len(), 4, "{findings:?}");
     for (name, reason) in [
+        ("zipkin", "ProviderNotSupported"),
         ("trace", "ProviderNotSupported"),
         ("twice", "ProviderInvalid"),
         ("both", "ProviderInvalid"),

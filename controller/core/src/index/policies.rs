@@ -11,6 +11,7 @@ mod peer;
 mod providers;
 mod status;
 mod targets;
+mod telemetry;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,7 @@ use crate::{
     object::{
         Kind, Metadata, ObjectKey, authorization::AuthorizationPolicy,
         peer_authentication::PeerAuthentication, pod::Pod,
-        request_authentication::RequestAuthentication,
+        request_authentication::RequestAuthentication, telemetry::Telemetry,
     },
     resource::Rendered,
     status::ObjectStatus,
@@ -41,6 +42,7 @@ pub(super) struct Policies {
     meetings: OnceLock<providers::Meetings>,
     peer: BTreeMap<NsName, Held<PeerAuthentication>>,
     authentication: BTreeMap<NsName, Held<RequestAuthentication>>,
+    telemetry: BTreeMap<NsName, Held<Telemetry>>,
     rendered: BTreeMap<String, Arc<Rendered>>,
     statuses: BTreeMap<ObjectKey, ObjectStatus>,
 }
@@ -168,6 +170,7 @@ impl Index {
             Kind::AuthorizationPolicy => Some(self.policies.authorization.len()),
             Kind::PeerAuthentication => Some(self.policies.peer.len()),
             Kind::RequestAuthentication => Some(self.policies.authentication.len()),
+            Kind::Telemetry => Some(self.policies.telemetry.len()),
             _ => None,
         }
     }

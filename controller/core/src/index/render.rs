@@ -275,6 +275,7 @@ impl Index {
                 Egress::RegistryOnly => EgressMode::RegistryOnly,
             }
             .into(),
+            telemetry: self.telemetry_of_pod(key, pod),
         };
         Some((node, Rendered::new(node_uid, Vec::new(), &message)))
     }

@@ -20,5 +20,6 @@ mod services;
 mod static_pods;
 pub(super) mod support;
 mod support_l7;
+mod telemetry;
 mod traffic_policies;
 mod waypoints;

@@ -118,7 +118,7 @@ fn every_object_is_labelled_and_named_once() {
         let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
         assert!(seen.insert(name.clone()), "{name} twice");
     }
-    assert_eq!(objects.len(), 26, "{seen:?}");
+    assert_eq!(objects.len(), 30, "{seen:?}");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn definitions_have_schemas_and_a_status() {
         .into_iter()
         .flat_map(|file| file.objects)
         .collect();
-    assert_eq!(objects.len(), 5);
+    assert_eq!(objects.len(), 6);
     for definition in &objects {
         assert_eq!(definition["kind"], "CustomResourceDefinition");
         let spec = &definition["spec"];
@@ -382,7 +382,7 @@ fn the_checked_in_manifests_are_the_charts() {
     };
     let objects = check("karst.yaml", for_kubectl());
     let kinds: Vec<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
-    assert_eq!(kinds[4..6], ["CustomResourceDefinition", "Namespace"]);
+    assert_eq!(kinds[5..7], ["CustomResourceDefinition", "Namespace"]);
     assert!(
         !kinds.contains(&"GatewayClass"),
         "they need the Gateway API"

@@ -268,6 +268,7 @@ fn has_status(kind: Kind) -> bool {
         | Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::RequestAuthentication
+        | Kind::Telemetry
         | Kind::ServiceEntry => true,
         Kind::Namespace
         | Kind::Node
@@ -302,6 +303,7 @@ fn label(kind: Kind) -> &'static str {
         Kind::AuthorizationPolicy => "authorization_policy",
         Kind::PeerAuthentication => "peer_authentication",
         Kind::RequestAuthentication => "request_authentication",
+        Kind::Telemetry => "telemetry",
         Kind::ServiceEntry => "service_entry",
         Kind::Service => "service",
         Kind::Pod => "pod",

@@ -46,7 +46,7 @@ fn subscription() -> Subscription {
 }
 
 fn changed(subscription: &mut Subscription, names: &[&str]) {
-    subscription.changed(names.iter().map(|name| resource(name)).collect());
+    subscription.changed(names.iter().map(|name| resource(name)).collect(), None);
 }
 
 #[test]
@@ -120,4 +120,29 @@ fn everything_is_said_at_once_where_no_order_is_needed() {
         both,
         [format!("+{}", resource("b")), format!("-{}", resource("a"))]
     );
+}
+
+#[test]
+fn a_change_is_timed_from_when_it_came_until_it_is_acknowledged() {
+    let mut subscription = subscription();
+    said(&mut subscription, &index(&["a"]), Part::All);
+    assert_eq!(subscription.propagation(), None, "nobody waited for that");
+    let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+    let names = |name| BTreeSet::from([resource(name)]);
+    subscription.changed(names("b"), ago(20));
+    subscription.changed(names("c"), ago(10));
+    said(&mut subscription, &index(&["a", "b", "c"]), Part::All);
+    let took = subscription.propagation().expect("timed").as_secs();
+    assert!((20..30).contains(&took), "the first of both: {took}");
+    assert_eq!(subscription.propagation(), None, "told once");
+    // What turns out to be nothing new does not make the next change look old.
+    subscription.changed(names("a"), ago(1000));
+    assert_eq!(
+        said(&mut subscription, &index(&["a", "b", "c"]), Part::All),
+        None
+    );
+    subscription.changed(names("d"), ago(5));
+    said(&mut subscription, &index(&["a", "b", "c", "d"]), Part::All);
+    let took = subscription.propagation().expect("timed").as_secs();
+    assert!((5..15).contains(&took), "{took}");
 }

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use crate::Ip;
 
 /// One policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Policy {
     /// `namespace/name`; only for messages.
     pub name: String,
@@ -33,14 +33,14 @@ pub enum Action {
 }
 
 /// Matches when all of its clauses do. Without any it always matches: Istio's `rules: [{}]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// All must match.
     pub clauses: Vec<Clause>,
 }
 
 /// Matches when any of its matches does. Without any it always matches.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Clause {
     /// Any must match.
     pub matches: Vec<Match>,
@@ -50,7 +50,7 @@ pub struct Clause {
 /// its values does, a `not_` list when none of its values does. A match that is empty altogether
 /// never matches, in which it is unlike everything around it; that is how ztunnel has it, so that
 /// a match whose conditions were all lost does not become one that matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Match {
     /// Namespace of the client's identity.
     pub namespaces: Vec<StringMatch>,

@@ -1,5 +1,8 @@
 //! Entries of the maps, decoded into named components.
 
+use std::io;
+use std::os::fd::BorrowedFd;
+
 use aya::Pod as Bytes;
 use karst_bpf_common::layout::{
     Authorisation, Config, Pod, PublishedKey, SOCKET_CAPTURED, SOCKET_ORIGINAL, SOCKET_PEER,
@@ -8,10 +11,11 @@ use karst_bpf_common::layout::{
 use karst_bpf_common::{CounterId, Ip};
 
 use super::describe::{Fields, MapEntry};
-use crate::DatapathError;
+use super::records;
 use crate::map::{self, RawMap};
 use crate::pods::uid_of;
-use crate::sys;
+use crate::sys::{self, iterate};
+use crate::{DatapathError, btf};
 
 /// Every entry of `map`, in the order of its keys' text.
 pub(super) fn entries(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
@@ -23,7 +27,7 @@ pub(super) fn entries(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
         name if name == map::CONFIG.name => typed(map, index, config),
         name if name == map::COUNTERS.name => counters(map),
         name if name == map::LISTENERS.name => listeners(map),
-        // Per-socket storage: the kernel finds it by socket only.
+        name if name == map::SKST.name => storage(map),
         _ => Ok(Vec::new()),
     }?;
     entries.sort_by(|a, b| a.key.0.cmp(&b.key.0));
@@ -55,6 +59,49 @@ fn typed<K: Bytes, V: Bytes>(
     Ok(entries)
 }
 
+/// Storage of every socket there is, by the sockets' cookies, which `ss -e` shows as `sk:`.
+fn storage(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
+    let iterator = btf::function_id("bpf_iter_bpf_sk_storage_map")?;
+    let value = map.info.value_size;
+    let bytes = iterate::socket_storage(map.as_fd(), value, iterator);
+    let bytes = bytes.map_err(map.spec.failed("walk the sockets"))?;
+    let each = bytes.chunks_exact(iterate::COOKIE + value as usize);
+    let entry = |bytes: &[u8]| {
+        let (cookie, state) = bytes.split_at_checked(iterate::COOKIE)?;
+        let cookie: u64 = sys::from_bytes(cookie)?;
+        Some(MapEntry {
+            key: fields([("socket_cookie", cookie.to_string())]),
+            value: socket_state(&sys::from_bytes(state)?),
+        })
+    };
+    Ok(each.filter_map(entry).collect())
+}
+
+/// A map that a program brings for itself: its log records, or plain memory.
+pub(super) fn unpinned(map: BorrowedFd<'_>, info: &sys::MapInfo) -> io::Result<Vec<MapEntry>> {
+    match info.kind {
+        map::RINGBUF => {
+            let pending = sys::ring::pending(map, info.max_entries)?;
+            Ok(pending.records.iter().map(records::entry).collect())
+        }
+        map::ARRAY if info.key_size == 4 => (0..info.max_entries)
+            .map(|place| {
+                let mut value = vec![0; info.value_size as usize];
+                sys::map_lookup(map, sys::bytes_of(&place), &mut value)?;
+                let hex: Vec<_> = value.iter().map(|byte| format!("{byte:02x}")).collect();
+                Ok(MapEntry {
+                    key: index(&place),
+                    value: fields([("bytes", hex.join(" "))]),
+                })
+            })
+            .collect(),
+        _ => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a kind of map that is not known here",
+        )),
+    }
+}
+
 fn counters(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
     let mut entries = Vec::new();
     for id in CounterId::ALL {
@@ -83,7 +130,7 @@ fn listeners(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
         .collect())
 }
 
-fn fields<const N: usize>(pairs: [(&'static str, String); N]) -> Fields {
+pub(super) fn fields<const N: usize>(pairs: [(&'static str, String); N]) -> Fields {
     Fields(pairs.into())
 }
 

@@ -102,6 +102,9 @@ impl Entry {
             serial: of(|certificate| certificate.serial().to_owned()),
             not_before: of(|certificate| rfc3339(certificate.not_before())),
             not_after: of(|certificate| rfc3339(certificate.not_after())),
+            validity: certificate
+                .as_deref()
+                .map(|certificate| (certificate.not_before(), certificate.not_after())),
             chain_length: certificate.as_deref().map_or(0, |c| c.chain_length()),
             epoch: certificate.as_deref().map_or(0, |c| c.epoch().get()),
             reason: failure.as_deref().map_or("", |e| e.reason()).to_owned(),

@@ -56,6 +56,28 @@ pub fn append(
     buffer.push(b'\n');
 }
 
+/// Writes a record to the end of `buffer` as an event of the tap: a line of JSON whose fields are named as those of the
+/// log, after the time and those of `head`.
+pub fn append_event<'a>(
+    buffer: &mut Vec<u8>,
+    when: SystemTime,
+    head: impl IntoIterator<Item = (&'static str, &'a str)>,
+    record: &impl Record,
+) {
+    buffer.extend_from_slice(br#"{"time":""#);
+    buffer.extend_from_slice(time::rfc3339(when).as_bytes());
+    buffer.push(b'"');
+    let format = AccessLogFormat::Json;
+    let mut line = Line { buffer, format };
+    for (name, value) in head {
+        line.text(name, value);
+    }
+    record.fields(&mut line);
+    line.known("reason", record.reason());
+    line.known("error", record.error());
+    buffer.extend_from_slice(b"}\n");
+}
+
 impl Line<'_> {
     /// A field with a text; none if it is empty.
     pub fn text(&mut self, name: &'static str, value: impl AsRef<str>) {

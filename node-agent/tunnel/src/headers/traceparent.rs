@@ -24,6 +24,35 @@ impl TraceParent {
         }
     }
 
+    /// A trace context of these ids, neither of which is 0.
+    #[must_use]
+    pub fn of(trace_id: u128, span_id: u64, sampled: bool) -> Self {
+        Self {
+            trace_id,
+            span_id,
+            flags: u8::from(sampled),
+        }
+    }
+
+    /// A new trace, sampled if `is_sampled` says so of its id.
+    #[must_use]
+    pub fn sampled_by(is_sampled: impl FnOnce(u128) -> bool) -> Self {
+        let new = Self::new();
+        Self::of(new.trace_id, new.span_id, is_sampled(new.trace_id))
+    }
+
+    /// Whether the trace is sampled.
+    #[must_use]
+    pub fn is_sampled(self) -> bool {
+        self.flags & 1 == 1
+    }
+
+    /// The span id.
+    #[must_use]
+    pub fn span_id(self) -> u64 {
+        self.span_id
+    }
+
     /// The same trace with a new span.
     #[must_use]
     pub fn child(self) -> Self {

@@ -22,7 +22,7 @@ use super::{Dialer, OutboundRequest, PoolConfig, PoolConnection, PoolKey};
 use crate::keepalive::Keepalive;
 use crate::stream::Place;
 use crate::tls::{self, TlsHandle, TlsIo};
-use crate::{HboneStream, TlsInfo, TunnelError, buffers, settings};
+use crate::{HboneStream, Side, TlsInfo, TunnelError, buffers, settings};
 
 /// Stream resets of our own making after which HTTP/2 ends the connection; see the server's.
 const MAX_LOCAL_RESETS: usize = 50_000;
@@ -49,6 +49,11 @@ impl Connection {
 
     pub(super) fn streams(&self) -> usize {
         self.streams.get()
+    }
+
+    /// Streams it may carry at once.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Whether HTTP/2 would take a stream now: not after GOAWAY, a failure, or the last id.
@@ -210,7 +215,11 @@ pub(super) async fn establish<D: Dialer>(
     cert: &Arc<WorkloadCertificate>,
 ) -> Result<(Rc<Connection>, Driver), TunnelError> {
     let tcp = dial(config, key, dialer).await?;
-    let (io, handle, tls) = handshake(config, key, cert, tcp).await?;
+    let since = std::time::Instant::now();
+    let shaken = handshake(config, key, cert, tcp).await;
+    let told = &config.handshakes;
+    told.tell(Side::Client, since, &shaken, |(.., tls)| tls);
+    let (io, handle, tls) = shaken?;
     let preface = PrefaceTimeout(config.preface);
     let ready = timeout(config.preface, http2(io, &handle)).await;
     let (sender, http2) = ready.map_err(|_| preface.error())??;
@@ -301,7 +310,7 @@ async fn handshake(
             expected: key.destination.clone(),
         }));
     }
-    let info = tls::tls_info(&session);
+    let info = tls::tls_info(&session, &tcp);
     let (io, handle) = TlsHandle::new(tcp, session);
     Ok((io, handle, info))
 }

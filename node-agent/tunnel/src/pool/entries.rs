@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::connection::{Connection, Lease};
-use super::{PoolConfig, PoolConnection, PoolKey};
+use super::{PoolConfig, PoolConnection, PoolKey, PoolLevels};
 use crate::TunnelError;
 use crate::error::SharedResult;
 
@@ -165,6 +165,29 @@ impl Inner {
         for (_, entry) in older {
             entry.connections.iter().for_each(|c| c.retire());
         }
+    }
+
+    pub(super) fn levels(&self) -> PoolLevels {
+        let mut levels = PoolLevels::default();
+        for entry in self.entries.values() {
+            levels.dialing += entry.dials as u64;
+            let waits = |waiter: &&Waiter| !waiter.is_closed();
+            levels.waiting += entry.waiters.iter().filter(waits).count() as u64;
+            for connection in &entry.connections {
+                let streams = connection.streams() as u64;
+                levels.streams += streams;
+                if !connection.takes_streams() {
+                    levels.draining += 1;
+                    continue;
+                }
+                levels.capacity += connection.limit() as u64;
+                match streams {
+                    0 => levels.idle += 1,
+                    _ => levels.active += 1,
+                }
+            }
+        }
+        levels
     }
 
     pub(super) fn snapshot(&self) -> Vec<PoolConnection> {

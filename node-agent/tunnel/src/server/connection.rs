@@ -22,7 +22,7 @@ use super::request::{Exchange, answer, read_request};
 use super::{Drain, EndCause, InboundHandler, ServeEnd, ServerLimits};
 use crate::keepalive::Keepalive;
 use crate::tls::{self, TlsHandle, TlsIo};
-use crate::{TlsInfo, TunnelError, buffers, settings};
+use crate::{Side, TlsInfo, TunnelError, buffers, settings};
 
 /// Stream resets of our own making after which HTTP/2 ends the connection. It bounds the memory
 /// a peer can pin by provoking resets and never reading them: each pins about 400 bytes. The
@@ -50,7 +50,12 @@ pub(super) async fn serve<H: InboundHandler>(
 ) -> Result<ServeEnd, TunnelError> {
     let _slot = limits.connections.acquire()?;
     let opened = Instant::now();
-    let (io, handle, peer) = handshake(tcp, &cert, limits).await?;
+    let shaken = handshake(tcp, &cert, limits).await;
+    let told = &limits.handshakes;
+    told.tell(Side::Server, opened.into_std(), &shaken, |(.., peer)| {
+        &peer.tls
+    });
+    let (io, handle, peer) = shaken?;
     let http2 = handle.drive(builder(limits).handshake::<_, Bytes>(io));
     let conn = match timeout(limits.preface, http2).await {
         Ok(Ok(Ok(conn))) => conn,
@@ -96,7 +101,7 @@ async fn handshake(
     let session = rustls::Connection::Server(session);
     tls::check_alpn(&session)?;
     let id = peer_identity(session.peer_certificates().unwrap_or_default(), cert)?;
-    let tls = Arc::new(tls::tls_info(&session));
+    let tls = Arc::new(tls::tls_info(&session, &tcp));
     let (io, handle) = TlsHandle::new(tcp, session);
     let peer = Peer {
         id,

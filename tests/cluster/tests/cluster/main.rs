@@ -11,6 +11,7 @@ mod access;
 mod base;
 mod bugreport;
 mod faults;
+mod inspect;
 mod mesh;
 mod outage;
 mod policy;

@@ -12,7 +12,7 @@ use crate::mesh::{pod, text, with_karst};
 use crate::shared::{APP_IMAGE, LIMIT, shared};
 
 /// The Gateway API's kinds, which Karst does not bring; a running controller finds them.
-fn with_gateway_api(cluster: &Cluster) {
+pub fn with_gateway_api(cluster: &Cluster) {
     for file in Suite::definitions(Channel::Standard).unwrap() {
         let file = file.display().to_string();
         let apply = ["apply", "--server-side", "-f", &file];

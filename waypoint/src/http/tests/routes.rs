@@ -279,6 +279,7 @@ fn gateway(proxy: &Proxy, protocol: wire::ListenerProtocol) {
             routes: Routes::Http(Arc::clone(router)),
             authorization: Authorization::default(),
             authentication: Default::default(),
+            reporting: None,
         })
     };
     let mut table = Table::default();

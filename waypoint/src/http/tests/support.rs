@@ -20,6 +20,7 @@ use karst_api::{
 };
 use karst_client::{Resource, ResourceHandler as _};
 use karst_identity::SpiffeId;
+use karst_telemetry::export::Spans;
 use karst_tunnel::server::Drain;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -38,6 +39,7 @@ use crate::client::Client;
 use crate::config::Store;
 use crate::http::{Entry, HttpLimits, HttpServer, serve};
 use crate::metrics::Metrics;
+use crate::observe::UpstreamTransport;
 use crate::table::Tables;
 use crate::telemetry::Recorder;
 use crate::upstream::{Upstream, UpstreamSettings};
@@ -86,6 +88,7 @@ pub(super) struct Proxy {
     versions: Cell<u64>,
     policies: RefCell<Vec<String>>,
     pub(super) authentications: RefCell<Vec<String>>,
+    pub(super) telemetry: RefCell<Option<karst_api::telemetry::Reporting>>,
 }
 
 impl Proxy {
@@ -100,6 +103,11 @@ impl Proxy {
         let log = AccessLog::start(AccessLogFormat::Off).unwrap();
         let upstream = Upstream::new(Rc::new(|| None), UpstreamSettings::default());
         let recorder = Recorder::new(Arc::clone(&metrics), log);
+        recorder.export_by(Spans::new(
+            UpstreamTransport::new(Arc::clone(&clusters), Rc::clone(&upstream)),
+            karst_telemetry::span::Resource::new("test"),
+            Arc::clone(&metrics.telemetry),
+        ));
         let server = HttpServer::new(Arc::clone(&tables), upstream, recorder, limits);
         spawn_local(Rc::clone(server.rechecks()).run());
         let store = Store::new(clusters, Arc::clone(&tables));
@@ -115,6 +123,7 @@ impl Proxy {
             versions: Cell::new(0),
             policies: RefCell::default(),
             authentications: RefCell::default(),
+            telemetry: RefCell::default(),
         }
     }
 
@@ -199,6 +208,7 @@ impl Proxy {
             route_sets: sets,
             policies: self.policies.borrow().clone(),
             authentications: self.authentications.borrow().clone(),
+            telemetry: self.telemetry.borrow().clone(),
         };
         self.listener(&name, wire::listener::Frontend::Service(frontend));
     }

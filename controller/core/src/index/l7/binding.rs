@@ -413,6 +413,7 @@ impl Index {
                 ports: ports.collect(),
                 policies: self.policies_at(gateway, ProxyClass::Waypoint, None),
                 authentications: self.authentications_at(gateway, ProxyClass::Waypoint, None),
+                telemetry: self.telemetry_at(gateway, ProxyClass::Waypoint, &key.namespace, None),
             })),
         })
     }

@@ -102,6 +102,8 @@ impl Index {
             self.put_authentications(&gateway, class, &served.services, changes);
             let asked = self.put_policies(&gateway, class, &served.services, changes);
             served.backends.extend(asked);
+            let collectors = self.collectors_at(&gateway, class, &served);
+            served.backends.extend(collectors);
             self.put_listeners(&gateway, served.listeners, changes);
             self.put_routes(&gateway, &served.routes, changes);
             self.put_backends(&gateway, served.backends, changes);
@@ -110,6 +112,28 @@ impl Index {
             }
             self.put_secrets(&gateway, changes);
         }
+    }
+
+    /// Where a proxy sends spans: its own, and those of each Service and of pods that it serves.
+    fn collectors_at(
+        &self,
+        gateway: &GatewayName,
+        class: ProxyClass,
+        served: &Served,
+    ) -> BTreeSet<BackendKey> {
+        let mut namespaces = BTreeSet::from([gateway.namespace.as_str()]);
+        let pods = self.l7.pods.iter();
+        let pods = pods.filter(|(_, pod)| pod.is_served_by(gateway));
+        namespaces.extend(pods.map(|(key, _)| key.namespace.as_str()));
+        let own = namespaces.into_iter().map(|namespace| (namespace, None));
+        let services = served.services.iter();
+        let services = services.map(|key| (key.namespace.as_str(), Some(key)));
+        let reporting = own.chain(services).filter_map(|(namespace, service)| {
+            self.telemetry_at(gateway, class, namespace, service)
+        });
+        reporting
+            .filter_map(|reporting| self.collector_of(&reporting))
+            .collect()
     }
 
     fn served_by_gateway(&self, gateway: &GatewayName) -> Served {
@@ -180,6 +204,12 @@ impl Index {
                 route_sets: sets.collect(),
                 policies: self.policies_at(gateway, ProxyClass::Waypoint, Some(key)),
                 authentications: self.authentications_at(gateway, ProxyClass::Waypoint, Some(key)),
+                telemetry: self.telemetry_at(
+                    gateway,
+                    ProxyClass::Waypoint,
+                    &key.namespace,
+                    Some(key),
+                ),
             })),
         }
     }

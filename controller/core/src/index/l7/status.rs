@@ -42,6 +42,7 @@ impl Index {
             Kind::BackendTrafficPolicy => self.traffic_policy_status(key),
             Kind::AuthorizationPolicy => self.targeted_status(key),
             Kind::RequestAuthentication => self.authentication_status(key),
+            Kind::Telemetry => self.telemetry_status(key),
             kind => self.route_status(&RouteKey {
                 kind: RouteKind::of(kind)?,
                 name: NsName::new(key.namespace.as_str(), key.name.as_str()),

@@ -10,7 +10,7 @@ use super::{
     targets::{object_key, targeted},
 };
 use crate::{
-    extension::{ExtensionProviders, Provider, Unusable},
+    extension::{ExtensionProviders, Place, Provider, Unusable},
     index::Changes,
     object::{
         authorization::{AuthorizationPolicy, Target, Targeted},
@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// What a policy is enforced at: what comes through a proxy, as a whole or for one Service.
-type Place = (GatewayName, Option<NsName>);
+type Frontend = (GatewayName, Option<NsName>);
 
 /// The providers that are asked at each place, with the policies that ask them.
-pub(super) type Meetings = HashMap<Place, BTreeMap<String, BTreeSet<String>>>;
+pub(super) type Meetings = HashMap<Frontend, BTreeMap<String, BTreeSet<String>>>;
 
 /// Name of the provider that a policy asks.
 pub(super) fn provider_of(held: &Held<AuthorizationPolicy>) -> Option<&str> {
@@ -36,9 +36,15 @@ impl Index {
     /// Takes the external authorizers of the mesh's configuration, instead of those of before.
     pub fn set_extension_providers(&mut self, providers: ExtensionProviders) -> Changes {
         let differing = self.providers.differing(&providers);
+        let has_new_collectors = self.providers.collectors_differ(&providers);
         self.providers = providers;
         self.providers_changed(|name| differing.contains(name));
-        self.flush()
+        let mut changes = Changes::default();
+        if has_new_collectors {
+            self.collectors_changed(&mut changes);
+        }
+        changes.merge(self.flush());
+        changes
     }
 
     /// The external authorizers of the mesh's configuration.
@@ -71,7 +77,7 @@ impl Index {
         let all = all.filter_map(|(_, held)| provider_of(held));
         let names = all.filter(|name| {
             let provider = self.providers.get(name);
-            provider.is_ok_and(|provider| provider.hostname == hostname)
+            provider.is_ok_and(|provider| provider.place.hostname == hostname)
         });
         let names: BTreeSet<String> = names.map(str::to_owned).collect();
         if !names.is_empty() {
@@ -93,12 +99,21 @@ impl Index {
     /// The Service and port of a provider.
     fn provider_service(&self, name: &str) -> Result<(&Provider, NsName), Unusable> {
         let provider = self.providers.get(name)?;
-        let Provider {
+        let service = self.service_of_provider(name, &provider.place)?;
+        Ok((provider, service))
+    }
+
+    /// The Service that a provider is at.
+    pub(super) fn service_of_provider(
+        &self,
+        name: &str,
+        place: &Place,
+    ) -> Result<NsName, Unusable> {
+        let Place {
             namespace,
             hostname,
             port,
-            ..
-        } = provider;
+        } = place;
         let no = |problem: &str| Unusable {
             reason: "ProviderServiceNotFound",
             message: format!("Extension provider {name:?} is {hostname}:{port}, {problem}"),
@@ -122,14 +137,14 @@ impl Index {
         if !service.ports.iter().any(|each| each.port == *port) {
             return Err(no("and the Service has no such port"));
         }
-        Ok((provider, key))
+        Ok(key)
     }
 
     /// A provider as proxies get it.
     pub(super) fn extension_provider(&self, name: &str) -> wire::ExtensionProvider {
         match self.provider_service(name) {
             Ok((provider, service)) => wire::ExtensionProvider {
-                backend: self.backend_name(&service, provider.port),
+                backend: self.backend_name(&service, provider.place.port),
                 ..provider.template.clone()
             },
             Err(unusable) => wire::ExtensionProvider {
@@ -146,7 +161,7 @@ impl Index {
         let key = NsName::new(namespace, name);
         let provider = provider_of(self.policies.authorization.get(&key)?)?;
         let (provider, service) = self.provider_service(provider).ok()?;
-        Some((service, provider.port))
+        Some((service, provider.place.port))
     }
 
     /// What is wrong with whom a policy asks.
@@ -196,7 +211,7 @@ impl Index {
     }
 
     /// Everything that a policy is enforced at: proxies, and there each Service on its own.
-    fn places(&self, key: &NsName, policy: &Targeted) -> Vec<Place> {
+    fn places(&self, key: &NsName, policy: &Targeted) -> Vec<Frontend> {
         let mut places = Vec::new();
         let mut whole = |gateway: &GatewayName| {
             if self.class_of_gateway(gateway).is_none() {

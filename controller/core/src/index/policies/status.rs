@@ -103,7 +103,7 @@ pub(super) fn of_peer(
     status(held, conditions)
 }
 
-fn whom(key: &NsName, has_selector: bool, root: &str) -> String {
+pub(super) fn whom(key: &NsName, has_selector: bool, root: &str) -> String {
     match (has_selector, key.namespace == root) {
         (false, true) => "in the whole mesh".to_owned(),
         (true, true) => "for the pods of the whole mesh that it selects".to_owned(),

@@ -121,6 +121,7 @@ impl Index {
     pub(in crate::index) fn service_policies_changed(&mut self, service: &NsName) {
         let mut keys = naming_service(&self.policies.authorization, service);
         keys.extend(naming_service(&self.policies.authentication, service));
+        keys.extend(naming_service(&self.policies.telemetry, service));
         self.l7.dirty.statuses.extend(keys);
     }
 
@@ -128,6 +129,7 @@ impl Index {
     pub(in crate::index) fn gateway_policies_changed(&mut self, gateway: &GatewayName) {
         let mut keys = naming_gateway(&self.policies.authorization, gateway);
         keys.extend(naming_gateway(&self.policies.authentication, gateway));
+        keys.extend(naming_gateway(&self.policies.telemetry, gateway));
         if !keys.is_empty() {
             self.proxy_policies_changed(gateway.clone());
         }

@@ -75,6 +75,7 @@ impl Index {
             routes: attached.into_iter().map(attached_route).collect(),
             policies: self.policies_at(gateway, ProxyClass::Gateway, None),
             authentications: self.authentications_at(gateway, ProxyClass::Gateway, None),
+            telemetry: self.telemetry_at(gateway, ProxyClass::Gateway, &gateway.namespace, None),
             ..withheld(entry, gateway)
         }
     }

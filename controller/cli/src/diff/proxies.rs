@@ -1,0 +1,175 @@
+//! Intent and proxies: what waypoints and gateways of the node were sent and made of it.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use karst_datapath::netns::Netns;
+use serde_json::Value;
+
+use super::agent::text;
+use super::codes::{CONTROLLER_UNREACHABLE, PROXY_DIFFERS, PROXY_UNREACHABLE, RESOURCE_REJECTED};
+use super::layers::{Layers, WantedProxy};
+use super::report::{Found, add};
+use crate::failure::Failure;
+
+/// Where a proxy's admin pages are, on the loopback of its pod.
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+
+/// Time for a connection to the loopback, and for an answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+const BETWEEN: (&str, &str) = ("intent", "proxy");
+
+/// Asks the proxy in the network namespace at `netns` for its state and its configuration.
+///
+/// # Errors
+/// It does not answer.
+pub fn ask(netns: &Path) -> Result<(Value, Vec<Value>), Failure> {
+    let unreachable = |why: &dyn std::fmt::Display| {
+        Failure::failed("proxy_unreachable", format!("no answer at {ADMIN}: {why}"))
+    };
+    let netns = Netns::open(netns).map_err(|error| unreachable(&error))?;
+    let status = page(&netns, "/v1/status").map_err(|error| unreachable(&error))?;
+    let config = page(&netns, "/v1/config").map_err(|error| unreachable(&error))?;
+    Ok((status, config.as_array().cloned().unwrap_or_default()))
+}
+
+fn page(netns: &Netns, path: &str) -> Result<Value, String> {
+    let text = |error: std::io::Error| error.to_string();
+    // To the loopback: it is answered at once, and never waits in the other namespace.
+    let stream = netns.run(|| TcpStream::connect_timeout(&ADMIN, LIMIT));
+    let stream = stream.and_then(|made| made).map_err(text)?;
+    stream.set_nonblocking(true).map_err(text)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(text)?;
+    let asked = async {
+        let stream = tokio::net::TcpStream::from_std(stream).map_err(text)?;
+        let broken = |error: hyper::Error| error.to_string();
+        let io = TokioIo::new(stream);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .map_err(broken)?;
+        tokio::spawn(connection);
+        let request = http::Request::get(path)
+            .header(http::header::HOST, "karst")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let body = response.into_body().collect().await.map_err(broken)?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
+    };
+    runtime.block_on(async {
+        let answer = tokio::time::timeout(LIMIT, asked).await;
+        answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    })
+}
+
+/// Compares.
+pub fn compare(layers: &Layers, found: &mut Found) {
+    let Ok(intent) = &layers.intent else { return };
+    for (wanted, proxy) in intent.proxies.iter().zip(&layers.proxies) {
+        let object = format!("proxy {} of Gateway {}", wanted.pod, wanted.gateway);
+        match &proxy.pages {
+            Err(why) => add(
+                found,
+                PROXY_UNREACHABLE,
+                BETWEEN,
+                object,
+                ("an answer", why),
+            ),
+            Ok((status, config)) => {
+                one(wanted, status, config, &object, found);
+            }
+        }
+    }
+}
+
+pub(super) fn one(
+    wanted: &WantedProxy,
+    status: &Value,
+    config: &[Value],
+    object: &str,
+    found: &mut Found,
+) {
+    let controller = status.get("controller").cloned().unwrap_or_default();
+    if controller.get("connected") == Some(&Value::Bool(false)) {
+        let expected = format!(
+            "a stream to the controller at {}",
+            text(&controller, "address")
+        );
+        let instead = format!("none: {}", text(&controller, "last_reason"));
+        add(
+            found,
+            CONTROLLER_UNREACHABLE,
+            BETWEEN,
+            object,
+            (expected, instead),
+        );
+    }
+    let mut held = BTreeSet::new();
+    for resource in config {
+        let (kind, name) = (text(resource, "kind"), text(resource, "name"));
+        let problems = resource.get("problems").and_then(Value::as_array);
+        let problems = problems.into_iter().flatten().filter_map(Value::as_str);
+        let problems = problems.collect::<Vec<_>>().join("; ");
+        if matches!(text(resource, "state"), "rejected" | "stale") {
+            let object = format!("{kind} {name} at {object}");
+            add(
+                found,
+                RESOURCE_REJECTED,
+                BETWEEN,
+                object,
+                ("its newest version in force", problems),
+            );
+        }
+        held.insert((kind, name));
+    }
+    if text(status, "version") != env!("CARGO_PKG_VERSION") {
+        return;
+    }
+    for ((kind, name), version) in &wanted.resources {
+        let is_it = |one: &&Value| text(one, "kind") == *kind && text(one, "name") == *name;
+        let object = format!("{kind} {name} at {object}");
+        match config.iter().find(is_it) {
+            None => add(
+                found,
+                PROXY_DIFFERS,
+                BETWEEN,
+                object,
+                ("known", "not known"),
+            ),
+            Some(held) if text(held, "version") != version => add(
+                found,
+                PROXY_DIFFERS,
+                BETWEEN,
+                object,
+                (
+                    format!("version {version}"),
+                    format!("version {}", text(held, "version")),
+                ),
+            ),
+            Some(_) => {}
+        }
+    }
+    for (kind, name) in held {
+        let is_it = |(wanted, of): &(&'static str, String)| *wanted == kind && of == name;
+        // Certificates are of Secrets, which are not read of a cluster.
+        if kind != "tls_secret" && !wanted.resources.keys().any(is_it) {
+            let object = format!("{kind} {name} at {object}");
+            add(
+                found,
+                PROXY_DIFFERS,
+                BETWEEN,
+                object,
+                ("not there", "known"),
+            );
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! Every code from layers that are well but for one thing.
+
+use std::collections::BTreeMap;
+
+use karst_core::GatewayName;
+use karst_datapath::inspect::{LinkInfo, MapInfo, PodEntry, node_links};
+use karst_datapath::sock_diag::TcpSocket;
+use serde_json::{Value, json};
+
+use super::compare;
+use super::layers::{
+    Agent, Intent, Kernel, Layers, Mesh, PodSockets, Proxy, WantedPod, WantedProxy,
+};
+use super::report::Report;
+use crate::args::Output;
+
+const UID: &str = "u-1";
+const IP: &str = "10.0.0.1";
+const ID: &str = "spiffe://cluster.local/ns/shop/sa/cart";
+
+fn mesh() -> Mesh {
+    let service = json!({
+        "key": "shop/cart.shop", "namespace": "shop", "name": "cart",
+        "ports": [{"port": 80, "endpoints": [{"workload": "w", "addresses": [IP], "port": 8080}]}],
+    });
+    let of = |name: &str, value: Value| BTreeMap::from([(name.to_owned(), value)]);
+    Mesh {
+        workloads: of("w", json!({"uid": "w", "addresses": [IP]})),
+        services: of("shop/cart.shop", service),
+        policies: of("shop/p", json!({"name": "shop/p", "digest": "1"})),
+    }
+}
+
+fn listener(at: &str) -> TcpSocket {
+    TcpSocket {
+        state: "listen",
+        local: at.parse().expect("address"),
+        remote: "0.0.0.0:0".parse().expect("address"),
+        uid: 0,
+        inode: 1,
+        cookie: 1,
+        receive_queue: 0,
+        send_queue: 4096,
+        tcp: None,
+    }
+}
+
+fn link(name: &str, attach_type: &str, program_id: u32) -> LinkInfo {
+    let of_pod = name.starts_with("sk_lookup");
+    LinkInfo {
+        name: name.to_owned(),
+        id: 5,
+        kind: if of_pod { "netns" } else { "cgroup" }.to_owned(),
+        attach_type: attach_type.to_owned(),
+        program_id,
+        cgroup_id: (!of_pod).then_some(70),
+        netns_ino: of_pod.then_some(90),
+        pinned: name.into(),
+    }
+}
+
+fn map(name: &str, kind: &str, entries: u32, max_entries: u32) -> MapInfo {
+    MapInfo {
+        name: name.to_owned(),
+        id: 1,
+        kind: kind.to_owned(),
+        flags: 0,
+        key_size: 8,
+        value_size: 8,
+        max_entries,
+        bytes_memlock: 0,
+        entries: Some(entries),
+        fill_percent: None,
+        pinned: None,
+        note: None,
+    }
+}
+
+fn agent() -> Agent {
+    let programs = node_links()
+        .iter()
+        .map(|(link, _)| json!({"link": link, "id": 40}))
+        .chain([json!({"link": "sk_lookup", "id": 41})])
+        .collect::<Vec<_>>();
+    let pod = json!({
+        "uid": UID, "namespace": "shop", "name": "cart", "addresses": [IP], "identity": ID,
+        "enrolled": true, "waypoints": [], "egress": "ALLOW_ANY", "problem": null,
+    });
+    Agent {
+        status: json!({
+            "version": env!("CARGO_PKG_VERSION"), "not_ready_reason": null,
+            "controller": {"address": "c:1", "connected": true, "last_reason": null},
+        }),
+        pods: BTreeMap::from([(UID.to_owned(), pod)]),
+        mesh: mesh(),
+        certificates: vec![json!({
+            "id": ID, "state": "available", "not_after": "2999-01-01T00:00:00Z", "reason": "", "message": "",
+        })],
+        rejected: Vec::new(),
+        datapath: Some(json!({
+            "node_cgroup": 70, "host_netns_cookie": 1, "agent_cgroup": 2, "kubepods_cgroup": 3,
+            "programs": programs,
+        })),
+    }
+}
+
+fn kernel() -> Kernel {
+    let mut links: Vec<LinkInfo> = node_links()
+        .iter()
+        .map(|(name, hook)| link(name, hook, 40))
+        .collect();
+    links.push(link("sk_lookup-u-1", "sk_lookup", 41));
+    let ip = IP.parse().expect("ip");
+    Kernel {
+        links,
+        maps: vec![
+            map("PODS", "hash", 1, 10),
+            map("PUBLISHED", "lru_hash", 10, 10),
+        ],
+        pods: vec![PodEntry {
+            uid: UID.to_owned(),
+            netns_cookie: 7,
+            netns_ino: Some(90),
+            addresses: vec![ip],
+            listening: vec![ip],
+        }],
+        addresses: BTreeMap::from([(ip, 7)]),
+        config: BTreeMap::from([
+            ("host_netns_cookie", "1".to_owned()),
+            ("agent_cgroup", "2".to_owned()),
+            ("kubepods_cgroup", "3".to_owned()),
+        ]),
+    }
+}
+
+fn intent() -> Intent {
+    let pod = WantedPod {
+        name: "shop/cart".to_owned(),
+        in_mesh: true,
+        identity: ID.to_owned(),
+        addresses: vec![IP.parse().expect("ip")],
+        waypoints: json!([]),
+        egress: json!("ALLOW_ANY"),
+    };
+    let route = ("route", "HTTPRoute/shop/r".to_owned());
+    Intent {
+        from: "manifests".to_owned(),
+        pods: BTreeMap::from([(UID.to_owned(), pod)]),
+        mesh: mesh(),
+        waypoints: BTreeMap::new(),
+        proxies: vec![WantedProxy {
+            pod: "shop/waypoint-0".to_owned(),
+            gateway: GatewayName::new("shop", "waypoint"),
+            resources: BTreeMap::from([(route, "v2".to_owned())]),
+        }],
+    }
+}
+
+fn healthy() -> Layers {
+    let sockets = PodSockets {
+        netns: Some((7, 90)),
+        sockets: Ok([
+            "127.0.0.1:15001",
+            "127.0.0.1:15006",
+            "10.0.0.1:15008",
+            "0.0.0.0:8080",
+        ]
+        .map(listener)
+        .to_vec()),
+    };
+    let status = json!({"version": env!("CARGO_PKG_VERSION"), "controller": {"connected": true}});
+    let config = json!({"kind": "route", "name": "HTTPRoute/shop/r", "version": "v2", "state": "active", "problems": []});
+    Layers {
+        node: "n".to_owned(),
+        intent: Ok(intent()),
+        agent: Ok(agent()),
+        kernel: Ok(kernel()),
+        sockets: BTreeMap::from([(UID.to_owned(), sockets)]),
+        proxies: vec![Proxy {
+            pages: Ok((status, vec![config])),
+        }],
+    }
+}
+
+/// What is found, `CODE object`, when `spoil` was done to healthy layers.
+fn found(spoil: impl FnOnce(&mut Layers)) -> Vec<String> {
+    let mut layers = healthy();
+    spoil(&mut layers);
+    let list = compare(&layers);
+    list.iter()
+        .map(|one| format!("{} {}", one.code.id, one.object.text))
+        .collect()
+}
+
+fn of_agent(spoil: impl FnOnce(&mut Agent)) -> Vec<String> {
+    found(|layers| spoil(layers.agent.as_mut().expect("agent")))
+}
+
+fn of_kernel(spoil: impl FnOnce(&mut Kernel)) -> Vec<String> {
+    found(|layers| spoil(layers.kernel.as_mut().expect("kernel")))
+}
+
+fn of_intent(spoil: impl FnOnce(&mut Intent)) -> Vec<String> {
+    found(|layers| spoil(layers.intent.as_mut().expect("intent")))
+}
+
+fn of_sockets(spoil: impl FnOnce(&mut PodSockets)) -> Vec<String> {
+    found(|layers| spoil(layers.sockets.get_mut(UID).expect("pod")))
+}
+
+const POD: &str = "pod shop/cart";
+
+#[test]
+fn nothing_differs_in_what_is_well() {
+    assert_eq!(found(|_| {}), [""; 0]);
+    // Nor without what stands above.
+    assert_eq!(
+        found(|layers| layers.intent = Err("not asked for".to_owned())),
+        [""; 0]
+    );
+}
+
+#[test]
+fn the_agent_and_its_controller() {
+    assert_eq!(
+        found(|layers| {
+            layers.agent = Err("no agent".to_owned());
+            layers.proxies = vec![];
+        }),
+        ["KARST1001 agent of n"]
+    );
+    assert_eq!(
+        of_agent(|agent| agent.status["not_ready_reason"] = json!("state_not_ready")),
+        ["KARST1002 agent of n"]
+    );
+    assert_eq!(
+        of_agent(|agent| agent.status["controller"]["connected"] = json!(false)),
+        ["KARST1003 agent of n"]
+    );
+    let rejected = json!({"type_url": "type.googleapis.com/istio.workload.Address", "name": "w", "error": "bad"});
+    assert_eq!(
+        of_agent(|agent| agent.rejected.push(rejected)),
+        ["KARST1010 Address w"]
+    );
+}
+
+#[test]
+fn pods_of_the_agent() {
+    let pod =
+        |change: fn(&mut Value)| of_agent(|agent| change(agent.pods.get_mut(UID).expect("pod")));
+    // The kernel still has it, which is another difference.
+    assert_eq!(
+        pod(|pod| pod["enrolled"] = json!(false)),
+        [format!("KARST1004 {POD}"), format!("KARST1103 {POD}")]
+    );
+    assert_eq!(
+        of_intent(|intent| intent.pods.get_mut(UID).expect("pod").in_mesh = false),
+        [format!("KARST1005 {POD}")]
+    );
+    assert_eq!(
+        of_intent(|intent| intent.pods.clear()),
+        [format!("KARST1005 {POD}")]
+    );
+    for change in [
+        |pod: &mut Value| pod["identity"] = json!("spiffe://cluster.local/ns/shop/sa/other"),
+        |pod: &mut Value| pod["egress"] = json!("REGISTRY_ONLY"),
+        |pod: &mut Value| pod["waypoints"] = json!([{"ports": [1]}]),
+    ] {
+        let list = pod(change);
+        assert!(list.contains(&format!("KARST1006 {POD}")), "{list:?}");
+    }
+    // Its addresses also differ from the kernel's then.
+    assert_eq!(
+        pod(|pod| pod["addresses"] = json!(["10.0.0.9"])),
+        [format!("KARST1006 {POD}"), format!("KARST1104 {POD}")]
+    );
+}
+
+#[test]
+fn certificates() {
+    let id = format!("certificate {ID}");
+    let spoilt = |key: &'static str, value: &'static str| {
+        of_agent(|agent| agent.certificates[0][key] = json!(value))
+    };
+    assert_eq!(
+        spoilt("not_after", "2020-01-01T00:00:00Z"),
+        [format!("KARST1013 {id}")]
+    );
+    assert_eq!(spoilt("state", "unavailable"), [format!("KARST1012 {id}")]);
+    assert_eq!(
+        of_agent(|agent| agent.certificates.clear()),
+        [format!("KARST1012 {id}")]
+    );
+    assert_eq!(
+        spoilt("reason", "ca_unreachable"),
+        ["KARST1014 certificate authority c:1"]
+    );
+    // That it is expired is said once.
+    assert_eq!(spoilt("reason", "certificate_expired"), [""; 0]);
+}
+
+#[test]
+fn the_mesh_by_its_content() {
+    let agent = |change: fn(&mut Mesh)| of_agent(|agent| change(&mut agent.mesh));
+    assert_eq!(
+        agent(|mesh| mesh.workloads.get_mut("w").expect("w")["addresses"] = json!([])),
+        ["KARST1007 workload w"]
+    );
+    assert_eq!(
+        agent(|mesh| drop(mesh.workloads.remove("w"))),
+        ["KARST1007 workload w"]
+    );
+    assert_eq!(
+        agent(|mesh| {
+            let service = mesh.services.get_mut("shop/cart.shop").expect("service");
+            service["ports"][0]["endpoints"] = json!([]);
+        }),
+        ["KARST1008 service shop/cart.shop"]
+    );
+    assert_eq!(
+        agent(|mesh| mesh.policies.get_mut("shop/p").expect("p")["digest"] = json!("2")),
+        ["KARST1009 policy shop/p"]
+    );
+    assert_eq!(
+        agent(|mesh| drop(mesh.policies.insert("shop/x".to_owned(), json!({})))),
+        ["KARST1009 policy shop/x"]
+    );
+    // What only the agent knows makes no difference; nor the content, where versions differ.
+    assert_eq!(
+        agent(|mesh| {
+            mesh.workloads.get_mut("w").expect("w")["latency_us"] = json!(3);
+            let service = mesh.services.get_mut("shop/cart.shop").expect("service");
+            service["ports"][0]["endpoints"][0]["weight"] = json!(1);
+        }),
+        [""; 0]
+    );
+    assert_eq!(
+        of_agent(|agent| {
+            agent.status["version"] = json!("0.0.0");
+            agent.mesh.policies.get_mut("shop/p").expect("p")["digest"] = json!("2");
+        }),
+        [""; 0]
+    );
+}
+
+#[test]
+fn waypoints_and_proxies() {
+    let absent = ("it is not there".to_owned(), "shop/cart".to_owned());
+    assert_eq!(
+        of_intent(|intent| drop(intent.waypoints.insert("shop/w".to_owned(), absent))),
+        ["KARST1011 waypoint shop/w"]
+    );
+    let proxy = "proxy shop/waypoint-0 of Gateway shop/waypoint";
+    let route = format!("route HTTPRoute/shop/r at {proxy}");
+    assert_eq!(
+        found(|layers| layers.proxies[0].pages = Err("refused".to_owned())),
+        [format!("KARST1015 {proxy}")]
+    );
+    let pages = |change: fn(&mut (Value, Vec<Value>))| {
+        found(|layers| change(layers.proxies[0].pages.as_mut().expect("pages")))
+    };
+    assert_eq!(
+        pages(|(_, config)| config[0]["version"] = json!("v1")),
+        [format!("KARST1016 {route}")]
+    );
+    assert_eq!(
+        pages(|(_, config)| config.clear()),
+        [format!("KARST1016 {route}")]
+    );
+    assert_eq!(
+        pages(|(_, config)| config[0]["state"] = json!("stale")),
+        [format!("KARST1010 {route}")]
+    );
+    assert_eq!(
+        pages(|(status, _)| status["controller"]["connected"] = json!(false)),
+        [format!("KARST1003 {proxy}")]
+    );
+}
+
+#[test]
+fn entries_of_maps() {
+    assert_eq!(
+        found(|layers| layers.kernel = Err("nothing".to_owned())),
+        ["KARST1101 pins of n"]
+    );
+    let link = "KARST1113 link sk_lookup-u-1";
+    let address = format!("KARST1105 POD_ADDRESSES[{IP}]");
+    assert_eq!(
+        of_kernel(|kernel| kernel.pods.clear()),
+        [format!("KARST1102 {POD}"), address, link.to_owned()]
+    );
+    let list = of_kernel(|kernel| {
+        let stale = PodEntry {
+            uid: "stale".to_owned(),
+            netns_cookie: 8,
+            netns_ino: None,
+            addresses: vec![],
+            listening: vec![],
+        };
+        kernel.pods.push(stale);
+    });
+    assert!(
+        list.contains(&"KARST1103 pod with uid stale".to_owned()),
+        "{list:?}"
+    );
+    let list = of_kernel(|kernel| {
+        kernel.pods[0].netns_cookie = 8;
+        kernel.addresses.values_mut().for_each(|cookie| *cookie = 8);
+    });
+    assert_eq!(list, [format!("KARST1104 {POD}")]);
+    assert_eq!(
+        of_kernel(|kernel| kernel.addresses.clear()),
+        [format!("KARST1105 {POD}")]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel
+            .addresses
+            .extend([("10.9.9.9".parse().expect("ip"), 7)])),
+        ["KARST1105 POD_ADDRESSES[10.9.9.9]"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| drop(kernel.config.insert("agent_cgroup", "9".to_owned()))),
+        ["KARST1112 map CONFIG"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.maps[0].entries = Some(9)),
+        ["KARST1110 map PODS"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.maps[0].entries = Some(10)),
+        ["KARST1111 map PODS"]
+    );
+}
+
+#[test]
+fn links_and_programs() {
+    assert_eq!(
+        of_kernel(|kernel| kernel.links.retain(|link| link.name != "connect4")),
+        ["KARST1106 link connect4"]
+    );
+    let of_pod = format!("link sk_lookup-u-1 of {POD}");
+    assert_eq!(
+        of_kernel(|kernel| drop(kernel.links.pop())),
+        [format!("KARST1106 {of_pod}")]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.links[0].cgroup_id = Some(0)),
+        ["KARST1107 link sock_ops"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.links[0].cgroup_id = Some(71)),
+        ["KARST1108 link sock_ops"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.links[0].program_id = 39),
+        ["KARST1109 link sock_ops"]
+    );
+    let last = |change: fn(&mut LinkInfo)| {
+        of_kernel(|kernel| change(kernel.links.last_mut().expect("link")))
+    };
+    assert_eq!(
+        last(|link| link.netns_ino = Some(0)),
+        [format!("KARST1107 {of_pod}")]
+    );
+    assert_eq!(
+        last(|link| link.netns_ino = Some(91)),
+        [format!("KARST1108 {of_pod}")]
+    );
+    assert_eq!(
+        last(|link| link.program_id = 39),
+        ["KARST1109 link sk_lookup-u-1"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.links.push(link("sk_lookup-x", "sk_lookup", 41))),
+        ["KARST1113 link sk_lookup-x"]
+    );
+}
+
+#[test]
+fn sockets_of_pods() {
+    assert_eq!(
+        of_sockets(|pod| pod.netns = None),
+        [format!("KARST1201 {POD}")]
+    );
+    let without = |port: u16| {
+        of_sockets(|pod| {
+            let sockets = pod.sockets.as_mut().expect("sockets");
+            sockets.retain(|socket| socket.local.port() != port);
+        })
+    };
+    for port in [15001, 15006, 15008] {
+        assert_eq!(without(port), [format!("KARST1202 {POD}")], "{port}");
+    }
+    assert_eq!(without(8080), [format!("KARST1204 {POD}")]);
+    assert_eq!(
+        of_kernel(|kernel| kernel.pods[0].listening.clear()),
+        [format!("KARST1203 {POD}")]
+    );
+}
+
+#[test]
+fn a_difference_is_a_line_that_says_what_to_do() {
+    let mut layers = healthy();
+    layers.agent = Err("no agent at /x: gone".to_owned());
+    layers.proxies.clear();
+    let differences = compare(&layers);
+    let report = Report::new(&layers, differences, 1);
+    let output = |json, pretty| Output { json, pretty };
+    let text = report.render(output(false, false));
+    let expected = "\
+intent   manifests: 1 pods of n in the mesh
+agent    NOT READ: no agent at /x: gone
+kernel   6 links, 2 maps, 1 pods
+sockets  1 network namespaces
+not compared: programs with those that the agent loaded, CONFIG, certificates, what agent and proxies hold
+KARST1001 AgentUnreachable intent/agent agent of n: expected an answer; found no agent at /x: gone; do: start the \
+node's agent; its log says why it ended
+1 difference (1 more were not in every reading: changes on their way)
+";
+    assert_eq!(text, expected);
+    let value: Value = serde_json::from_str(&report.render(output(true, false))).expect("JSON");
+    assert_eq!(value["differences"][0]["code"], "KARST1001");
+    assert_eq!(
+        value["differences"][0]["between"],
+        json!(["intent", "agent"])
+    );
+    assert_eq!(value["layers"][1]["read"], false);
+}
