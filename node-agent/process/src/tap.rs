@@ -8,6 +8,7 @@
 //! Start reading at [`Tap::publish`]; [`query`] is what a subscriber asks for, [`answer`] the page of the admin server.
 
 pub mod facts;
+mod metrics;
 pub mod query;
 mod queue;
 mod rate;
@@ -27,7 +28,6 @@ use serde_json::json;
 
 use crate::access_log::{Record, append_event};
 use crate::http_server::{self, Reply};
-use crate::metrics::{Out, gauge};
 use facts::Facts;
 use query::{Query, Sees};
 use queue::Queue;
@@ -181,27 +181,6 @@ impl Tap {
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.0.live.load(Ordering::Relaxed)
-    }
-
-    /// Writes what is counted here.
-    ///
-    /// # Errors
-    /// The text cannot be written.
-    pub fn encode(&self, out: &mut Out<'_>) -> fmt::Result {
-        let help = "Clients that follow the live events of this process";
-        out.gauge("karst_tap_subscribers", help, gauge(self.subscribers()))?;
-        let counts = &self.0.counts;
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let help = "Live events put into a subscriber's queue";
-        out.counter("karst_tap_events", help, load(&counts.sent))?;
-        let dropped = [
-            (vec![("cause", "queue_full")], load(&counts.queue_full)),
-            (vec![("cause", "rate_limit")], load(&counts.rate_limit)),
-        ];
-        let help = "Live events that a subscriber wanted and did not get";
-        out.counters("karst_tap_events_dropped", help, dropped)?;
-        let help = "Subscribers refused because there were too many";
-        out.counter("karst_tap_refused", help, load(&counts.refused))
     }
 }
 
