@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use karst_tunnel::headers::{Baggage, Forwarded, SourceHeaders, TraceParent};
 use karst_tunnel::relay::RelayEnd;
-use karst_tunnel::{Counters, settings};
+use karst_tunnel::{Counters, TlsInfo, settings};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -350,7 +350,14 @@ fn headers_arrive_and_negotiation_is_known_on_both_ends() {
             panic!("{requests:?}");
         };
         assert_eq!(request.peer, *client.cert.id());
-        assert_eq!(request.tls, stream.tls);
+        let negotiated = |tls: &TlsInfo| TlsInfo {
+            local_addr: None,
+            ..tls.clone()
+        };
+        assert_eq!(negotiated(&request.tls), negotiated(&stream.tls));
+        assert_eq!(request.tls.local_addr, Some(server.address));
+        let client_end = stream.tls.local_addr.expect("the client knows its end");
+        assert_ne!(client_end, server.address);
         assert_eq!(request.baggage, source.baggage);
         assert_eq!(request.forwarded, source.forwarded);
         assert_eq!(request.traceparent, source.traceparent);
