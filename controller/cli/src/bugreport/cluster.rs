@@ -1,6 +1,6 @@
 //! The cluster's part: the objects of the mesh, Karst's own, their logs and metrics, and two reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, ListParams, LogParams};
@@ -11,6 +11,8 @@ use super::archive::Archive;
 use crate::args::{Analyze, BugReport, Check, Form, Kubernetes, Objects, Output, Threshold};
 use crate::cluster::{self, PART_OF, SYSTEM_NAMESPACE, failure, kinds, nodes};
 use crate::failure::{Failure, Kind};
+use crate::inspect::remote;
+use crate::install::rollout;
 use crate::style::progress;
 use crate::{analyze, check, source};
 
@@ -19,6 +21,25 @@ const MAX_LOG_BYTES: i64 = 16 << 20;
 
 /// Pods of Karst whose logs and metrics are taken: those of 1,000 nodes and some gateways.
 const MAX_PODS: usize = 1_200;
+
+/// Nodes whose state is asked for, each by some calls of a second or less.
+const MAX_NODES: usize = 100;
+
+/// What is asked of a node.
+const INSPECTED: [&str; 12] = [
+    "prog",
+    "link",
+    "map",
+    "pod",
+    "xds",
+    "cert",
+    "tunnel",
+    "connection",
+    "policy",
+    "service",
+    "endpoint",
+    "workload",
+];
 
 /// Events of Karst's own namespace.
 const MAX_EVENTS: u32 = 1_000;
@@ -53,8 +74,51 @@ pub fn gather(archive: &mut Archive, args: &BugReport) -> Result<(), Failure> {
         progress("cluster: Karst's pods");
         pods(archive, args, &client).await
     })?;
+    agents(archive, args)?;
     progress("cluster: karst check and karst analyze");
     reports(archive, args)
+}
+
+/// What kernel and agent hold on each node, as `karst inspect` in the agent's container tells it.
+fn agents(archive: &mut Archive, args: &BugReport) -> Result<(), Failure> {
+    let pods = cluster::run(async {
+        let client = cluster::client(&args.kubernetes).await?;
+        rollout::pods(&client, rollout::AGENT).await
+    });
+    let pods = match pods {
+        Ok(pods) => pods,
+        Err(failure) => {
+            archive.missing("nodes", &failure.message);
+            return Ok(());
+        }
+    };
+    let names = pods
+        .iter()
+        .filter_map(|pod| pod.spec.as_ref()?.node_name.clone());
+    let names: BTreeSet<String> = names.collect();
+    if names.len() > MAX_NODES {
+        let why = format!("there are {}, of which {MAX_NODES} are here", names.len());
+        archive.missing("nodes", &why);
+    }
+    for name in names.into_iter().take(MAX_NODES) {
+        progress(&format!("node {name}: kernel and agent"));
+        let node = remote::Node::new(args.kubernetes.clone(), name.clone());
+        for object in INSPECTED {
+            let place = format!("nodes/{name}/{object}.json");
+            let words = ["inspect", "--json", object].map(str::to_owned);
+            let found = node.output(&words).and_then(|output| {
+                serde_json::from_str::<Value>(&output.out)
+                    .map_err(|_| Failure::failed("no_json", output.err.trim().to_owned()))
+            });
+            let is_lost = matches!(&found, Err(failure) if failure.reason != "no_json");
+            add(archive, &place, found)?;
+            if is_lost {
+                // Nobody there runs commands, so the others are not tried.
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn facts(archive: &mut Archive, client: &Client) -> Result<(), Failure> {

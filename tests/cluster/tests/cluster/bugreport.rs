@@ -142,6 +142,19 @@ data: {{settings: {MARKER}}}
         has("/metrics.txt", "karst_controller_leader"),
         "the controller's metrics"
     );
+    for node in ["node1", "node2"] {
+        let links = list(&format!("nodes/{node}/link.json"));
+        assert!(!links.as_array().unwrap().is_empty(), "{node}");
+        let types = list(&format!("nodes/{node}/xds.json"));
+        assert!(
+            types
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|one| one["synced"] == true),
+            "{types}"
+        );
+    }
     assert!(list("check.json").is_object());
     assert!(of("cluster/version.json").contains("v1."));
     assert_eq!(
