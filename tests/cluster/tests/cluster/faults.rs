@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::mesh::system_logs;
 use crate::shared::{LIMIT, alone, http, two_apps};
 
 #[test]
@@ -85,7 +86,7 @@ fn a_node_comes_back_after_its_power_was_cut() {
         anyhow::ensure!(restarts >= 1, "not restarted");
         Ok(())
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", system_logs(&cluster)));
     let what = ["deployment/app", "-n", namespace];
     cluster
         .wait_for(&what, "jsonpath={.status.readyReplicas}=2", LIMIT)
