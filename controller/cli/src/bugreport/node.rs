@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::archive::Archive;
 use crate::args::BugReport;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::{admin, kernel};
 
 /// Pages of the agent's admin socket. None has a secret.
@@ -77,7 +77,7 @@ pub fn gather(archive: &mut Archive, args: &BugReport, node: &str) -> Result<(),
         let answer = admin::get(&socket, &format!("/v1/{page}"));
         let gone = answer
             .as_ref()
-            .is_err_and(|failure| failure.reason == "agent_unreachable");
+            .is_err_and(|failure| failure.kind == Kind::Unreachable);
         add(archive, &place(&format!("agent/{page}.json")), answer)?;
         if gone {
             archive.missing(&place("agent"), "its other pages were not asked for");
