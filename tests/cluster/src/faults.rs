@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use karst_harness::{host, run_in};
 use nix::sys::signal::Signal;
 
+use crate::cgroup;
 use crate::cluster::Cluster;
 use crate::control_plane::{self, APISERVER, ETCD};
 use crate::lifecycle;
@@ -52,7 +53,11 @@ impl Cluster {
         for program in ["containerd", "kubelet", "kube-proxy"] {
             lifecycle::stop(self.paths(), &format!("{name}-{program}"), Signal::SIGKILL)?;
         }
-        // What a reboot would have cleared of a machine's network.
+        // What a reboot would have cleared. A kubelet that finds the cgroups of containers that are
+        // gone asks three seconds long for each of them before it runs a pod.
+        let cgroup = self.paths().cgroup().join(&name);
+        cgroup::kill(&cgroup)?;
+        cgroup::remove(&cgroup)?;
         forget_network(self.paths(), &name)
     }
 
