@@ -10,6 +10,7 @@
 mod access;
 mod base;
 mod bugreport;
+mod diagnosis;
 mod faults;
 mod inspect;
 mod mesh;

@@ -34,7 +34,7 @@ spec: {controllerName: karst.dev/waypoint-controller}
 }
 
 /// Runs the test application in the client's pod; gives what it reports.
-fn ask(cluster: &Cluster, namespace: &str, argv: &[&str]) -> anyhow::Result<Value> {
+pub fn ask(cluster: &Cluster, namespace: &str, argv: &[&str]) -> anyhow::Result<Value> {
     let client = pod(cluster, namespace, "client");
     let name = text(&client, "/metadata/name");
     let exec = ["exec", "-n", namespace, name, "--", "/karst-testapp"];
