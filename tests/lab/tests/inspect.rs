@@ -543,9 +543,7 @@ fn dumps_have_the_entries_that_bpftool_sees() -> Result<()> {
         );
         ensure!(of[0]["entries"] == items(&theirs)?.len(), "{of}");
     }
-    let theirs = bpftool_json(&["map", "dump", "name", "PODS"])?;
-    // By name it sees those of all nodes of the lab; the pin says which are this node's.
-    ensure!(theirs.is_array(), "{theirs}");
+    // By name bpftool sees those of all nodes of the lab; the pin says which are this node's.
     let pin = list(&["map", "show", "PODS"])?[0]["pinned"].clone();
     let theirs = bpftool_json(&["map", "dump", "pinned", pin.as_str().context("no pin")?])?;
     let mut cookies = BTreeMap::new();

@@ -317,13 +317,12 @@ spec:
         let id = format!("x-request-id: {id}");
         shop.get("web:80", &[&["--header", &id], more].concat())
     };
-    let logged = |id: &str| -> Result<bool> {
+    let logged = |id: &str| -> Result<Option<Value>> {
         let log = shop.world.lab.logs("shop/waypoint")?;
-        let lines = log
+        let mut lines = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut lines = lines.filter(|line| line["request_id"] == id);
-        Ok(lines.any(|line| line["trace_id"].as_str().is_some_and(|id| id.len() == 32)))
+        Ok(lines.find(|line| line["request_id"] == id))
     };
     let mut round = 0;
     until("the filter to count", SOON, || {
@@ -333,10 +332,13 @@ spec:
         ask(&loud, &["--header", "x-loud: yes"])?;
         // Lines are in the order in which requests have ended.
         until("the line", Duration::from_secs(5), || {
-            ensure!(logged(&loud)?, "{loud} is not in the log");
+            let line = logged(&loud)?.with_context(|| format!("{loud} is not in the log"))?;
+            let trace = line["trace_id"].as_str().unwrap_or_default();
+            ensure!(trace.len() == 32, "{line}");
             Ok(())
         })?;
-        ensure!(!logged(&quiet)?, "{quiet} is in the log");
+        let line = logged(&quiet)?;
+        ensure!(line.is_none(), "{line:?}");
         Ok(())
     })
 }

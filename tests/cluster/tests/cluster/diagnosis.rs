@@ -15,7 +15,8 @@ use karst_harness::{Doctor, EndingAuthority, by_hand, host, until};
 use serde_json::{Value, json};
 
 use crate::mesh::{
-    AGENTS, LABEL, NO_LABEL, SYSTEM, enrolled_shop, label, pod, text, wait_enrolled, with_karst,
+    AGENTS, LABEL, NO_LABEL, SYSTEM, enrolled_shop, karst_output, label, pod, text, wait_enrolled,
+    with_karst,
 };
 use crate::outage::scale;
 use crate::shared::{APP_IMAGE, LIMIT, alone, ask as page, shared};
@@ -42,22 +43,15 @@ const COOKIE: u64 = 0x7777_7777;
 /// Where the links and the maps of node1 are pinned.
 const PINS: &str = "/sys/fs/bpf/karst/node1";
 
-/// Runs `karst` where the API server is all that can be reached.
-fn afar(cluster: &Cluster, arguments: &[&str]) -> Result<Output> {
-    let program = karst_cluster::binary("karst")?.display().to_string();
-    let argv = [&[program.as_str()], arguments].concat();
-    Ok(cluster.exec_command(&argv)?.output()?)
-}
-
 fn explain(cluster: &Cluster, arguments: &[&str]) -> Result<Output> {
-    afar(cluster, &[&["explain", "-j"], arguments].concat())
+    karst_output(cluster, &[&["explain", "-j"], arguments].concat())
 }
 
 /// From a laptop: what a node holds is compared there, through the agent's container.
 fn from_afar(cluster: &Cluster) -> Doctor<'_> {
     Doctor::new(
         |node| {
-            afar(
+            karst_output(
                 cluster,
                 &["inspect", "diff", "--settle=1", "-j", "--node", node],
             )
@@ -452,7 +446,7 @@ fn stale_map_entries() -> Result<()> {
         "--node",
         "node1",
     ];
-    let dump = afar(&cluster, &[&["inspect"], &dump[..]].concat())?;
+    let dump = karst_output(&cluster, &[&["inspect"], &dump[..]].concat())?;
     let dump: Value = serde_json::from_slice(&dump.stdout)?;
     let entries = dump.as_array().context("no entries")?;
     let entry = entries
@@ -749,7 +743,7 @@ metadata: {{name: brief, namespace: {BRIEF}}}
             scale(cluster, 1);
             until("the certificate", LIMIT, || {
                 let cert = ["inspect", "cert", "-j", "--node", "node1"];
-                let list: Value = serde_json::from_slice(&afar(cluster, &cert)?.stdout)?;
+                let list: Value = serde_json::from_slice(&karst_output(cluster, &cert)?.stdout)?;
                 let all = list.as_array().into_iter().flatten();
                 let mut own = all.filter(|one| one["id"] == id.as_str());
                 ensure!(own.any(|one| one["state"] == "available"), "{list}");

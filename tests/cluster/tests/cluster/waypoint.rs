@@ -45,7 +45,8 @@ pub fn ask(cluster: &Cluster, namespace: &str, argv: &[&str]) -> anyhow::Result<
         .map_err(|_| anyhow::anyhow!("{said}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-fn weights(namespace: &str, v1: u32, v2: u32) -> String {
+/// A route to `web` by weights.
+pub fn weights(namespace: &str, v1: u32, v2: u32) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
