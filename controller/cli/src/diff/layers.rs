@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use karst_api::NODE_POD_TYPE;
@@ -20,10 +20,12 @@ use serde_json::Value;
 
 use super::proxies;
 use super::report::Object;
+use crate::admin::Source;
 use crate::args::Inspect;
 use crate::explain::{World, proxy_type};
 use crate::failure::Failure;
-use crate::{admin, cluster, kernel, source};
+use crate::inspect::place::Local;
+use crate::{cluster, kernel, source};
 
 /// A layer, or why it could not be read.
 pub type Layer<T> = Result<T, String>;
@@ -154,7 +156,7 @@ pub struct Said {
 pub struct Reader<'a> {
     args: &'a Inspect,
     node: String,
-    socket: PathBuf,
+    agent: Source,
 }
 
 impl<'a> Reader<'a> {
@@ -163,10 +165,10 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// There are several.
     pub fn new(args: &'a Inspect) -> Result<Self, Failure> {
-        let node = kernel::node(&args.bpffs_root, args.node.as_deref())?;
-        let default = || Path::new("/run/karst").join(&node).join("admin/agent.sock");
-        let socket = args.admin_socket.clone().unwrap_or_else(default);
-        Ok(Self { args, node, socket })
+        let local = Local::new(&args.place, args.place.node.clone());
+        let agent = Source::Agent(local.socket()?);
+        let (_, node) = local.pins()?;
+        Ok(Self { args, node, agent })
     }
 
     /// Reads all layers: those that change others first, so that what changes meanwhile is seen by the
@@ -180,7 +182,7 @@ impl<'a> Reader<'a> {
         let kernel = self.kernel().map_err(|failure| failure.message);
         let kernel = kernel.and_then(|kernel| {
             let none = kernel.maps.is_empty() && kernel.links.is_empty();
-            let root = self.args.bpffs_root.display();
+            let root = self.args.place.bpffs_root.display();
             (!none)
                 .then_some(kernel)
                 .ok_or_else(|| format!("nothing is pinned for {} under {root}", self.node))
@@ -229,7 +231,7 @@ impl<'a> Reader<'a> {
     }
 
     fn get(&self, path: &str) -> Result<Value, Failure> {
-        admin::get(&self.socket, path)
+        self.agent.page(path)
     }
 
     fn list(&self, path: &str) -> Result<Vec<Value>, Failure> {
@@ -254,7 +256,7 @@ impl<'a> Reader<'a> {
     }
 
     fn kernel(&self) -> Result<Kernel, Failure> {
-        let (root, node) = (&self.args.bpffs_root, &self.node);
+        let (root, node) = (&self.args.place.bpffs_root, &self.node);
         let links = inspect::links(root, node).map_err(kernel::failure)?;
         let maps = inspect::maps(root, node).map_err(kernel::failure)?;
         let dump = |map: &str| -> Result<Vec<MapEntry>, Failure> {

@@ -21,9 +21,10 @@ use karst_waypoint::client::{Client, SourceWorkload};
 use serde_json::{Map, Value};
 
 use super::event::{Line, Notice};
-use super::source::Source;
+use super::source::{self, Lines};
 use super::{Dropped, query};
-use crate::args::{Cli, Command};
+use crate::admin::Source;
+use crate::args::{Cli, Command, NodeArgs};
 use crate::failure::Kind as Failed;
 
 fn schema() -> Value {
@@ -361,22 +362,29 @@ fn nobody_to_ask_is_said() {
     let folder = tempfile::tempdir().expect("folder");
     let nobody = Source::Agent(folder.path().join("agent.sock"));
     let error = runtime
-        .block_on(nobody.lines("/v1/tap"))
+        .block_on(Lines::open(&nobody, "/v1/tap"))
         .expect_err("nobody");
     assert_eq!(
         (error.kind, &*error.reason),
-        (Failed::Failed, "agent_unreachable")
+        (Failed::Unreachable, "unreachable")
     );
-    let args = crate::args::Sources {
-        bpffs_root: folder.path().into(),
-        ..Default::default()
+    let nowhere = |node: Option<&str>| {
+        let args = crate::args::Sources {
+            place: NodeArgs {
+                node: node.map(str::to_owned),
+                bpffs_root: folder.path().into(),
+                ..NodeArgs::default()
+            },
+            ..crate::args::Sources::default()
+        };
+        source::all(&args)
     };
-    let error = Source::all(&args).expect_err("no node");
-    assert!(
-        error
-            .message
-            .contains("through the API server is not possible yet"),
-        "{}",
-        error.message
-    );
+    let error = nowhere(None).expect_err("no node");
+    assert_eq!(error.kind, Failed::NotFound);
+    for way in ["--node", "--pod", "--waypoint"] {
+        assert!(error.message.contains(way), "{}", error.message);
+    }
+    // One that is not here is reached through the API server.
+    let far = nowhere(Some("worker-1")).expect("a way");
+    assert!(matches!(&far[..], [Source::Node(node)] if node.name() == "worker-1"));
 }
