@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use bugreport::BugReport;
 pub use cluster::{Check, DryRun, Form, Install, Kubernetes, Uninstall, ValueArgs};
-pub use inspect::Inspect;
+pub use inspect::{Diff, Inspect};
 pub use live::{EventKind, Selectors, Sources, Tap, TapOutput, Top};
 pub use log_level::LogLevel;
 pub use node::NodeArgs;

@@ -85,6 +85,17 @@ pub struct Diff {
         default_value = "/run/netns"
     )]
     pub netns_dir: PathBuf,
+    /// diff: print what was read on this node and compare nothing. What compares from afar asks for it.
+    #[arg(long, hide = true)]
+    pub layers: bool,
+    /// With --layers: read the proxy in this pod too. Repeatable.
+    #[arg(
+        long = "proxy",
+        value_name = "NAMESPACE/POD",
+        hide = true,
+        requires = "layers"
+    )]
+    pub proxies: Vec<String>,
     /// diff: the objects.
     #[command(flatten)]
     pub objects: Objects,

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use karst_core::GatewayName;
 use karst_datapath::inspect::{LinkInfo, MapInfo, PodEntry, node_links};
-use karst_datapath::sock_diag::TcpSocket;
 use serde_json::{Value, json};
 
 use super::compare;
@@ -28,20 +27,6 @@ fn mesh() -> Mesh {
         workloads: of("w", json!({"uid": "w", "addresses": [IP]})),
         services: of("shop/cart.shop", service),
         policies: of("shop/p", json!({"name": "shop/p", "digest": "1"})),
-    }
-}
-
-fn listener(at: &str) -> TcpSocket {
-    TcpSocket {
-        state: "listen",
-        local: at.parse().expect("address"),
-        remote: "0.0.0.0:0".parse().expect("address"),
-        uid: 0,
-        inode: 1,
-        cookie: 1,
-        receive_queue: 0,
-        send_queue: 4096,
-        tcp: None,
     }
 }
 
@@ -125,11 +110,14 @@ fn kernel() -> Kernel {
             listening: vec![ip],
         }],
         addresses: BTreeMap::from([(ip, 7)]),
-        config: BTreeMap::from([
-            ("host_netns_cookie", "1".to_owned()),
-            ("agent_cgroup", "2".to_owned()),
-            ("kubepods_cgroup", "3".to_owned()),
-        ]),
+        config: BTreeMap::from(
+            [
+                ("host_netns_cookie", "1"),
+                ("agent_cgroup", "2"),
+                ("kubepods_cgroup", "3"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        ),
     }
 }
 
@@ -159,13 +147,13 @@ fn intent() -> Intent {
 fn healthy() -> Layers {
     let sockets = PodSockets {
         netns: Some((7, 90)),
-        sockets: Ok([
+        listening: Ok([
             "127.0.0.1:15001",
             "127.0.0.1:15006",
             "10.0.0.1:15008",
             "0.0.0.0:8080",
         ]
-        .map(listener)
+        .map(|at| at.parse().expect("address"))
         .to_vec()),
     };
     let status = json!({"version": env!("CARGO_PKG_VERSION"), "controller": {"connected": true}});
@@ -419,7 +407,11 @@ fn entries_of_maps() {
         ["KARST1105 POD_ADDRESSES[10.9.9.9]"]
     );
     assert_eq!(
-        of_kernel(|kernel| drop(kernel.config.insert("agent_cgroup", "9".to_owned()))),
+        of_kernel(|kernel| drop(
+            kernel
+                .config
+                .insert("agent_cgroup".to_owned(), "9".to_owned())
+        )),
         ["KARST1112 map CONFIG"]
     );
     assert_eq!(
@@ -484,8 +476,8 @@ fn sockets_of_pods() {
     );
     let without = |port: u16| {
         of_sockets(|pod| {
-            let sockets = pod.sockets.as_mut().expect("sockets");
-            sockets.retain(|socket| socket.local.port() != port);
+            let listening = pod.listening.as_mut().expect("sockets");
+            listening.retain(|socket| socket.port() != port);
         })
     };
     for port in [15001, 15006, 15008] {

@@ -18,7 +18,7 @@ use kube::api::{Api, AttachParams, AttachedProcess, ListParams, Portforwarder};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{Answer, Outcome};
+use super::Answer;
 use crate::admin::Stream;
 use crate::args::{Inspect, Kubernetes};
 use crate::cluster::{self, SYSTEM_NAMESPACE};
@@ -137,6 +137,8 @@ impl Forward {
 pub struct Node {
     kubernetes: Kubernetes,
     name: String,
+    /// Longest time of a command.
+    limit: Duration,
 }
 
 /// What a command on a node printed.
@@ -152,7 +154,16 @@ pub struct Output {
 impl Node {
     /// The node of this name.
     pub fn new(kubernetes: Kubernetes, name: String) -> Self {
-        Self { kubernetes, name }
+        Self {
+            kubernetes,
+            name,
+            limit: EXEC_LIMIT,
+        }
+    }
+
+    /// It, with so much time for each command.
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// Its name.
@@ -178,31 +189,6 @@ impl Node {
         answer(self.output(&command)?, args)
     }
 
-    /// Runs `karst inspect diff` on the node, where nothing is known of Kubernetes objects.
-    ///
-    /// # Errors
-    /// There is no agent, or the API server does not let us.
-    pub fn diff(&self, args: &Inspect) -> Result<Outcome, Failure> {
-        let settle = format!("--settle={}", args.diff.settle);
-        let mut command = ["inspect", "diff", "--no-intent", &settle]
-            .map(str::to_owned)
-            .to_vec();
-        if args.output.is_json() {
-            let form = if args.output.pretty {
-                "--pretty"
-            } else {
-                "--json"
-            };
-            command.push(form.to_owned());
-        }
-        let output = self.output(&command)?;
-        Ok(Outcome {
-            out: output.out,
-            err: output.err,
-            code: output.code,
-        })
-    }
-
     /// Runs `karst ARGUMENTS` in the container of the node's agent, to its end.
     ///
     /// # Errors
@@ -211,11 +197,11 @@ impl Node {
         cluster::run(async {
             let client = self.client().await?;
             let running = self.execute(client, arguments);
-            match tokio::time::timeout(EXEC_LIMIT, running).await {
+            match tokio::time::timeout(self.limit, running).await {
                 Ok(output) => output,
                 Err(_) => Err(Failure::failed(
                     "exec_timeout",
-                    format!("karst on {} did not end within {EXEC_LIMIT:?}", self.name),
+                    format!("karst on {} did not end within {:?}", self.name, self.limit),
                 )),
             }
         })
