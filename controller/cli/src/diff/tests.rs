@@ -1,6 +1,6 @@
 //! Every code from layers that are well but for one thing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use karst_core::GatewayName;
 use karst_datapath::inspect::{LinkInfo, MapInfo, PodEntry, node_links};
@@ -517,4 +517,61 @@ node's agent; its log says why it ended
         json!(["intent", "agent"])
     );
     assert_eq!(value["layers"][1]["read"], false);
+}
+
+/// What the report says to programs is the sample that the schema is held to; KARST_BLESS=1 writes it anew.
+#[test]
+fn a_report_is_as_its_schema_says() {
+    let mut layers = healthy();
+    layers.agent = Err("no agent at /x: gone".to_owned());
+    layers.proxies.clear();
+    let stale = PodEntry {
+        uid: "u-9".to_owned(),
+        netns_cookie: 8,
+        netns_ino: None,
+        addresses: vec![],
+        listening: vec![],
+    };
+    let kernel = layers.kernel.as_mut().expect("kernel");
+    kernel.pods.push(stale);
+    let differences = compare(&layers);
+    let report = Report::new(&layers, differences, 1);
+    let (json, pretty) = (true, true);
+    let text = report.render(Output { json, pretty });
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sample = folder.join("testdata/inspect/diff.json");
+    if std::env::var_os("KARST_BLESS").is_some() {
+        std::fs::write(&sample, &text).expect("written");
+    }
+    assert_eq!(text, std::fs::read_to_string(&sample).expect("a sample"));
+    let schema = std::fs::read_to_string(folder.join("schemas/diff.json")).expect("a schema");
+    let schema: Value = serde_json::from_str(&schema).expect("JSON");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    described(&schema, &value);
+    assert!(value["differences"][0]["pod_uid"].is_null());
+    let uids = value["differences"].as_array().expect("a list").iter();
+    assert!(uids.into_iter().any(|one| one["pod_uid"] == "u-9"));
+}
+
+/// Every field is described, and none that must be there is missing. What values may be is left to a validator of
+/// schemas, which the tests of the lab run on the sample and on what a node says.
+fn described(schema: &Value, value: &Value) {
+    match value {
+        Value::Object(fields) => {
+            let told = schema["properties"].as_object().expect("an object");
+            let told: BTreeSet<&String> = told.keys().collect();
+            assert_eq!(fields.keys().collect::<BTreeSet<_>>(), told);
+            let required = schema["required"].as_array().map_or(0, Vec::len);
+            assert_eq!(required, told.len());
+            for (name, value) in fields {
+                described(&schema["properties"][name], value);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                described(&schema["items"], item);
+            }
+        }
+        _ => {}
+    }
 }

@@ -12,6 +12,7 @@ mod base;
 mod bugreport;
 mod faults;
 mod inspect;
+mod live;
 mod mesh;
 mod outage;
 mod policy;
