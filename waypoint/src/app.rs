@@ -378,7 +378,8 @@ async fn expire_series(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(EXPIRE_EVERY);
     loop {
         tick.tick().await;
-        shared.metrics.traffic.expire();
+        let workloads = shared.clusters.workloads();
+        shared.metrics.traffic.expire(&workloads);
     }
 }
 

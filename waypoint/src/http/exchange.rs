@@ -17,7 +17,7 @@ use super::upload::{Upload, UploadError};
 use crate::access_log::{Check, Destination, EndpointRecord, RequestRecord, Spoken};
 use crate::authn::Verified;
 use crate::authz::Denial;
-use crate::balance::{Outcome, Picked, RetryPermit, Via};
+use crate::balance::{Outcome, Picked, RetryPermit};
 use crate::filter::RequestScheme;
 use crate::observe::Observed;
 use crate::reason::Reason;
@@ -198,7 +198,7 @@ impl Exchange {
         record.listener = self.listener.take();
         record.route = self.route.take();
         record.destination = self.destination.take();
-        record.endpoint = self.picked.as_ref().map(endpoint_record);
+        record.endpoint = self.picked.as_ref().map(EndpointRecord::of);
         record.status = self.status.map_or(0, |status| status.as_u16());
         record.grpc_status = self.grpc_status;
         record.reason = self.reason;
@@ -236,17 +236,5 @@ impl Drop for Exchange {
             }
             self.finish();
         }
-    }
-}
-
-fn endpoint_record(picked: &Picked) -> EndpointRecord {
-    let endpoint = picked.endpoint();
-    EndpointRecord {
-        uid: Arc::clone(endpoint.uid()),
-        address: picked.destination(),
-        identity: match endpoint.via() {
-            Via::Hbone { identity, .. } => Some(identity.clone()),
-            Via::Plain => None,
-        },
     }
 }

@@ -1,5 +1,6 @@
 //! The metrics as a scrape shows them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -101,37 +102,33 @@ impl Collector for Counters {
     }
 }
 
-type Labels = Vec<(&'static str, String)>;
+type Labelled<'a> = (Vec<(&'static str, Cow<'a, str>)>, &'a Series);
 
 impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let series = self.snapshot();
-        let labelled: Vec<(Labels, &Series)> =
-            series.iter().map(|s| (s.key.labels(), &**s)).collect();
+        let labelled: Vec<Labelled<'_>> = series.iter().map(|s| (s.key.labels(), &**s)).collect();
         requests(&mut encoder, &labelled)?;
         connections(&mut encoder, &labelled)
     }
 }
 
-fn requests(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fmt::Result {
-    let of = |(labels, series): &'_ (Labels, &Series)| match &series.detail {
-        Detail::Requests(_) => Some(labels.clone()),
-        Detail::Connections(_) => None,
-    };
-    let counts = |series: &Series, get: fn(&RequestCounts) -> &Histogram| match &series.detail {
-        Detail::Requests(counts) => Some(get(counts).read()),
-        Detail::Connections(_) => None,
-    };
+fn requests(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Result {
+    let series: Vec<_> = series
+        .iter()
+        .filter_map(|(labels, series)| match &series.detail {
+            Detail::Requests(counts) => Some((labels, &**counts)),
+            Detail::Connections(_) => None,
+        })
+        .collect();
     let help = "Requests";
     let mut metric =
         encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
-    for entry in series {
-        let (Some(labels), Some(reading)) = (of(entry), counts(entry.1, |c| &c.duration)) else {
-            continue;
-        };
+    for &(labels, counts) in &series {
+        let requests = counts.duration.read().count;
         metric
-            .encode_family(&labels)?
-            .encode_counter::<NoLabelSet, _, u64>(&reading.count, None)?;
+            .encode_family(labels)?
+            .encode_counter::<NoLabelSet, _, u64>(&requests, None)?;
     }
     type Get = fn(&RequestCounts) -> &Histogram;
     let histograms: [(&str, &str, Get); 3] = [
@@ -149,12 +146,10 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fm
     ];
     for (name, help, get) in histograms {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for entry in series {
-            let (Some(labels), Some(reading)) = (of(entry), counts(entry.1, get)) else {
-                continue;
-            };
+        for &(labels, counts) in &series {
+            let reading = get(counts).read();
             metric
-                .encode_family(&labels)?
+                .encode_family(labels)?
                 .encode_histogram::<NoLabelSet>(
                     reading.sum,
                     reading.count,
@@ -166,7 +161,7 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fm
     Ok(())
 }
 
-fn connections(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fmt::Result {
+fn connections(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Result {
     type Get = fn(&ConnectionCounts) -> u64;
     let counters: [(&str, &str, Get); 4] = [
         (

@@ -131,7 +131,13 @@ impl Observed {
         if let Some(endpoint) = common.endpoint {
             span.text("network.peer.address", endpoint.address.ip().to_string());
             span.number("network.peer.port", u64::from(endpoint.address.port()));
-            span.text("dst.workload", &endpoint.uid);
+            let (namespace, name) = endpoint.namespaced_name();
+            span.text("dst.workload", name);
+            span.text("dst.namespace", namespace);
+            if let Some(workload) = &endpoint.workload {
+                span.text("dst.app", &workload.service);
+                span.text("dst.version", &workload.version);
+            }
         }
         span.known("reason", common.reason.map(Reason::as_str));
         span.known("error.type", common.reason.map(Reason::as_str));

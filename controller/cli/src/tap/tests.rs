@@ -17,7 +17,8 @@ use karst_process::args::AccessLogFormat;
 use karst_process::tap::facts::{Event as Kind, Facts, Party, Verdict};
 use karst_process::tap::query::{Query, Sees};
 use karst_waypoint::access_log as proxy;
-use karst_waypoint::client::{Client, SourceWorkload};
+use karst_waypoint::client::Client;
+use karst_waypoint::workload::WorkloadLabels;
 use serde_json::{Map, Value};
 
 use super::event::{Line, Notice};
@@ -128,10 +129,10 @@ fn connection() -> agent::Record {
 fn request() -> proxy::RequestRecord {
     let identity = SpiffeId::new("cluster.local", "shop", "client").ok();
     let mut client = Client::new("10.0.0.1:4000".parse().expect("address"), identity);
-    client.workload = Some(Arc::new(SourceWorkload {
+    client.workload = Some(Arc::new(WorkloadLabels {
         name: "client".to_owned(),
         namespace: "shop".to_owned(),
-        ..SourceWorkload::default()
+        ..WorkloadLabels::default()
     }));
     let mut record = proxy::RequestRecord::new(proxy::Reporter::Waypoint, client);
     record.uri = "/api/cart?token=secret".parse().expect("uri");
@@ -147,6 +148,7 @@ fn request() -> proxy::RequestRecord {
         uid: "Kubernetes//Pod/shop/web-0".into(),
         address: "10.0.0.2:8080".parse().expect("address"),
         identity: SpiffeId::new("cluster.local", "shop", "web").ok(),
+        workload: None,
     });
     record.status = 200;
     record.grpc_status = Some(0);

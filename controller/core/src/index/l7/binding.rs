@@ -410,6 +410,7 @@ impl Index {
             frontend: Some(wire::listener::Frontend::Workload(wire::WorkloadFrontend {
                 addresses: pod.ips.iter().copied().map(address_bytes).collect(),
                 endpoint: self.pod_endpoint(key, None, 0),
+                workload: self.pod_workload(key),
                 ports: ports.collect(),
                 policies: self.policies_at(gateway, ProxyClass::Waypoint, None),
                 authentications: self.authentications_at(gateway, ProxyClass::Waypoint, None),
