@@ -449,6 +449,7 @@ async fn serve_http(
     let node = NodeMetrics {
         context: Arc::clone(context),
         ads: admin.ads.clone(),
+        xds: admin.xds.clone(),
         pods,
         install: admin.install.clone(),
     };

@@ -264,6 +264,7 @@ impl App {
         registry.register_collector(Box::new(ProcessMetrics {
             shared: Arc::clone(&self.shared),
             ads: ads.status(),
+            xds: ads.clone(),
             certificates: self.manager.clone(),
             listing: admin.listing.clone(),
             key_sources,

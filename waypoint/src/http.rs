@@ -21,6 +21,7 @@ mod guard;
 mod headers;
 mod keeper;
 pub mod limits;
+mod messages;
 mod mirror;
 mod normal;
 pub mod path;

@@ -4,6 +4,7 @@ mod format;
 pub mod handshakes;
 pub mod histogram;
 pub mod validity;
+pub mod xds;
 
 use std::fmt;
 

@@ -166,6 +166,8 @@ pub struct RequestRecord {
     pub bytes_received: u64,
     /// Bytes of the response's body.
     pub bytes_sent: u64,
+    /// Messages of a gRPC request, and of its response. Others have none.
+    pub messages: (u64, u64),
     /// From the request's head to the end of the response.
     pub duration: Duration,
     /// From there to the head of the endpoint's response.
@@ -206,6 +208,7 @@ impl RequestRecord {
             check: None,
             bytes_received: 0,
             bytes_sent: 0,
+            messages: (0, 0),
             duration: Duration::ZERO,
             response_head: None,
             attempts: 0,

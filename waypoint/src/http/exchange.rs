@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::authorize::Standing;
 use super::connection::Connection;
+use super::messages::Messages;
 use super::reply;
 use super::upload::{Upload, UploadError};
 use crate::access_log::{Check, Destination, EndpointRecord, RequestRecord, Spoken};
@@ -68,6 +69,8 @@ pub(super) struct Exchange {
     error: Option<String>,
     denial: Option<Denial>,
     sent: u64,
+    /// Of a response of gRPC.
+    messages: Option<Messages>,
     head_at: Option<Instant>,
     ended: bool,
 }
@@ -103,6 +106,7 @@ impl Exchange {
             error: None,
             denial: None,
             sent: 0,
+            messages: None,
             head_at: None,
             ended: false,
         })
@@ -124,6 +128,7 @@ impl Exchange {
         self.status = Some(status);
         if self.grpc {
             self.grpc_status = reply::grpc_status_of(headers);
+            self.messages = reply::is_grpc(headers).then(Messages::default);
         }
     }
 
@@ -142,6 +147,9 @@ impl Exchange {
     pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.sent += data.len() as u64;
+            if let Some(messages) = &mut self.messages {
+                messages.pass(data);
+            }
         } else if self.grpc
             && let Some(trailers) = frame.trailers_ref()
         {
@@ -209,6 +217,10 @@ impl Exchange {
         record.check = self.check.take();
         record.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.received());
         record.bytes_sent = self.sent;
+        record.messages = (
+            self.upload.as_ref().map_or(0, |upload| upload.messages()),
+            self.messages.map_or(0, |messages| messages.whole()),
+        );
         record.duration = now - self.started;
         record.response_head = self.head_at.map(|at| at - self.started);
         record.attempts = self.attempts;

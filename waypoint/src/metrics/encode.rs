@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use karst_process::metrics::histogram::Histogram;
 use karst_process::metrics::{Out, gauge};
@@ -117,18 +117,40 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Re
     let series: Vec<_> = series
         .iter()
         .filter_map(|(labels, series)| match &series.detail {
-            Detail::Requests(counts) => Some((labels, &**counts)),
+            Detail::Requests(counts) => Some((labels, *series, &**counts)),
             Detail::Connections(_) => None,
         })
         .collect();
     let help = "Requests";
     let mut metric =
         encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
-    for &(labels, counts) in &series {
+    for &(labels, _, counts) in &series {
         let requests = counts.duration.read().count;
         metric
             .encode_family(labels)?
             .encode_counter::<NoLabelSet, _, u64>(&requests, None)?;
+    }
+    type Messages = fn(&RequestCounts) -> &AtomicU64;
+    let messages: [(&str, &str, Messages); 2] = [
+        (
+            "istio_request_messages",
+            "Messages that clients have sent by gRPC",
+            |c| &c.request_messages,
+        ),
+        (
+            "istio_response_messages",
+            "Messages that endpoints have sent by gRPC",
+            |c| &c.response_messages,
+        ),
+    ];
+    for (name, help, get) in messages {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, _, counts) in series.iter().filter(|(_, series, _)| series.key.is_grpc()) {
+            let count = get(counts).load(Ordering::Relaxed);
+            metric
+                .encode_family(*labels)?
+                .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
     }
     type Get = fn(&RequestCounts) -> &Histogram;
     let histograms: [(&str, &str, Get); 3] = [
@@ -146,7 +168,7 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Re
     ];
     for (name, help, get) in histograms {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for &(labels, counts) in &series {
+        for &(labels, _, counts) in &series {
             let reading = get(counts).read();
             metric
                 .encode_family(labels)?

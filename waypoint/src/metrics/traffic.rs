@@ -88,6 +88,10 @@ impl Key {
         }
     }
 
+    pub(super) fn is_grpc(&self) -> bool {
+        self.protocol == Spoken::Grpc
+    }
+
     /// Names and values of the labels.
     pub(super) fn labels(&self) -> Vec<(&'static str, Cow<'_, str>)> {
         let mut labels = Vec::with_capacity(SOURCE.len() + DESTINATION.len() + 9);
@@ -194,6 +198,10 @@ pub(super) struct RequestCounts {
     pub(super) duration: Histogram,
     pub(super) request_bytes: Histogram,
     pub(super) response_bytes: Histogram,
+    /// Messages of gRPC, which HTTP without it has none of.
+    pub(super) request_messages: AtomicU64,
+    /// Those of responses.
+    pub(super) response_messages: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -213,6 +221,8 @@ impl Series {
                 duration: Histogram::new(&MILLISECONDS),
                 request_bytes: Histogram::new(&BYTES),
                 response_bytes: Histogram::new(&BYTES),
+                request_messages: AtomicU64::new(0),
+                response_messages: AtomicU64::new(0),
             }))
         };
         Self {
@@ -230,6 +240,14 @@ impl Series {
             counts.duration.observe(micros);
             counts.request_bytes.observe(record.bytes_received);
             counts.response_bytes.observe(record.bytes_sent);
+            if self.key.protocol == Spoken::Grpc {
+                let (requests, responses) = record.messages;
+                counts
+                    .request_messages
+                    .fetch_add(requests, Ordering::Relaxed);
+                let total = &counts.response_messages;
+                total.fetch_add(responses, Ordering::Relaxed);
+            }
         }
     }
 

@@ -148,7 +148,11 @@ fn request() -> proxy::RequestRecord {
         uid: "Kubernetes//Pod/shop/web-0".into(),
         address: "10.0.0.2:8080".parse().expect("address"),
         identity: SpiffeId::new("cluster.local", "shop", "web").ok(),
-        workload: None,
+        workload: Some(Arc::new(WorkloadLabels {
+            service: "web".to_owned(),
+            version: "v1".to_owned(),
+            ..WorkloadLabels::default()
+        })),
     });
     record.status = 200;
     record.grpc_status = Some(0);
@@ -266,6 +270,9 @@ fn an_event_has_the_fields_of_the_access_log() {
             "dst.service_port",
             "dst.addr",
             "dst.workload",
+            "dst.namespace",
+            "dst.app",
+            "dst.version",
             "dst.identity",
             "reporter",
             "protocol",
