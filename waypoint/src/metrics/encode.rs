@@ -9,12 +9,11 @@ use karst_process::metrics::histogram::Histogram;
 use karst_process::metrics::{Out, gauge};
 use karst_telemetry::metrics::TelemetryCollector;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
 use super::Metrics;
-use super::traffic::{ConnectionCounts, Detail, RequestCounts, Series, Traffic};
+use super::traffic::{ConnectionCounts, Detail, RequestCounts, Traffic};
 
 /// A registry with what the data plane counts. More may be registered.
 #[must_use]
@@ -102,34 +101,39 @@ impl Collector for Counters {
     }
 }
 
-type Labelled<'a> = (Vec<(&'static str, Cow<'a, str>)>, &'a Series);
+type Labels<'a> = Vec<(&'static str, Cow<'a, str>)>;
+
+fn borrowed<'l>(labels: &'l Labels<'_>) -> Vec<(&'l str, &'l str)> {
+    labels
+        .iter()
+        .map(|(name, value)| (*name, &**value))
+        .collect()
+}
 
 impl Collector for Traffic {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut out = Out::new(encoder);
         let series = self.snapshot();
-        let labelled: Vec<Labelled<'_>> = series.iter().map(|s| (s.key.labels(), &**s)).collect();
-        requests(&mut encoder, &labelled)?;
-        connections(&mut encoder, &labelled)
+        let (mut requests, mut connections) = (Vec::new(), Vec::new());
+        for one in &series {
+            let labels = one.key.labels();
+            match &one.detail {
+                Detail::Requests(counts) => requests.push((labels, one.key.is_grpc(), &**counts)),
+                Detail::Connections(counts) => connections.push((labels, counts)),
+            }
+        }
+        self::requests(&mut out, &requests)?;
+        self::connections(&mut out, &connections)
     }
 }
 
-fn requests(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Result {
-    let series: Vec<_> = series
-        .iter()
-        .filter_map(|(labels, series)| match &series.detail {
-            Detail::Requests(counts) => Some((labels, *series, &**counts)),
-            Detail::Connections(_) => None,
-        })
-        .collect();
-    let help = "Requests";
-    let mut metric =
-        encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
-    for &(labels, _, counts) in &series {
-        let requests = counts.duration.read().count;
-        metric
-            .encode_family(labels)?
-            .encode_counter::<NoLabelSet, _, u64>(&requests, None)?;
-    }
+/// Labels, whether it is gRPC, and counts.
+type Requests<'a> = (Labels<'a>, bool, &'a RequestCounts);
+
+fn requests(out: &mut Out<'_>, series: &[Requests<'_>]) -> fmt::Result {
+    let all = series.iter();
+    let counts = all.map(|(labels, _, counts)| (borrowed(labels), counts.duration.read().count));
+    out.counters("istio_requests", "Requests", counts)?;
     type Messages = fn(&RequestCounts) -> &AtomicU64;
     let messages: [(&str, &str, Messages); 2] = [
         (
@@ -144,13 +148,10 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Re
         ),
     ];
     for (name, help, get) in messages {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, _, counts) in series.iter().filter(|(_, series, _)| series.key.is_grpc()) {
-            let count = get(counts).load(Ordering::Relaxed);
-            metric
-                .encode_family(*labels)?
-                .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-        }
+        let grpc = series.iter().filter(|(_, is_grpc, _)| *is_grpc);
+        let values =
+            grpc.map(|(labels, _, counts)| (borrowed(labels), get(counts).load(Ordering::Relaxed)));
+        out.counters(name, help, values)?;
     }
     type Get = fn(&RequestCounts) -> &Histogram;
     let histograms: [(&str, &str, Get); 3] = [
@@ -167,53 +168,38 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Re
         }),
     ];
     for (name, help, get) in histograms {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for &(labels, _, counts) in &series {
-            let reading = get(counts).read();
-            metric
-                .encode_family(labels)?
-                .encode_histogram::<NoLabelSet>(
-                    reading.sum,
-                    reading.count,
-                    &reading.buckets,
-                    None,
-                )?;
-        }
+        let all = series.iter();
+        let values = all.map(|(labels, _, counts)| (borrowed(labels), get(counts).read()));
+        out.histograms(name, help, values)?;
     }
     Ok(())
 }
 
-fn connections(encoder: &mut DescriptorEncoder, series: &[Labelled<'_>]) -> fmt::Result {
-    type Get = fn(&ConnectionCounts) -> u64;
+fn connections(out: &mut Out<'_>, series: &[(Labels<'_>, &ConnectionCounts)]) -> fmt::Result {
+    type Get = fn(&ConnectionCounts) -> &AtomicU64;
     let counters: [(&str, &str, Get); 4] = [
         (
             "istio_tcp_connections_opened",
             "Connections established or tried",
-            |c| c.opened.load(Ordering::Relaxed),
+            |c| &c.opened,
         ),
         (
             "istio_tcp_connections_closed",
             "Connections that ended or failed",
-            |c| c.closed.load(Ordering::Relaxed),
+            |c| &c.closed,
         ),
         (
             "istio_tcp_received_bytes",
             "Bytes received from clients",
-            |c| c.received.load(Ordering::Relaxed),
+            |c| &c.received,
         ),
-        ("istio_tcp_sent_bytes", "Bytes sent to clients", |c| {
-            c.sent.load(Ordering::Relaxed)
-        }),
+        ("istio_tcp_sent_bytes", "Bytes sent to clients", |c| &c.sent),
     ];
     for (name, help, get) in counters {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, series) in series {
-            if let Detail::Connections(counts) = &series.detail {
-                metric
-                    .encode_family(labels)?
-                    .encode_counter::<NoLabelSet, _, u64>(&get(counts), None)?;
-            }
-        }
+        let all = series.iter();
+        let values =
+            all.map(|(labels, counts)| (borrowed(labels), get(counts).load(Ordering::Relaxed)));
+        out.counters(name, help, values)?;
     }
     Ok(())
 }

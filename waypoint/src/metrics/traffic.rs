@@ -411,7 +411,7 @@ impl TrafficCache {
         let series = self.get(Key::of_connection(record));
         series.opened();
         OpenConnection {
-            series,
+            series: Some(series),
             received: 0,
             sent: 0,
         }
@@ -426,9 +426,10 @@ impl TrafficCache {
 }
 
 /// A connection that is counted as open until this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OpenConnection {
-    series: Arc<Series>,
+    /// `None`: it is not counted.
+    series: Option<Arc<Series>>,
     received: u64,
     sent: u64,
 }
@@ -440,14 +441,18 @@ impl OpenConnection {
             received.saturating_sub(self.received),
             sent.saturating_sub(self.sent),
         );
-        self.series.bytes(more, back);
+        if let Some(series) = &self.series {
+            series.bytes(more, back);
+        }
         (self.received, self.sent) = (received, sent);
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.series.closed();
+        if let Some(series) = &self.series {
+            series.closed();
+        }
     }
 }
 
