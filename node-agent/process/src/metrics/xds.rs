@@ -73,7 +73,7 @@ mod tests {
 
     impl Collector for Two {
         fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-            let at = |seconds| Some(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 999));
+            let at = |seconds: u64| Some(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 999));
             let types = [
                 Answers {
                     type_url: "type.googleapis.com/karst.waypoint.v1.Route",
