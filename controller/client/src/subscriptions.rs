@@ -8,7 +8,7 @@ use karst_api::{
 };
 
 use crate::config::InitialSubscription;
-use crate::report::{Answers, TypeReport};
+use crate::report::{Answers, TypeReport, cut};
 
 /// Rejected resources of one type that are remembered, for an operator to read. All are counted.
 const MAX_REJECTED: usize = 256;
@@ -128,7 +128,7 @@ impl TypeState {
         for (name, error) in rejected {
             // A name that is known already takes the newer reason, whatever the room.
             if self.rejected.len() < MAX_REJECTED || self.rejected.contains_key(name) {
-                self.rejected.insert(name.clone(), error.clone());
+                self.rejected.insert(name.clone(), cut(error));
             }
         }
         for (name, version) in versions {
@@ -275,5 +275,9 @@ mod tests {
         let many = (0..2 * MAX_REJECTED).map(|number| bad(&number.to_string(), "no"));
         state.record(Vec::new(), &[], &many.collect::<Vec<_>>());
         assert_eq!(rejected(&state).len(), MAX_REJECTED);
+        let long = "x".repeat(1 << 20);
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        state.record(Vec::new(), &[], &[bad("a", &long)]);
+        assert!(rejected(&state)[0].len() < 1000);
     }
 }
