@@ -54,6 +54,24 @@ pub(super) fn otel(name: &str) -> Value {
     json!({"name": name, "opentelemetry": {"service": "otel.obs.svc.cluster.local", "port": 4317}})
 }
 
+#[test]
+fn the_example_of_the_readme_is_taken_whole() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let examples = text.split("```yaml\n").skip(1);
+    let mut examples = examples.filter_map(|rest| rest.split("```").next());
+    let example = examples.find(|text| text.contains("kind: Telemetry"));
+    let example = crate::documents::yaml(example.unwrap()).unwrap();
+    let mut mesh = mesh([]);
+    mesh.apply(example);
+    let mut key = key(Kind::Telemetry, "mesh");
+    key.namespace = "karst-system".to_owned();
+    assert_eq!(mesh.said(&key), ["Accepted=True/Accepted"]);
+    let told = of_waypoint(&mesh);
+    assert!(told.log_filter.contains("response.code >= 400"));
+    assert_eq!(told.tracing.unwrap().sampling, 50_000);
+}
+
 /// A mesh with a pod, and the waypoint of its Service.
 fn mesh(objects: impl IntoIterator<Item = Value>) -> Mesh {
     let first = [pod("web-1", "10.0.0.1", json!({})), collector()];
