@@ -25,7 +25,7 @@ groups:
           severity: warning
         annotations:
           summary: "Agents or proxies reject what the controller sends"
-          description: "The last good version stays in force where it was rejected. The log of the controller names resource and reason (xds_rejected), and so does the status of the object it is made of."
+          description: "The last good version stays in force where it was rejected; what a policy is for that a proxy rejects is refused. The log of the controller names resource and reason (xds_rejected); where a proxy rejects a route or policy, so does the condition Programmed of that object."
       - alert: KarstPropagationSlow
         expr: 'histogram_quantile(0.99, sum by (le, type) (rate(karst_controller_xds_propagation_seconds_bucket[10m]))) > 5'
         for: 10m
