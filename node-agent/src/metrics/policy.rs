@@ -51,8 +51,8 @@ pub struct PolicyMetrics(Mutex<BTreeMap<Key, Count>>);
 impl PolicyMetrics {
     /// Counts one denial.
     pub fn denied(&self, denial: &Denial, mode: Mode) {
-        let mut counts = self.counts();
         let mut key = (denial.policy_name().to_owned(), denial.rule, mode);
+        let mut counts = self.counts();
         if counts.len() >= MAX_SERIES && !counts.contains_key(&key) {
             key = (OTHER.to_owned(), None, mode);
         }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use karst_identity::SpiffeId;
@@ -16,7 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::reason::ResponseFlag;
-use crate::state::endpoint::now_ms;
+use crate::state::endpoint::{ms_at, now_ms};
 use crate::state::service::Service;
 use crate::state::workload::Workload;
 
@@ -143,9 +143,9 @@ impl Series {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An established connection ended.
-    pub fn closed(&self) {
-        self.touched_ms.store(now_ms(), Ordering::Relaxed);
+    /// An established connection ended `now`.
+    pub fn closed(&self, now: Instant) {
+        self.touched_ms.store(ms_at(now), Ordering::Relaxed);
         self.closed.fetch_add(1, Ordering::Relaxed);
     }
 

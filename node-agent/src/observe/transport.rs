@@ -148,10 +148,7 @@ mod tests {
             outside: None,
         };
         let mut store = Store::new(Arc::clone(&state), Locality::default());
-        store.apply(vec![
-            Change::Service(service),
-            Change::Workload(collector),
-        ]);
+        store.apply(vec![Change::Service(service), Change::Workload(collector)]);
         state
     }
 
