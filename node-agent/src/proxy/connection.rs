@@ -537,7 +537,9 @@ impl Connection {
         let now = Instant::now();
         live.series.closed(now);
         let duration = now.saturating_duration_since(live.flow.started);
-        self.worker.ended(live.flow.direction, duration);
+        let trace = live.flow.observed.as_ref();
+        let trace = trace.and_then(|observed| observed.context());
+        self.worker.ended(live.flow.direction, duration, trace);
         let tap = &self.worker.context.tap;
         let tapped = tap.is_on();
         if tapped || self.worker.access_log.is_on() || live.flow.observed.is_some() {
