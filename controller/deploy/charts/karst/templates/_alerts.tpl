@@ -19,7 +19,7 @@ groups:
           summary: "An agent or proxy has never received a complete state"
           description: "Connections of the pods of its node, or requests through it, are refused until it has."
       - alert: KarstResourceRejected
-        expr: 'sum by (type) (increase(karst_controller_xds_nacks_total[15m])) > 0'
+        expr: 'sum by (type) (increase(karst_controller_xds_nacks_total[15m])) > 0 or sum by (type) (karst_controller_xds_nacks_total unless karst_controller_xds_nacks_total offset 15m) > 0'
         for: 0m
         labels:
           severity: warning
