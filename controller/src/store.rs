@@ -13,7 +13,7 @@ use karst_core::{
 };
 use tokio::sync::{Notify, watch};
 
-use self::problems::Problems;
+pub use self::problems::Problems;
 use crate::{auth::ServiceAccount, feed::Feeds};
 
 /// Names a stream may have waiting beyond twice the number of resources that exist. A stream that

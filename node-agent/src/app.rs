@@ -51,7 +51,7 @@ use crate::takeover::wire::Listener;
 use crate::worker::{self, Command, WorkerHandle};
 use crate::xds::Handler;
 
-/// How often metric series of gone workloads are looked for.
+/// How often metric series of gone workloads and policies are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
 
 /// Longest wait for workers to hand in byte counts for a scrape.
@@ -449,6 +449,7 @@ async fn serve_http(
     let node = NodeMetrics {
         context: Arc::clone(context),
         ads: admin.ads.clone(),
+        xds: admin.xds.clone(),
         pods,
         install: admin.install.clone(),
     };
@@ -553,12 +554,7 @@ async fn expire_series(context: Arc<Context>, workers: WorkerSet) {
     let mut tick = tokio::time::interval(EXPIRE_EVERY);
     loop {
         tick.tick().await;
-        if context
-            .metrics
-            .traffic
-            .expire(|uid| context.state.workload(uid).is_some())
-            > 0
-        {
+        if context.metrics.expire(&context.state) {
             workers.broadcast(|| Command::ForgetSeries);
         }
     }

@@ -22,6 +22,9 @@ use policy::PolicyMetrics;
 use refusals::Refusals;
 use traffic::TrafficMetrics;
 
+use crate::state::MeshState;
+use crate::state::endpoint::now_ms;
+
 /// Counters the data plane writes.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -77,6 +80,19 @@ impl Metrics {
             self.certificates_failed.clone(),
         );
         registry
+    }
+
+    /// Ends the series of what `state` no longer knows and of which nothing has been heard for a while; whether
+    /// workers must forget what they cached of them. Called from time to time.
+    pub fn expire(&self, state: &MeshState) -> bool {
+        self.expire_at(now_ms(), state)
+    }
+
+    fn expire_at(&self, now_ms: u64, state: &MeshState) -> bool {
+        let has_rule = |policy: &str, rule| state.policies.has_rule(policy, rule);
+        self.policies.expire_at(now_ms, has_rule);
+        let exists = |uid: &str| state.workload(uid).is_some();
+        self.traffic.expire_at(now_ms, exists) > 0
     }
 
     /// Tells [`Self::handshakes`].

@@ -18,7 +18,7 @@ use http::HeaderValue;
 use karst_process::tap::Feed;
 use karst_telemetry::export::Spans;
 use karst_telemetry::settings::Verdict;
-use karst_tunnel::headers::{Baggage, WorkloadKind};
+use karst_tunnel::headers::{Baggage, TraceParent, WorkloadKind};
 use karst_tunnel::pool::{Dialer, Pool, PoolConfig, PoolConnection, PoolLevels};
 use karst_tunnel::server::{Drain, ServerLimits};
 use tokio::net::TcpStream;
@@ -191,10 +191,10 @@ impl Worker {
         }
     }
 
-    /// An established connection has ended, `after` it was accepted.
-    pub fn ended(&self, direction: Direction, after: Duration) {
+    /// An established connection has ended, `after` it was accepted; in `trace`, if it is part of one.
+    pub fn ended(&self, direction: Direction, after: Duration, trace: Option<TraceParent>) {
         if self.uncounted.is_none() {
-            self.metrics.ended(direction, after);
+            self.metrics.ended(direction, after, trace);
         }
     }
 

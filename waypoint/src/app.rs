@@ -264,6 +264,7 @@ impl App {
         registry.register_collector(Box::new(ProcessMetrics {
             shared: Arc::clone(&self.shared),
             ads: ads.status(),
+            xds: ads.clone(),
             certificates: self.manager.clone(),
             listing: admin.listing.clone(),
             key_sources,
@@ -378,7 +379,8 @@ async fn expire_series(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(EXPIRE_EVERY);
     loop {
         tick.tick().await;
-        shared.metrics.traffic.expire();
+        let workloads = shared.clusters.workloads();
+        shared.metrics.traffic.expire(&workloads);
     }
 }
 

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use karst_identity::SpiffeId;
-use karst_tunnel::headers::{Baggage, TraceParent};
+use karst_tunnel::headers::TraceParent;
+
+use crate::workload::WorkloadLabels;
 
 /// The client of a connection, as far as it is known.
 #[derive(Clone, Debug)]
@@ -17,7 +19,7 @@ pub struct Client {
     /// The identity it has proven: by mutual TLS of the mesh. `None` outside the mesh.
     pub identity: Option<SpiffeId>,
     /// What its agent says about it; for metrics and logs, never for decisions.
-    pub workload: Option<Arc<SourceWorkload>>,
+    pub workload: Option<Arc<WorkloadLabels>>,
     /// Trace and span of its connection, as its agent says.
     pub trace: Option<TraceParent>,
 }
@@ -39,32 +41,5 @@ impl Client {
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
         self.identity.as_ref().map(SpiffeId::namespace)
-    }
-}
-
-/// What a client's agent says about the client's workload. Empty means not said.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SourceWorkload {
-    /// Name of the Deployment, Job or Pod.
-    pub name: String,
-    /// Namespace.
-    pub namespace: String,
-    /// Canonical service.
-    pub service: String,
-    /// Its revision.
-    pub version: String,
-    /// Cluster.
-    pub cluster: String,
-}
-
-impl From<&Baggage> for SourceWorkload {
-    fn from(baggage: &Baggage) -> Self {
-        Self {
-            name: baggage.workload_name.clone(),
-            namespace: baggage.namespace.clone(),
-            service: baggage.service_name.clone(),
-            version: baggage.service_version.clone(),
-            cluster: baggage.cluster.clone(),
-        }
     }
 }

@@ -21,6 +21,7 @@ mod guard;
 mod headers;
 mod keeper;
 pub mod limits;
+mod messages;
 mod mirror;
 mod normal;
 pub mod path;
@@ -143,7 +144,7 @@ impl HttpServer {
     }
 
     /// What records say of a backend; `None` if it is not a service.
-    fn destination(&self, cluster: &Cluster) -> Option<Arc<Destination>> {
+    pub(crate) fn destination(&self, cluster: &Cluster) -> Option<Arc<Destination>> {
         let mut known = self.destinations.borrow_mut();
         if let Some(destination) = known.get(&cluster.id()) {
             return destination.clone();

@@ -45,3 +45,4 @@ mod tap;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;
+pub mod workload;

@@ -38,7 +38,7 @@ use tokio::net::TcpStream;
 use crate::access_log::{ConnectionRecord, Reporter};
 use crate::authz::scope::{Hello, Place, Scope};
 use crate::carrier::Prefixed;
-use crate::client::{Client, SourceWorkload};
+use crate::client::Client;
 use crate::client_hello;
 use crate::detect::{self, Patience, Spoken, detect};
 use crate::http::{self as http_server, Entry};
@@ -48,6 +48,7 @@ use crate::sockets;
 use crate::stream::{self, Way};
 use crate::table::{Routes, ServiceFrontend, Table, WorkloadFrontend};
 use crate::worker::Worker;
+use crate::workload::WorkloadLabels;
 
 /// How long a client is waited for whose port has HTTP routes: it may hold a connection ready for later. As long
 /// as HTTP connections are kept without a request.
@@ -139,7 +140,7 @@ impl Handler {
     fn client(&self, request: &ConnectRequest) -> Client {
         let forwarded = request.forwarded.as_ref();
         let address = forwarded.map_or(request.peer_addr, |forwarded| forwarded.client);
-        let workload = request.baggage.as_ref().map(SourceWorkload::from);
+        let workload = request.baggage.as_ref().map(WorkloadLabels::from);
         let destination = match &request.authority {
             Authority::Address(address) => Some(sockets::canonical(*address)),
             Authority::Host { .. } => None,

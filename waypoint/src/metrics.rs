@@ -74,8 +74,7 @@ impl Drop for Inside {
 /// Counters the data plane writes, shared by all workers.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Workers do not count connections and requests in [`Self::traffic`] and the histograms beside it: for
-    /// measuring what that costs.
+    /// Workers do not count connections and requests in [`Self::traffic`]: for measuring what that costs.
     pub without_traffic: bool,
     /// Istio's metrics.
     pub traffic: Arc<Traffic>,

@@ -44,6 +44,8 @@ struct Trace {
     link: Option<(u128, u64)>,
     state: String,
     started: SystemTime,
+    /// The parent is from the request itself, and so is its state.
+    is_of_request: bool,
     /// What goes on says the same as what came.
     is_passed_on: bool,
 }
@@ -56,6 +58,7 @@ impl Trace {
             link: None,
             state: String::new(),
             started: SystemTime::now(),
+            is_of_request: false,
             is_passed_on: false,
         }
     }
@@ -67,6 +70,7 @@ impl Trace {
             link: None,
             state: String::new(),
             started: SystemTime::now(),
+            is_of_request: false,
             is_passed_on: false,
         }
     }
@@ -90,6 +94,7 @@ impl Observed {
                         .filter(differs)
                         .map(|of| (of.trace_id(), of.span_id()));
                     trace.state = state(headers);
+                    trace.is_of_request = true;
                     // No span of ours is in between.
                     trace.is_passed_on = !parent.is_sampled();
                     trace
@@ -128,8 +133,8 @@ impl Observed {
         if let Some(value) = trace.own.to_value() {
             headers.insert(TRACEPARENT, value);
         }
-        if trace.state.is_empty() && trace.parent.is_none() {
-            // It belonged to a traceparent that could not be read.
+        if !trace.is_of_request {
+            // It belongs to another trace: that of a traceparent that could not be read.
             headers.remove(&TRACESTATE);
         }
     }

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use karst_tunnel::server::Drain;
 
-use crate::access_log::{ConnectionRecord, Destination, EndpointRecord};
+use crate::access_log::{ConnectionRecord, EndpointRecord};
 use crate::authz::Denial;
 use crate::authz::recheck::Watch;
 use crate::authz::scope::Scope;
-use crate::balance::{self, Cluster, Outcome, PickError, PickRequest, Picked, Via};
+use crate::balance::{self, Cluster, Outcome, PickError, PickRequest, Picked};
 use crate::carrier::Carrier;
 use crate::client::Client;
 use crate::observe::Observed;
@@ -183,11 +183,11 @@ async fn open(
         Way::Cluster(cluster, target) => (cluster, *target),
         Way::Rule(rule) => (choose(rule)?, None),
     };
-    record.destination = destination(cluster);
+    record.destination = worker.http.destination(cluster);
     let mut tried = Vec::new();
     loop {
         let picked = pick(cluster, target, &tried, &record.client)?;
-        record.endpoint = Some(endpoint(&picked));
+        record.endpoint = Some(EndpointRecord::of(&picked));
         let error = match worker.upstream.connect(&picked, &record.client).await {
             Ok(stream) => return Ok((picked, stream)),
             Err(error) => error,
@@ -243,30 +243,6 @@ fn pick(
 fn is_worth_another(error: &UpstreamError, tried: &[Arc<str>], cluster: &Cluster) -> bool {
     let ours = matches!(error, UpstreamError::NoCertificate);
     error.is_safe_to_retry() && !ours && tried.len() < ATTEMPTS.min(cluster.stats().endpoints)
-}
-
-fn destination(cluster: &Cluster) -> Option<Arc<Destination>> {
-    let settings = cluster.settings();
-    (settings.port != 0).then(|| {
-        Arc::new(Destination {
-            namespace: Arc::clone(&settings.namespace),
-            name: Arc::clone(&settings.service),
-            hostname: Arc::clone(&settings.hostname),
-            port: settings.port,
-        })
-    })
-}
-
-fn endpoint(picked: &Picked) -> EndpointRecord {
-    let endpoint = picked.endpoint();
-    EndpointRecord {
-        uid: Arc::clone(endpoint.uid()),
-        address: picked.destination(),
-        identity: match endpoint.via() {
-            Via::Plain => None,
-            Via::Hbone { identity, .. } => Some(identity.clone()),
-        },
-    }
 }
 
 /// How an established connection ended.

@@ -95,12 +95,10 @@ fn endpoint(endpoint: Option<&EndpointRecord>) -> Party<'_> {
     let Some(endpoint) = endpoint else {
         return Party::default();
     };
-    // `<cluster>//Pod/<namespace>/<name>`
-    let mut parts = endpoint.uid.rsplit('/');
-    let name = parts.next().unwrap_or_default();
-    let namespace = parts.next().unwrap_or_default();
+    let (namespace, name) = endpoint.namespaced_name();
+    let owner = endpoint.workload.as_ref();
     Party {
-        names: [name, ""],
+        names: [name, owner.map_or("", |workload| &workload.name)],
         namespace,
         identity: endpoint.identity.as_ref().map(SpiffeId::as_str),
         address: Some(endpoint.address),

@@ -8,17 +8,18 @@ use karst_process::tap::selector::Selector;
 use super::{of_connection, of_request, verdict};
 use crate::access_log::{ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord};
 use crate::authz::Denial;
-use crate::client::{Client, SourceWorkload};
+use crate::client::Client;
 use crate::reason::Reason;
+use crate::workload::WorkloadLabels;
 
 fn client() -> Client {
     let identity = SpiffeId::new("cluster.local", "shop", "cart").ok();
     let mut client = Client::new("10.0.0.1:4000".parse().expect("address"), identity);
-    client.workload = Some(Arc::new(SourceWorkload {
+    client.workload = Some(Arc::new(WorkloadLabels {
         name: "cart".to_owned(),
         // An agent's word, which does not go before the certificate's.
         namespace: "elsewhere".to_owned(),
-        ..SourceWorkload::default()
+        ..WorkloadLabels::default()
     }));
     client
 }
@@ -50,6 +51,10 @@ fn request() -> RequestRecord {
         uid: "Kubernetes//Pod/front/web-0".into(),
         address: "10.0.0.2:8080".parse().expect("address"),
         identity: None,
+        workload: Some(Arc::new(WorkloadLabels {
+            name: "web".to_owned(),
+            ..WorkloadLabels::default()
+        })),
     });
     record
 }
@@ -63,6 +68,8 @@ fn a_request_is_selected_by_what_the_proxy_knows() {
         ("from", "elsewhere", false),
         ("from", "spiffe://cluster.local/ns/shop/sa/cart", true),
         ("to", "front/web-0", true),
+        ("to", "front/web", true),
+        ("to", "web/front", false),
         ("to", "svc/web.front:80", true),
         ("to", "svc/web.front:8080", false),
         ("verdict", "denied", true),

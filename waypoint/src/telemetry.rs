@@ -105,6 +105,9 @@ impl Recorder {
         if self.tap.is_on() {
             tap::connection(&self.tap, Event::Opened, record);
         }
+        if self.metrics.without_traffic {
+            return OpenConnection::default();
+        }
         self.cache.borrow_mut().opened(record)
     }
 
@@ -121,7 +124,9 @@ impl Recorder {
     /// A connection was refused, or failed before it was established.
     pub fn connection_refused(&self, record: ConnectionRecord) {
         self.refused(record.reason, record.denial.as_ref());
-        self.cache.borrow_mut().failed(&record);
+        if !self.metrics.without_traffic {
+            self.cache.borrow_mut().failed(&record);
+        }
         if self.tap.is_on() {
             tap::connection(&self.tap, Event::Refused, &record);
         }
@@ -221,7 +226,36 @@ impl Recorder {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Budget, OBSERVED_A_SECOND};
+    use std::sync::Arc;
+
+    use super::{Budget, OBSERVED_A_SECOND, Recorder};
+    use crate::access_log::{AccessLog, ConnectionRecord, Reporter, RequestRecord};
+    use crate::args::AccessLogFormat;
+    use crate::client::Client;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn what_is_not_wanted_is_not_counted() {
+        for without_traffic in [false, true] {
+            let metrics = Arc::new(Metrics {
+                without_traffic,
+                ..Metrics::default()
+            });
+            let log = AccessLog::start(AccessLogFormat::Off).expect("starts");
+            let recorder = Recorder::new(Arc::clone(&metrics), log);
+            let client = || Client::new("10.0.0.1:4000".parse().expect("address"), None);
+            let connection = || ConnectionRecord::new(Reporter::Waypoint, client(), "a".to_owned());
+            let series = |count: usize| if without_traffic { 0 } else { count };
+            recorder.request_finished(RequestRecord::new(Reporter::Waypoint, client()));
+            assert_eq!(metrics.traffic.len(), series(1));
+            let open = recorder.connection_opened(&connection());
+            recorder.connection_finished(connection(), open);
+            assert_eq!(metrics.traffic.len(), series(2));
+            let refused = ConnectionRecord::new(Reporter::Gateway, client(), "a".to_owned());
+            recorder.connection_refused(refused);
+            assert_eq!(metrics.traffic.len(), series(3));
+        }
+    }
 
     #[test]
     fn lines_have_a_budget() {

@@ -24,7 +24,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 
 use crate::access_log::{ConnectionRecord, Reporter};
-use crate::client::{Client, SourceWorkload};
+use crate::client::Client;
 use crate::http::{HttpLimits, HttpServer};
 use crate::metrics::Inside;
 use crate::observe::UpstreamTransport;
@@ -32,6 +32,7 @@ use crate::reason::Reason;
 use crate::shared::Shared;
 use crate::telemetry::Recorder;
 use crate::upstream::{Upstream, UpstreamSettings};
+use crate::workload::WorkloadLabels;
 use crate::{gateway, mesh, sockets};
 
 /// Ready tasks run between two looks at the kernel's readiness events. Large on purpose: many streams of one
@@ -124,7 +125,7 @@ pub struct Worker {
     stop_mesh: CancellationToken,
     ports: RefCell<HashMap<u16, CancellationToken>>,
     live: Rc<Cell<usize>>,
-    workloads: RefCell<HashMap<SourceWorkload, Arc<SourceWorkload>>>,
+    workloads: RefCell<HashMap<WorkloadLabels, Arc<WorkloadLabels>>>,
 }
 
 impl Worker {
@@ -200,7 +201,7 @@ impl Worker {
 
     /// What an agent says about a client, kept once however many connections it makes.
     #[must_use]
-    pub fn workload(&self, workload: SourceWorkload) -> Arc<SourceWorkload> {
+    pub fn workload(&self, workload: WorkloadLabels) -> Arc<WorkloadLabels> {
         let mut known = self.workloads.borrow_mut();
         if let Some(known) = known.get(&workload) {
             return Arc::clone(known);

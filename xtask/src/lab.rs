@@ -93,6 +93,14 @@ enum Command {
         #[arg(last = true, required = true)]
         argv: Vec<String>,
     },
+    /// Run `karst` against a node: `cargo xtask lab karst node1 -- tap --verdict denied`.
+    Karst {
+        /// The node's name.
+        node: String,
+        /// The command of `karst` and its arguments; where the node's things are is added.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
+    },
     /// Remove the lab and all it left, also after a crash.
     Down,
 }
@@ -174,12 +182,18 @@ pub fn run(args: &Args) -> Result<()> {
         }
         Command::Status { json: false } => print_status(&Lab::attach(name)?.status()?),
         Command::Inspect { node, argv } => {
-            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-            let mut command = Lab::attach(name)?.inspect_command(node, &argv)?;
-            exit_like(command.status().context("running karst")?)
+            karst(name, node, &[&["inspect".to_owned()], &argv[..]].concat())
         }
+        Command::Karst { node, argv } => karst(name, node, argv),
         Command::Down => Lab::tear_down(name),
     }
+}
+
+/// Runs `karst` with what it needs to find a node of the lab, and ends as it did.
+fn karst(name: &str, node: &str, argv: &[String]) -> Result<()> {
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let mut command = Lab::attach(name)?.cli_command(node, &argv)?;
+    exit_like(command.status().context("running karst")?)
 }
 
 /// Ends this program as the command in the pod ended, as a shell would report it.

@@ -5,15 +5,17 @@ mod cluster;
 mod inspect;
 mod live;
 mod log_level;
+mod node;
 mod objects;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use bugreport::BugReport;
 pub use cluster::{Check, DryRun, Form, Install, Kubernetes, Uninstall, ValueArgs};
-pub use inspect::Inspect;
+pub use inspect::{Diff, Inspect};
 pub use live::{EventKind, Selectors, Sources, Tap, TapOutput, Top};
 pub use log_level::LogLevel;
+pub use node::NodeArgs;
 pub use objects::{Analyze, Explain, Objects, Threshold};
 
 /// Installs, checks and sees into a Karst mesh.
@@ -54,7 +56,11 @@ pub enum Command {
     /// Show who talks to whom, how much and how well, as it changes.
     Top(Box<Top>),
     /// Show or set the level of an agent's or waypoint's own log.
-    LogLevel(LogLevel),
+    LogLevel(Box<LogLevel>),
+    /// Pass what comes on standard input on to this node's agent, and its answer back, until either ends. Commands
+    /// on other machines are served by it through the API server.
+    #[command(hide = true)]
+    Relay(NodeArgs),
     /// Print the version.
     Version,
 }

@@ -4,7 +4,7 @@
 //! A check that the caller may not make, or that cannot be made, says so as a warning and never
 //! passes in silence. [`before`] is what must hold before an installation, [`conflicts`] looks for
 //! other software that would get in the way, [`gateway_api`] at the API that others install, [`system`], [`certificates`] and [`clocks`] look at an
-//! installation. Start with [`run`].
+//! installation, and each of its nodes is compared as `karst inspect diff` does. Start with [`run`].
 
 mod before;
 mod certificates;
@@ -20,8 +20,8 @@ mod system;
 use kube::Client;
 
 use crate::args::Check;
-use crate::cluster;
 use crate::failure::{Failure, Kind};
+use crate::{cluster, diff};
 
 pub use finding::{Finding, Level, Report};
 
@@ -30,10 +30,13 @@ pub use finding::{Finding, Level, Report};
 /// # Errors
 /// The cluster cannot be asked, or a check failed.
 pub fn run(args: &Check) -> Result<String, Failure> {
-    let report = cluster::run(async {
+    let (mut report, there) = cluster::run(async {
         let client = cluster::client(&args.kubernetes).await?;
         checks(args.pre, &client).await
     })?;
+    if there && !args.no_nodes {
+        report.extend(diff::nodes::all(&args.kubernetes));
+    }
     let text = if args.output.is_json() {
         format!("{:#}\n", report.json())
     } else {
@@ -49,7 +52,8 @@ pub fn run(args: &Check) -> Result<String, Failure> {
     Ok(text)
 }
 
-async fn checks(pre: bool, client: &Client) -> Result<Report, Failure> {
+/// The checks that ask the API server alone, and whether Karst is there.
+async fn checks(pre: bool, client: &Client) -> Result<(Report, bool), Failure> {
     let mut report = Report::default();
     // The one check without which there are no others.
     report.add(before::api_server(client).await?);
@@ -60,7 +64,7 @@ async fn checks(pre: bool, client: &Client) -> Result<Report, Failure> {
     report.extend(gateway_api::all(client).await);
     if pre {
         report.extend(before::namespace(client).await);
-        return Ok(report);
+        return Ok((report, false));
     }
     let installed = system::objects(client).await;
     let there = installed
@@ -75,5 +79,5 @@ async fn checks(pre: bool, client: &Client) -> Result<Report, Failure> {
         report.extend(counters::all(client).await);
         report.extend(mesh::all(client).await);
     }
-    Ok(report)
+    Ok((report, there))
 }

@@ -85,17 +85,8 @@ pub fn run(args: &Inspect) -> Outcome {
     outcome(one(args, &args.words), args.output)
 }
 
-/// `diff`, here or on the node that is named. There it has no objects to compare with.
 fn compare(args: &Inspect) -> Outcome {
-    let said = match Place::find(args, &objects::pod::OBJECT) {
-        Ok(Place::Remote(node)) => match node.diff(args) {
-            Ok(outcome) => return outcome,
-            Err(failure) => Err(failure),
-        },
-        Ok(_) => diff::run(args),
-        Err(failure) => Err(failure),
-    };
-    match said {
+    match diff::run(args) {
         Ok(out) => Outcome {
             out,
             ..Outcome::default()

@@ -28,7 +28,9 @@ pub fn node(bpffs_root: &Path, named: Option<&str>) -> Result<String, Failure> {
         (None, _) => {
             let place = bpffs_root.display();
             Err(Failure::not_found(format!(
-                "no node has programs pinned under {place}"
+                "no node has programs pinned under {place}; of another machine name a node (--node NODE), a pod or \
+                 waypoint (--pod NAMESPACE/POD), which are reached through the API server, or a waypoint's admin \
+                 port (--waypoint, of inspect --waypoint-address)"
             )))
         }
     }

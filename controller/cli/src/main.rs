@@ -32,6 +32,7 @@ mod inspect_conn;
 mod install;
 mod kernel;
 mod log_level;
+mod relay;
 mod source;
 mod style;
 mod table;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
             (tap::run(&args), json)
         }
         Command::Top(args) => (top::run(&args), false),
+        Command::Relay(args) => (relay::run(&args), false),
         Command::Check(args) => {
             let json = args.output.is_json();
             (check::run(&args), json)

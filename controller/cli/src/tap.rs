@@ -13,11 +13,12 @@ use bytes::Bytes;
 use karst_process::tap::query::{Query, Sees};
 use tokio::sync::mpsc;
 
+use crate::admin::Source;
 use crate::args::{EventKind, Selectors, Tap, TapOutput};
 use crate::failure::Failure;
 use crate::style::{WARN, paint};
 use event::{Dropped, Line, Notice};
-use source::Source;
+use source::Lines;
 use text::Width;
 
 /// Lines that wait to be printed, of all sources. When they are not printed fast enough, the sources notice.
@@ -28,7 +29,7 @@ const WAITING: usize = 1024;
 /// # Errors
 /// See [`Failure`].
 pub fn run(args: &Tap) -> Result<String, Failure> {
-    let sources = Source::all(&args.sources)?;
+    let sources = source::all(&args.sources)?;
     let queries = sources
         .iter()
         .map(|source| query(args, source))
@@ -65,7 +66,7 @@ pub async fn follow(
 ) -> Result<mpsc::Receiver<Arrived>, Failure> {
     let (sender, receiver) = mpsc::channel(WAITING);
     for (index, (source, query)) in sources.iter().zip(queries).enumerate() {
-        let mut lines = source.lines(&format!("/v1/tap?{query}")).await?;
+        let mut lines = Lines::open(source, &format!("/v1/tap?{query}")).await?;
         let sender = sender.clone();
         tokio::spawn(async move {
             loop {

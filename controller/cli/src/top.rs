@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anstream::ColorChoice;
 use bytes::Bytes;
+use http::Method;
 use karst_process::tap::query::{MAX_LIMIT, MAX_RATE};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event as TerminalEvent};
@@ -23,11 +24,11 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::admin::Source;
 use crate::args::Top;
 use crate::failure::Failure;
 use crate::tap::event::Line;
-use crate::tap::source::Source;
-use crate::tap::{Arrived, encode, follow, runtime, selectors};
+use crate::tap::{Arrived, encode, follow, runtime, selectors, source};
 use model::{Model, Picture};
 use screen::{Colours, Head};
 use view::{Asked, View};
@@ -44,7 +45,7 @@ const SHARE: u32 = 10;
 /// # Errors
 /// See [`Failure`].
 pub fn run(args: &Top) -> Result<String, Failure> {
-    let sources = Source::all(&args.sources)?;
+    let sources = source::all(&args.sources)?;
     let queries = sources
         .iter()
         .map(|source| query(args, source))
@@ -94,7 +95,7 @@ impl Feed {
         // A list cannot be selected from as events can; what is left out of them would be back.
         let lists_fit = selectors(&args.selectors).is_empty();
         for (index, source) in sources.into_iter().enumerate() {
-            let status = source.document("/v1/status").await?;
+            let status = source.document(Method::GET, "/v1/status").await?;
             let name = status["node"].as_str().filter(|_| source.is_agent());
             let name = name.or(status["gateway"].as_str()).unwrap_or("?");
             names.push(name.to_owned());
@@ -103,7 +104,7 @@ impl Feed {
                 tokio::spawn(async move {
                     loop {
                         let asked = Instant::now();
-                        let list = source.document("/v1/connections").await;
+                        let list = source.document(Method::GET, "/v1/connections").await;
                         if sender.send((index, list)).await.is_err() {
                             return;
                         }

@@ -54,7 +54,7 @@ pub struct RejectedResource {
     pub type_url: &'static str,
     /// Its name.
     pub name: String,
-    /// What is wrong with it.
+    /// What is wrong with it; at most 512 bytes.
     pub error: String,
 }
 

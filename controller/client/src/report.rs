@@ -128,7 +128,8 @@ impl Answers {
     }
 }
 
-fn cut(reason: &str) -> String {
+/// As much of a reason as is remembered.
+pub(crate) fn cut(reason: &str) -> String {
     if reason.len() <= MAX_REASON {
         return reason.to_owned();
     }

@@ -8,7 +8,7 @@ use karst_api::{
 };
 
 use crate::config::InitialSubscription;
-use crate::report::{Answers, TypeReport};
+use crate::report::{Answers, TypeReport, cut};
 
 /// Rejected resources of one type that are remembered, for an operator to read. All are counted.
 const MAX_REJECTED: usize = 256;
@@ -86,11 +86,16 @@ impl TypeState {
             }
             InitialSubscription::OnDemand => {}
         }
+        // What was rejected last is asked for again by a version that there is not. A controller that is back at the one
+        // that is held would have nothing to say of it, and it would count as rejected for ever.
+        let mut versions = self.held.clone();
+        let rejected = self.rejected.keys();
+        versions.extend(rejected.map(|name| (name.clone(), String::new())));
         DeltaDiscoveryRequest {
             type_url: type_url.to_owned(),
             resource_names_subscribe: subscribe,
             resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: self.held.clone(),
+            initial_resource_versions: versions,
             ..Default::default()
         }
     }
@@ -128,7 +133,7 @@ impl TypeState {
         for (name, error) in rejected {
             // A name that is known already takes the newer reason, whatever the room.
             if self.rejected.len() < MAX_REJECTED || self.rejected.contains_key(name) {
-                self.rejected.insert(name.clone(), error.clone());
+                self.rejected.insert(name.clone(), cut(error));
             }
         }
         for (name, version) in versions {
@@ -247,11 +252,30 @@ mod tests {
             &[],
             &[("a".into(), "bad".into())],
         );
-        let held = state.first_request("t").initial_resource_versions;
-        assert_eq!(held["a"], "1");
-        assert_eq!(held["b"], "1");
+        assert_eq!(state.held["a"], "1");
+        assert_eq!(state.held["b"], "1");
         state.record(Vec::new(), &names(&["a"]), &[]);
         assert_eq!(state.held(), 1);
+    }
+
+    #[test]
+    fn a_new_stream_asks_again_for_what_was_rejected() {
+        let version = |name: &str, version: &str| (name.to_owned(), version.to_owned());
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        state.record(vec![version("a", "1"), version("b", "1")], &[], &[]);
+        let bad = [
+            ("a".to_owned(), "bad".to_owned()),
+            ("new".to_owned(), "bad".to_owned()),
+        ];
+        state.record(vec![version("a", "2"), version("new", "1")], &[], &bad);
+        let asked = state.first_request("t").initial_resource_versions;
+        let expected = [version("a", ""), version("b", "1"), version("new", "")];
+        assert_eq!(asked, expected.into());
+        // The controller is back at the version that is held, and has the other one no more.
+        state.record(vec![version("a", "1")], &names(&["new"]), &[]);
+        assert_eq!(state.rejected().count(), 0);
+        let asked = state.first_request("t").initial_resource_versions;
+        assert_eq!(asked, [version("a", "1"), version("b", "1")].into());
     }
 
     #[test]
@@ -275,5 +299,9 @@ mod tests {
         let many = (0..2 * MAX_REJECTED).map(|number| bad(&number.to_string(), "no"));
         state.record(Vec::new(), &[], &many.collect::<Vec<_>>());
         assert_eq!(rejected(&state).len(), MAX_REJECTED);
+        let long = "x".repeat(1 << 20);
+        let mut state = TypeState::new(InitialSubscription::Everything);
+        state.record(Vec::new(), &[], &[bad("a", &long)]);
+        assert!(rejected(&state)[0].len() < 1000);
     }
 }

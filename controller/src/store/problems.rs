@@ -28,6 +28,16 @@ struct State {
 }
 
 impl Problems {
+    /// Whether each resource of a kind is made of one object, which can say what is wrong.
+    pub fn is_of_objects(kind: ProxyKind) -> bool {
+        match kind {
+            ProxyKind::Route
+            | ProxyKind::AuthorizationPolicy
+            | ProxyKind::RequestAuthentication => true,
+            ProxyKind::Listener | ProxyKind::Backend | ProxyKind::TlsSecret => false,
+        }
+    }
+
     /// What a stream's proxy rejects of a kind, by name, with its reasons. Returns the objects whose
     /// problems changed.
     pub fn set_rejected(
@@ -96,12 +106,9 @@ impl Problems {
             let gateway = GatewayName::new(&key.namespace, &key.name);
             return state.unmade.get(&gateway).cloned();
         }
-        let of_kind = |kind: ProxyKind| kind == ProxyKind::Route;
-        let all = state
-            .rejected
-            .iter()
-            .filter(|((_, kind), _)| of_kind(*kind));
-        let name = format!("{}/{}/{}", key.kind.name(), key.namespace, key.name);
+        let (wanted, name) = resource(key)?;
+        let all = state.rejected.iter();
+        let all = all.filter(|((_, kind), _)| *kind == wanted);
         // The same one each time, however many proxies say so.
         all.filter_map(|(_, names)| names.get(&name)).min().cloned()
     }
@@ -111,14 +118,31 @@ impl Problems {
     }
 }
 
-/// The object that a resource is made of, where it is made of one: `KIND/NAMESPACE/NAME`.
-fn object(kind: ProxyKind, resource: &str) -> Option<ObjectKey> {
-    if kind != ProxyKind::Route {
-        return None;
+/// The resource that is made of an object, where one is: a route's has its kind in its name.
+fn resource(key: &ObjectKey) -> Option<(ProxyKind, String)> {
+    let name = format!("{}/{}", key.namespace, key.name);
+    match key.kind {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            Some((ProxyKind::Route, format!("{}/{name}", key.kind.name())))
+        }
+        Kind::AuthorizationPolicy => Some((ProxyKind::AuthorizationPolicy, name)),
+        Kind::RequestAuthentication => Some((ProxyKind::RequestAuthentication, name)),
+        _ => None,
     }
-    let (kind, rest) = resource.split_once('/')?;
+}
+
+/// The object that a resource is made of, where it is made of one.
+fn object(kind: ProxyKind, resource: &str) -> Option<ObjectKey> {
+    let (kind, rest) = match kind {
+        ProxyKind::Route => {
+            let (kind, rest) = resource.split_once('/')?;
+            (Kind::ALL.into_iter().find(|one| one.name() == kind)?, rest)
+        }
+        ProxyKind::AuthorizationPolicy => (Kind::AuthorizationPolicy, resource),
+        ProxyKind::RequestAuthentication => (Kind::RequestAuthentication, resource),
+        ProxyKind::Listener | ProxyKind::Backend | ProxyKind::TlsSecret => return None,
+    };
     let (namespace, name) = rest.split_once('/')?;
-    let kind = Kind::ALL.into_iter().find(|one| one.name() == kind)?;
     Some(ObjectKey {
         kind,
         namespace: namespace.to_owned(),
@@ -162,6 +186,33 @@ mod tests {
         let backend = BTreeMap::from([("shop/web/80".to_owned(), "x".to_owned())]);
         let none = problems.set_rejected(2, &gateway, ProxyKind::Backend, backend);
         assert!(none.is_empty(), "no object is a backend");
+    }
+
+    #[test]
+    fn a_rejected_policy_has_a_problem() {
+        let problems = Problems::default();
+        let gateway = GatewayName::new("shop", "front");
+        for (kind, object) in [
+            (ProxyKind::AuthorizationPolicy, Kind::AuthorizationPolicy),
+            (
+                ProxyKind::RequestAuthentication,
+                Kind::RequestAuthentication,
+            ),
+        ] {
+            let key = ObjectKey {
+                kind: object,
+                namespace: "shop".to_owned(),
+                name: "readers".to_owned(),
+            };
+            let names = BTreeMap::from([("shop/readers".to_owned(), "bad rule".to_owned())]);
+            let changed = problems.set_rejected(1, &gateway, kind, names);
+            assert_eq!(changed, BTreeSet::from([key.clone()]));
+            let text = problems.of(&key).unwrap();
+            assert_eq!(text, "rejected by the proxy of shop/front: bad rule");
+            let changed = problems.set_rejected(1, &gateway, kind, BTreeMap::new());
+            assert_eq!(changed, BTreeSet::from([key.clone()]));
+            assert_eq!(problems.of(&key), None);
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::{
 };
 
 use karst_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use karst_core::ProxyKind;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
@@ -222,7 +221,7 @@ impl Stream {
             }
         }
         if let Some(kind) = kind.proxy() {
-            registration.set_rejected(kind, rejections(kind, subscription));
+            registration.set_rejected(kind, subscription.rejections());
         }
         Ok(())
     }
@@ -322,16 +321,6 @@ impl Stream {
         // There is a place for each type. If the transport is gone, `closed` says so.
         let _ = self.responses.try_send(Ok(response));
     }
-}
-
-/// What a client has rejected and still not got right, for the status of what it is made of.
-fn rejections(kind: ProxyKind, subscription: &Subscription) -> BTreeMap<String, String> {
-    if kind != ProxyKind::Route {
-        return BTreeMap::new();
-    }
-    let all = subscription.rejected();
-    all.map(|(name, reason)| (name.to_owned(), reason.to_owned()))
-        .collect()
 }
 
 /// Longer than any stream.

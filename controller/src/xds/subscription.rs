@@ -5,7 +5,7 @@
 //! memory is bounded by the number of resources, and nothing is sent twice.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use karst_core::Rendered;
 use prost::Message as _;
 
 use super::resources::{ResourceKind, View};
+use crate::store::Problems;
 
 /// Names one type may be subscribed to besides everything.
 pub const MAX_NAMES: usize = 100_000;
@@ -194,6 +195,16 @@ impl Subscription {
     pub fn rejected(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         let all = self.rejected.iter();
         all.map(|(name, (_, reason))| (name.as_str(), reason.as_str()))
+    }
+
+    /// The same for the statuses of what it is made of, by name; nothing where that is no object.
+    pub fn rejections(&self) -> BTreeMap<String, String> {
+        if !self.kind.proxy().is_some_and(Problems::is_of_objects) {
+            return BTreeMap::new();
+        }
+        self.rejected()
+            .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+            .collect()
     }
 
     /// Whether [`Part::Updates`] may have something to say, now or when the last response is answered.

@@ -4,14 +4,15 @@ mod format;
 pub mod handshakes;
 pub mod histogram;
 pub mod validity;
+pub mod xds;
 
 use std::fmt;
 
 use http::header::{ACCEPT, HeaderMap, VARY};
 use http::{HeaderValue, StatusCode};
 use nix::sys::resource::{Resource, getrlimit};
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use crate::http_server::{Reply, reply};
@@ -151,6 +152,23 @@ impl<'a> Out<'a> {
                     &reading.buckets,
                     None,
                 )?;
+        }
+        Ok(())
+    }
+
+    /// A metric of the library's own for each set of labels, none of which may be empty; all of one type.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn metrics<'l, M: EncodeMetric + TypedMetric + 'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, &'l M)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, M::TYPE)?;
+        for (labels, value) in values {
+            value.encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }

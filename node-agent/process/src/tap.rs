@@ -149,9 +149,11 @@ impl Tap {
         let (queue, receiver) = Queue::new(*last_id, query);
         let mut all = Vec::clone(&queues);
         all.push(Arc::clone(&queue));
+        // Made first: where it cannot be made nobody would give its place back.
+        let subscription = Subscription::new(self.clone(), queue, receiver);
         self.set(all);
         drop(last_id);
-        Ok(Subscription::new(self.clone(), queue, receiver))
+        Ok(subscription)
     }
 
     /// Forgets a subscriber, if it has not been forgotten.

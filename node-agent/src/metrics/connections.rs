@@ -1,34 +1,44 @@
 //! How long connections take to be established and how long they last, and how full the pools of tunnels are.
 //!
-//! Each worker counts for itself, so that no two of them write to the same memory; a scrape adds up.
+//! Each worker counts for itself, so that no two of them write to the same memory; a scrape adds up. Only how long
+//! connections lasted is counted in one place, with the traces of some of them as exemplars: that takes a lock, once
+//! for each connection that was established.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use karst_process::metrics::Out;
 use karst_process::metrics::histogram::{Histogram, LIFETIME_SECONDS, Reading, SETUP_SECONDS};
+use karst_tunnel::headers::TraceParent;
 use karst_tunnel::pool::PoolLevels;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 
 use crate::proxy::Direction;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
+/// How long connections lasted. Each bucket has the last one of a sampled trace as its exemplar.
+type Lifetimes = [HistogramWithExemplars<[(&'static str, String); 2]>; DIRECTIONS.len()];
+
 /// What one worker counts.
 #[derive(Debug)]
 pub struct WorkerMetrics {
     setup: [Histogram; DIRECTIONS.len()],
-    lifetime: [Histogram; DIRECTIONS.len()],
+    ended: [AtomicU64; DIRECTIONS.len()],
+    lifetimes: Arc<Lifetimes>,
     pools: Mutex<PoolLevels>,
 }
 
 impl WorkerMetrics {
-    fn new() -> Self {
+    fn new(lifetimes: Arc<Lifetimes>) -> Self {
         Self {
             setup: DIRECTIONS.map(|_| Histogram::new(&SETUP_SECONDS)),
-            lifetime: DIRECTIONS.map(|_| Histogram::new(&LIFETIME_SECONDS)),
+            ended: Default::default(),
+            lifetimes,
             pools: Mutex::default(),
         }
     }
@@ -38,9 +48,17 @@ impl WorkerMetrics {
         self.setup[direction as usize].observe_time(after);
     }
 
-    /// An established connection has ended, `after` it was accepted.
-    pub fn ended(&self, direction: Direction, after: Duration) {
-        self.lifetime[direction as usize].observe_time(after);
+    /// An established connection has ended, `after` it was accepted; in `trace`, if it is part of one.
+    pub fn ended(&self, direction: Direction, after: Duration, trace: Option<TraceParent>) {
+        self.ended[direction as usize].fetch_add(1, Ordering::Relaxed);
+        let trace = trace.filter(|trace| trace.is_sampled()).map(|trace| {
+            [
+                ("trace_id", format!("{:032x}", trace.trace_id())),
+                ("span_id", format!("{:016x}", trace.span_id())),
+            ]
+        });
+        let at = trace.as_ref().map(|_| SystemTime::now());
+        self.lifetimes[direction as usize].observe(after.as_secs_f64(), trace, at);
     }
 
     /// Notes how full the worker's pools are; for a scrape.
@@ -50,31 +68,46 @@ impl WorkerMetrics {
 }
 
 /// What all workers count.
-#[derive(Debug, Default)]
-pub struct Connections(Mutex<Vec<Arc<WorkerMetrics>>>);
+#[derive(Debug)]
+pub struct Connections {
+    workers: Mutex<Vec<Arc<WorkerMetrics>>>,
+    lifetimes: Arc<Lifetimes>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let lifetime = |_| HistogramWithExemplars::new(LIFETIME_SECONDS.shown());
+        Self {
+            workers: Mutex::default(),
+            lifetimes: Arc::new(DIRECTIONS.map(lifetime)),
+        }
+    }
+}
 
 impl Connections {
     /// The counts of a new worker.
     pub fn worker(&self) -> Arc<WorkerMetrics> {
-        let worker = Arc::new(WorkerMetrics::new());
+        let worker = Arc::new(WorkerMetrics::new(Arc::clone(&self.lifetimes)));
         self.all().push(Arc::clone(&worker));
         worker
     }
 
-    fn all(&self) -> std::sync::MutexGuard<'_, Vec<Arc<WorkerMetrics>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, Vec<Arc<WorkerMetrics>>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sum(
-        &self,
-        of: fn(&WorkerMetrics) -> &[Histogram; DIRECTIONS.len()],
-    ) -> Vec<(Direction, Reading)> {
+    fn ended(&self, direction: Direction) -> u64 {
+        let all = self.all();
+        let ended = all.iter().map(|worker| &worker.ended[direction as usize]);
+        ended.map(|ended| ended.load(Ordering::Relaxed)).sum()
+    }
+
+    fn setup(&self) -> Vec<(Direction, Reading)> {
         let all = self.all();
         let sum = |direction: Direction| {
             let readings = all
                 .iter()
-                .filter_map(|worker| of(worker).get(direction as usize))
-                .map(Histogram::read);
+                .map(|worker| worker.setup[direction as usize].read());
             let sum = readings.reduce(|sum, one| sum.and(&one))?;
             Some((direction, sum))
         };
@@ -95,11 +128,11 @@ impl Collector for Connections {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut out = Out::new(encoder);
         // Read first: whatever has ended by then has begun by the time the others are read.
-        let lifetime = self.sum(|worker| &worker.lifetime);
-        let setup = self.sum(|worker| &worker.setup);
-        let open = setup.iter().zip(&lifetime).map(|(begun, ended)| {
-            let open = begun.1.count.saturating_sub(ended.1.count);
-            let labels = vec![("direction", begun.0.as_str())];
+        let ended = DIRECTIONS.map(|direction| self.ended(direction));
+        let setup = self.setup();
+        let open = setup.iter().map(|(direction, begun)| {
+            let open = begun.count.saturating_sub(ended[*direction as usize]);
+            let labels = vec![("direction", direction.as_str())];
             (labels, i64::try_from(open).unwrap_or(i64::MAX))
         });
         let help = "Connections that are established now";
@@ -107,9 +140,11 @@ impl Collector for Connections {
         let help = "Time from a connection's accept until it is established to its destination";
         let setup = by_direction(&setup);
         out.histograms("karst_connection_setup_seconds", help, setup)?;
+        let lifetimes = DIRECTIONS.iter().zip(self.lifetimes.iter());
+        let lifetimes = lifetimes
+            .map(|(direction, lifetime)| (vec![("direction", direction.as_str())], lifetime));
         let help = "Time from the accept of connections that were established until their end";
-        let lifetime = by_direction(&lifetime);
-        out.histograms("karst_connection_duration_seconds", help, lifetime)?;
+        out.metrics("karst_connection_duration_seconds", help, lifetimes)?;
         let pools = self
             .all()
             .iter()
@@ -139,7 +174,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use karst_process::metrics::text;
+    use karst_process::metrics::{Format, text};
+    use karst_tunnel::headers::TraceParent;
     use karst_tunnel::pool::PoolLevels;
     use prometheus_client::registry::Registry;
 
@@ -153,7 +189,7 @@ mod tests {
         one.established(Direction::Outbound, Duration::from_micros(300));
         two.established(Direction::Outbound, Duration::from_millis(40));
         two.established(Direction::Inbound, Duration::from_millis(1));
-        two.ended(Direction::Outbound, Duration::from_secs(7));
+        two.ended(Direction::Outbound, Duration::from_secs(7), None);
         let levels = PoolLevels {
             active: 2,
             streams: 5,
@@ -181,5 +217,43 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn sampled_traces_are_exemplars_of_how_long_connections_last() {
+        let connections = Arc::new(Connections::default());
+        let (one, two) = (connections.worker(), connections.worker());
+        let ended = |worker: &super::WorkerMetrics, millis, trace| {
+            let after = Duration::from_millis(millis);
+            worker.ended(Direction::Inbound, after, trace);
+        };
+        ended(&one, 3, Some(TraceParent::of(0xa, 1, true)));
+        ended(&two, 4, Some(TraceParent::of(0xb, 2, true)));
+        ended(&two, 5, None);
+        ended(&one, 20, Some(TraceParent::of(0xc, 3, false)));
+        ended(&two, 7 * 86_400_000, Some(TraceParent::of(0xd, 4, true)));
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(connections));
+        let text = text(&registry).expect("encodes");
+        let of = |le: &str| {
+            let start = format!(
+                "karst_connection_duration_seconds_bucket{{le=\"{le}\",direction=\"inbound\"}} "
+            );
+            let line = text.lines().find_map(|line| line.strip_prefix(&start));
+            let line = line.unwrap_or_else(|| panic!("{start}: {text}"));
+            let (count, exemplar) = line.split_once(" # ").unwrap_or((line, ""));
+            (count.to_owned(), exemplar.to_owned())
+        };
+        let (count, exemplar) = of("0.005");
+        assert_eq!(count, "3");
+        let trace =
+            "{trace_id=\"0000000000000000000000000000000b\",span_id=\"0000000000000002\"} 0.004 ";
+        assert!(exemplar.starts_with(trace), "{exemplar}");
+        assert_eq!(of("0.025"), ("4".to_owned(), String::new()));
+        let (count, exemplar) = of("+Inf");
+        assert_eq!(count, "5");
+        assert!(exemplar.contains("000d\",span_id"), "{exemplar}");
+        // Who does not ask for OpenMetrics gets none.
+        assert!(!Format::Text.of(text.clone()).contains("trace_id"));
     }
 }

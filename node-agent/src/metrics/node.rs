@@ -5,10 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, DeltaAds, TypeReport};
 use karst_datapath::ProgramRuns;
 use karst_identity::CertificateState;
-use karst_process::metrics::{Out, gauge, validity};
+use karst_process::metrics::{Out, gauge, validity, xds};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ pub struct NodeMetrics {
     pub context: Arc<Context>,
     /// The control-plane session.
     pub ads: watch::Receiver<AdsStatus>,
+    /// The same, type by type.
+    pub xds: DeltaAds,
     /// Enrolment as last published.
     pub pods: watch::Receiver<Arc<PodTable>>,
     /// The CNI plugin on this node, if the agent looks after it.
@@ -142,6 +144,9 @@ impl NodeMetrics {
         out.counter("karst_xds_streams", help, ads.streams)?;
         let help = "Resources rejected as invalid";
         out.counter("karst_xds_rejected_resources", help, ads.rejected)?;
+        let types = self.xds.types();
+        let answers: Vec<_> = types.iter().map(answers).collect();
+        xds::encode(out, &answers)?;
         let (workloads, services) = self.context.state.counts();
         out.gauges(
             "karst_xds_resources",
@@ -169,5 +174,15 @@ impl NodeMetrics {
         )?;
         let validity: Vec<_> = list.iter().map(|c| (c.id.as_str(), c.validity)).collect();
         validity::encode(out, &validity)
+    }
+}
+
+fn answers(of: &TypeReport) -> xds::Answers<'_> {
+    xds::Answers {
+        type_url: of.type_url,
+        acks: of.acks,
+        nacks: of.nacks,
+        last_ack: of.last_ack,
+        last_nack: of.last_nack.as_ref().map(|nack| nack.at),
     }
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use karst_identity::SpiffeId;
@@ -16,13 +16,19 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::reason::ResponseFlag;
-use crate::state::endpoint::now_ms;
+use crate::state::endpoint::{ms_at, now_ms};
 use crate::state::service::Service;
 use crate::state::workload::Workload;
 
-/// A series whose workloads are gone is kept this long after its last event, so
+/// A series whose workloads or policies are gone is kept this long after its last event, so
 /// that the last values are scraped.
 const LINGER: Duration = Duration::from_secs(120);
+
+/// Whether a series whose last event was at `touched_ms` has been silent for [`LINGER`].
+pub(super) fn is_silent(touched_ms: u64, now_ms: u64) -> bool {
+    let linger = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
+    touched_ms.saturating_add(linger) < now_ms
+}
 
 /// Most series at once, about 1 KiB each; a scrape writes five lines for each. Beyond it, connections are counted
 /// without their far end, of which there may be any number; near ends are the pods of this node.
@@ -137,9 +143,9 @@ impl Series {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An established connection ended.
-    pub fn closed(&self) {
-        self.touched_ms.store(now_ms(), Ordering::Relaxed);
+    /// An established connection ended `now`.
+    pub fn closed(&self, now: Instant) {
+        self.touched_ms.store(ms_at(now), Ordering::Relaxed);
         self.closed.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -324,24 +330,15 @@ impl TrafficMetrics {
     }
 
     /// Drops series of workloads that `exists` no longer knows once they have
-    /// been silent for [`LINGER`]; returns how many. Called from time to time.
-    pub fn expire(&self, exists: impl Fn(&str) -> bool) -> usize {
-        self.expire_at(now_ms(), exists)
-    }
-
-    fn expire_at(&self, now: u64, exists: impl Fn(&str) -> bool) -> usize {
-        let linger = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
+    /// been silent for [`LINGER`]; returns how many.
+    pub(super) fn expire_at(&self, now: u64, exists: impl Fn(&str) -> bool) -> usize {
         let mut map = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let before = map.len();
         let mut checked: HashMap<Arc<str>, bool> = HashMap::new();
         map.retain(|_, series| {
             let live =
                 series.opened.load(Ordering::Relaxed) > series.closed.load(Ordering::Relaxed);
-            let silent = series
-                .touched_ms
-                .load(Ordering::Relaxed)
-                .saturating_add(linger)
-                < now;
+            let silent = is_silent(series.touched_ms.load(Ordering::Relaxed), now);
             let gone = series.uids.iter().filter(|uid| !uid.is_empty()).any(|uid| {
                 !*checked
                     .entry(Arc::clone(uid))

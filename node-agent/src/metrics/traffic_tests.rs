@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Instant;
 
 use karst_identity::SpiffeId;
 use prometheus_client::registry::Registry;
@@ -91,7 +92,7 @@ fn scrape_has_istio_names_and_all_labels() {
     let series = SeriesCache::new(metrics.clone()).get(&parties(&a, &b));
     series.opened();
     series.bytes(10, 20);
-    series.closed();
+    series.closed(Instant::now());
     series.failed(ResponseFlag::Deny);
     let text = scrape(&metrics);
     let line = |start: &str| {
@@ -129,7 +130,7 @@ fn series_expire_with_their_workload_but_not_while_live_or_fresh() {
     let fresh = super::now_ms();
     let late = fresh + 600_000;
     assert_eq!(metrics.expire_at(late, forget_b), 0, "live");
-    series.closed();
+    series.closed(Instant::now());
     assert_eq!(metrics.expire_at(fresh, forget_b), 0, "fresh");
     assert_eq!(metrics.expire_at(late, |_| true), 0, "both exist");
     assert_eq!(uids(&metrics).len(), 2);

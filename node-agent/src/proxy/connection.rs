@@ -270,8 +270,9 @@ impl Flow {
         }
     }
 
+    /// Only what a record needs is cloned: it is made for every connection where there is an access log.
     fn record(
-        self,
+        &self,
         duration: Duration,
         (bytes_recv, bytes_sent): (u64, u64),
         tls: Option<Arc<TlsInfo>>,
@@ -283,10 +284,10 @@ impl Flow {
         };
         Record {
             direction: self.direction,
-            source: self.source,
-            destination: self.destination,
+            source: self.source.clone(),
+            destination: self.destination.clone(),
             hbone_addr: self.hbone_addr,
-            service: self.service,
+            service: self.service.clone(),
             service_port: self.service_port,
             bytes_sent,
             bytes_recv,
@@ -296,8 +297,8 @@ impl Flow {
             reason,
             error,
             denial,
-            dry_run: self.dry_run,
-            observed: self.observed,
+            dry_run: self.dry_run.clone(),
+            observed: self.observed.clone(),
         }
     }
 }
@@ -391,9 +392,9 @@ impl Live {
 
     /// What is known so far.
     fn record(&self) -> Record {
-        let flow = self.flow.clone();
-        let duration = flow.started.elapsed();
-        flow.record(duration, self.bytes(), self.tls.clone(), None)
+        let duration = self.flow.started.elapsed();
+        self.flow
+            .record(duration, self.bytes(), self.tls.clone(), None)
     }
 
     /// Tells a subscriber of it.
@@ -533,16 +534,18 @@ impl Connection {
         self.worker.untrack(self.id);
         let live = &self.live;
         live.flush();
-        live.series.closed();
-        let duration = live.flow.started.elapsed();
-        self.worker.ended(live.flow.direction, duration);
+        let now = Instant::now();
+        live.series.closed(now);
+        let duration = now.saturating_duration_since(live.flow.started);
+        let trace = live.flow.observed.as_ref();
+        let trace = trace.and_then(|observed| observed.context());
+        self.worker.ended(live.flow.direction, duration, trace);
         let tap = &self.worker.context.tap;
         let tapped = tap.is_on();
         if tapped || self.worker.access_log.is_on() || live.flow.observed.is_some() {
             let end = cut.map(|cut| *cut).or_else(|| reason.map(Refused::from));
             let record = live
                 .flow
-                .clone()
                 .record(duration, live.bytes(), live.tls.clone(), end);
             if tapped {
                 tap::publish(tap, Event::Closed, &record);

@@ -1,8 +1,8 @@
 //! Choice of one endpoint of a service port, in constant time per connection.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use super::workload::Workload;
 
@@ -16,10 +16,13 @@ const EJECTION_MAX: Duration = Duration::from_secs(30);
 
 /// Milliseconds since the process began: a clock that fits an atomic.
 pub fn now_ms() -> u64 {
-    use std::sync::OnceLock;
-    use std::time::Instant;
+    ms_at(Instant::now())
+}
+
+/// The same clock for who has read the other one already.
+pub fn ms_at(now: Instant) -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    let elapsed = START.get_or_init(Instant::now).elapsed();
+    let elapsed = now.saturating_duration_since(*START.get_or_init(|| now));
     // +1 so that 0 can mean "never".
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX - 1) + 1
 }

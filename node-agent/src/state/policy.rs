@@ -210,6 +210,18 @@ impl Policies {
         self.published.load().effective(workload)
     }
 
+    /// Whether a denial may name this policy, and this rule of it. One that came in a form that cannot be used
+    /// refuses without naming a rule.
+    pub fn has_rule(&self, policy: &str, rule: Option<u32>) -> bool {
+        let published = self.published.load();
+        let Some(policy) = published.all.get(policy) else {
+            return false;
+        };
+        let Some(rule) = rule else { return true };
+        let rules = policy.rules.as_ref().map_or(0, |rules| rules.rules.len());
+        usize::try_from(rule).is_ok_and(|rule| rule < rules)
+    }
+
     /// All policies, for the admin socket.
     pub fn all(&self) -> Vec<Arc<Policy>> {
         self.published.load().all.values().cloned().collect()

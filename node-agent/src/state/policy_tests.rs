@@ -257,3 +257,24 @@ fn a_policy_that_is_listed_applies_whatever_its_scope() {
     let elsewhere = policies.effective(&workload("own", &[]));
     assert_eq!(decide(&elsewhere, Some("bad")), Ok(()));
 }
+
+#[test]
+fn a_denial_names_a_rule_that_there_is() {
+    let two = vec![from_namespace("a"), from_namespace("b")];
+    let mut unusable = policy("ns/unusable", namespace("ns"), Action::Deny, Vec::new());
+    unusable.rules = None;
+    let all = published([
+        policy("ns/two", namespace("ns"), Action::Deny, two),
+        unusable,
+    ]);
+    for (policy, rule, has) in [
+        ("ns/two", Some(1), true),
+        ("ns/two", Some(2), false),
+        ("ns/two", None, true),
+        ("ns/unusable", None, true),
+        ("ns/unusable", Some(0), false),
+        ("ns/other", None, false),
+    ] {
+        assert_eq!(all.has_rule(policy, rule), has, "{policy} {rule:?}");
+    }
+}

@@ -200,9 +200,7 @@ impl Reporting {
 
 impl Tracing {
     fn read(wire: &wire::Tracing) -> Result<Self, String> {
-        if wire.collector.is_empty() {
-            return Err("tracing.collector is empty".to_owned());
-        }
+        check_collector(&wire.collector)?;
         let tags = wire.tags.iter().take(MAX_TAGS).map(Tag::read);
         Ok(Self {
             collector: wire.collector.as_str().into(),
@@ -236,6 +234,29 @@ impl Tracing {
             Some((Arc::clone(&tag.name), value))
         });
         tags.collect()
+    }
+}
+
+/// A collector is named by a port of a Service, never by an address of its own: what protects the way there follows
+/// from the mesh, and nothing here speaks TLS to a collector.
+fn check_collector(collector: &str) -> Result<(), String> {
+    if collector.contains("://") {
+        return Err(
+            "tracing.collector is a URL: neither https nor http ones are supported, \
+             name a port of a Service that takes OTLP over gRPC"
+                .to_owned(),
+        );
+    }
+    let parts: Vec<_> = collector.split('/').collect();
+    match parts[..] {
+        [namespace, hostname, port]
+            if !namespace.is_empty()
+                && !hostname.is_empty()
+                && port.parse::<u16>().is_ok_and(|port| port != 0) =>
+        {
+            Ok(())
+        }
+        _ => Err("tracing.collector is no NAMESPACE/HOSTNAME/PORT".to_owned()),
     }
 }
 

@@ -9,6 +9,7 @@
 mod load;
 mod observe;
 mod own;
+mod parts;
 mod process;
 mod report;
 mod stage;

@@ -1,26 +1,47 @@
 //! `karst-bench observe`: what seeing costs. The CPU that an agent uses for a connection, and a waypoint for a request,
-//! with metrics and access log on and off, in the same run.
+//! with metrics, access log and tap on and off, in the same run.
 //!
-//! Agents: each node has one with other settings, and a client and a server of its own, so that both ends of a
-//! connection are the same agent's. Waypoints: each namespace has one with other settings. Settings take turns, and
-//! which comes first changes with the round.
+//! Agents: each node has one that is set differently, and a client and a server of its own, so that both ends of a
+//! connection are the same agent's. Waypoints: each namespace has one. A tap is begun and ended on one that runs.
+//! Settings take turns in many short rounds, and which comes first changes with the round.
 
+mod interval;
 mod report;
+mod settings;
 mod stage;
+mod written;
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
     process::cpu_us,
-    tools::{Reuse, wrk},
+    tools::{Reuse, wrk_with},
 };
-use report::{Cost, Report, Row};
-use stage::{SETTINGS, Stage};
+use report::{Cost, Report, Row, Sample};
+use settings::{SETTINGS, Setting, Tap};
+use stage::Stage;
+use written::Written;
 
 /// Connections that one load keeps under way.
 const CONNECTIONS: u32 = 16;
+
+/// What wrk asks a waypoint for in turn, so that several subscribers of a tap share what there is to read.
+const PATHS: &str = "\
+local paths, turn = {'/one', '/two'}, 0
+request = function()
+    turn = turn % #paths + 1
+    return wrk.format(nil, paths[turn])
+end
+";
+
+/// How long it may take until what a load has caused is counted, logged and told.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Arguments of `observe`.
 #[derive(clap::Args)]
@@ -28,12 +49,15 @@ pub struct Args {
     /// Print the result as one JSON object instead of a table.
     #[arg(short, long)]
     json: bool,
-    /// Rounds, each with every setting; the result is the median.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Rounds, each with every setting; the result is the median. There is no interval with fewer than 6.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
+    /// Measure only this one; repeatable.
+    #[arg(long, value_enum)]
+    only: Vec<Carrier>,
 }
 
 /// Raises the lab, measures, and removes it.
@@ -60,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// What carries the load.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Carrier {
     /// A node agent; the unit is a connection.
     Agent,
@@ -82,39 +106,31 @@ impl Carrier {
             Self::Waypoint => "requests",
         }
     }
+
+    /// How often a unit is counted and logged: an agent does at both ends of a connection.
+    fn ends(self) -> f64 {
+        match self {
+            Self::Agent => 2.0,
+            Self::Waypoint => 1.0,
+        }
+    }
+
+    /// Selectors of the subscribers that read all together: one gets at most 10,000 events a second. An agent says
+    /// four of a connection; requests to a waypoint go to [`PATHS`] in turn.
+    fn taps(self) -> &'static [&'static str] {
+        match self {
+            Self::Agent => &["direction=outbound", "direction=inbound"],
+            Self::Waypoint => &["path=/one", "path=/two"],
+        }
+    }
 }
 
 fn measure(stage: &Stage, args: &Args) -> Result<Report> {
     let mut rows = Vec::new();
     for carrier in [Carrier::Agent, Carrier::Waypoint] {
-        let mut costs: Vec<Vec<f64>> = vec![Vec::new(); SETTINGS.len()];
-        for round in 0..=args.rounds {
-            let mut order: Vec<usize> = (0..SETTINGS.len()).collect();
-            order.rotate_left(round as usize % SETTINGS.len());
-            for setting in order {
-                let name = SETTINGS[setting].name;
-                let cost = cost(stage, carrier, setting, args.seconds)
-                    .with_context(|| format!("{} with {name}", carrier.name()))?;
-                eprintln!(
-                    "==> {} with {name}, round {round} of {}: {cost:.1} us",
-                    carrier.name(),
-                    args.rounds
-                );
-                // The first round opens tunnels and fills caches.
-                if round > 0 {
-                    costs[setting].push(cost);
-                }
-            }
+        if args.only.is_empty() || args.only.contains(&carrier) {
+            rows.push(row(stage, carrier, args)?);
         }
-        let costs = SETTINGS
-            .iter()
-            .zip(costs)
-            .map(|(setting, values)| Cost::new(setting.name, values));
-        rows.push(Row::new(
-            carrier.name(),
-            carrier.unit(),
-            costs.collect::<Option<_>>().context("no rounds")?,
-        ));
     }
     Ok(Report {
         rows,
@@ -123,22 +139,110 @@ fn measure(stage: &Stage, args: &Args) -> Result<Report> {
     })
 }
 
-/// Microseconds of CPU for one connection or request.
-fn cost(stage: &Stage, carrier: Carrier, setting: usize, seconds: u32) -> Result<f64> {
-    let (pid, client, url) = stage.way(carrier, setting)?;
+fn row(stage: &Stage, carrier: Carrier, args: &Args) -> Result<Row> {
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); SETTINGS.len()];
+    for round in 0..=args.rounds {
+        for setting in order(SETTINGS.len(), round) {
+            let name = SETTINGS[setting].name;
+            let sample = sample(stage, carrier, &SETTINGS[setting], args.seconds)
+                .with_context(|| format!("{} with {name}", carrier.name()))?;
+            eprintln!(
+                "==> {} with {name}, round {round} of {}: {:.1} us",
+                carrier.name(),
+                args.rounds,
+                sample.cpu_us / sample.units
+            );
+            // The first round opens tunnels and fills caches.
+            if round > 0 {
+                samples[setting].push(sample);
+            }
+        }
+    }
+    let costs = SETTINGS
+        .iter()
+        .zip(&samples)
+        .map(|(setting, samples)| Cost::new(setting, samples));
+    Ok(Row::new(
+        carrier.name(),
+        carrier.unit(),
+        costs.collect::<Option<_>>().context("no rounds")?,
+    ))
+}
+
+/// Settings in turn: each is the first one equally often, and comes before each other as often as behind it.
+fn order(settings: usize, round: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..settings).collect();
+    order.rotate_left(round as usize / 2 % settings);
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// One setting for some seconds.
+fn sample(stage: &Stage, carrier: Carrier, setting: &Setting, seconds: u32) -> Result<Sample> {
+    let way = stage.way(carrier, setting.process)?;
     let reuse = match carrier {
         Carrier::Agent => Reuse::Never,
         Carrier::Waypoint => Reuse::KeepAlive,
     };
-    let before = cpu_us(pid)?;
-    let achieved = wrk(&stage.lab, &client, &url, CONNECTIONS, reuse, seconds)?;
-    let used = cpu_us(pid)? - before;
+    let taps = match setting.tap {
+        Tap::Off => None,
+        Tap::ReadAll => Some(stage.tap(&way, carrier.taps())?),
+    };
+    way.begin_log()?;
+    let counted = Written::read(stage, &way)?;
+    let before = cpu_us(way.pid)?;
+    let script = stage.paths.display().to_string();
+    let more: &[&str] = match carrier {
+        Carrier::Agent => &[],
+        Carrier::Waypoint => &["-s", &script],
+    };
+    let (client, url) = (&way.client, &way.url);
+    let achieved = wrk_with(&stage.lab, client, url, CONNECTIONS, reuse, seconds, more)?;
+    let used = cpu_us(way.pid)? - before;
     ensure!(achieved.total > 0.0, "nothing was answered");
     ensure!(used > 0.0, "no CPU was used, so the load went elsewhere");
-    Ok(used / achieved.total)
+    let (wanted, ended) = (achieved.total * carrier.ends(), Instant::now());
+    let done = loop {
+        let written = Written::read(stage, &way)?.since(&counted);
+        let done = written.done(setting, wanted)?;
+        if done >= report::DONE || ended.elapsed() > SETTLE {
+            break done;
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    if let Some(taps) = taps {
+        taps.end()?;
+    }
+    Ok(Sample {
+        units: achieved.total,
+        cpu_us: used,
+        done,
+    })
 }
 
 /// The folder's own nginx configuration.
-fn nginx(folder: &Path) -> std::path::PathBuf {
+fn nginx(folder: &Path) -> PathBuf {
     folder.join("observe-nginx.conf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn no_setting_has_a_better_place_than_another() {
+        let settings = 5;
+        let rounds: Vec<Vec<usize>> = (0..10).map(|round| order(settings, round)).collect();
+        for one in 0..settings {
+            let first = rounds.iter().filter(|order| order[0] == one).count();
+            assert_eq!(first, 2, "{one}");
+            for other in (0..settings).filter(|other| *other != one) {
+                let at = |order: &[usize], it| order.iter().position(|at| *at == it);
+                let before = rounds.iter().filter(|o| at(o, one) < at(o, other));
+                assert_eq!(before.count(), 5, "{one} before {other}");
+            }
+        }
+    }
 }

@@ -1,20 +1,19 @@
-//! What a process has used, from `/proc`.
+//! What a process has used.
 
 use std::fs;
 
-use anyhow::{Context, Result};
-use nix::unistd::{SysconfVar, sysconf};
+use anyhow::{Context, Result, ensure};
+use nix::{time::clock_getcpuclockid, unistd::Pid};
 
-/// CPU time of a process so far, user and system, in microseconds. The kernel counts it in ticks of
-/// usually 10 ms.
+/// CPU time of a process so far, user and system, of all its threads, in microseconds. It is the process's CPU clock,
+/// which the kernel keeps in nanoseconds; a thread that runs at the moment may be up to a tick (4 or 10 ms) ahead of it.
 pub fn cpu_us(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    let ticks = cpu_ticks(&stat).with_context(|| format!("{path} has no CPU times"))?;
-    let per_second = sysconf(SysconfVar::CLK_TCK)
-        .context("asking for the clock")?
-        .context("no clock")?;
-    Ok(ticks as f64 * 1e6 / per_second as f64)
+    let raw = i32::try_from(pid).with_context(|| format!("{pid} is no process id"))?;
+    // Zero would be this process.
+    ensure!(raw > 0, "{pid} is no process id");
+    let now = clock_getcpuclockid(Pid::from_raw(raw)).and_then(|clock| clock.now());
+    let now = now.with_context(|| format!("reading the CPU clock of process {pid}"))?;
+    Ok(now.tv_sec() as f64 * 1e6 + now.tv_nsec() as f64 / 1e3)
 }
 
 /// Anonymous memory of a process, in bytes: what it allocated, without the program's own pages.
@@ -33,14 +32,6 @@ fn memory(pid: u32, label: &str) -> Result<u64> {
     read_memory(&smaps, label).with_context(|| format!("{path} has no line {label}"))
 }
 
-/// `utime` and `stime`, fields 14 and 15 (proc(5)); the name in field 2 may hold anything.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
-}
-
 fn read_memory(smaps: &str, label: &str) -> Option<u64> {
     let line = smaps.lines().find_map(|line| line.strip_prefix(label))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -50,13 +41,6 @@ fn read_memory(smaps: &str, label: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_cpu_ticks_past_a_name_with_brackets() {
-        let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 100 0 0 0 12 34 0 0 20 0 1 0 5 1 1";
-        assert_eq!(cpu_ticks(stat), Some(46));
-        assert_eq!(cpu_ticks("7 (a) S"), None);
-    }
 
     #[test]
     fn reads_memory_by_its_label() {
@@ -71,7 +55,30 @@ mod tests {
         let me = std::process::id();
         assert!(anonymous_bytes(me).unwrap() > 0);
         assert!(resident_bytes(me).unwrap() >= anonymous_bytes(me).unwrap());
-        assert!(cpu_us(me).unwrap() >= 0.0);
-        assert!(cpu_us(u32::MAX).is_err());
+        assert!(cpu_us(u32::MAX).is_err() && cpu_us(0).is_err());
+    }
+
+    #[test]
+    fn the_cpu_clock_counts_work_and_no_waiting() {
+        let me = std::process::id();
+        let before = cpu_us(me).unwrap();
+        let (begun, mut sum) = (std::time::Instant::now(), 0_u64);
+        while cpu_us(me).unwrap() < before + 20_000.0 {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+            assert!(begun.elapsed().as_secs() < 60, "work does not count");
+        }
+        let mut idle = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = idle.id();
+        let used = cpu_us(pid);
+        idle.kill().unwrap();
+        idle.wait().unwrap();
+        let used = used.unwrap();
+        assert!(
+            used > 0.0 && used < 200_000.0,
+            "{used} us of a sleeping process"
+        );
     }
 }

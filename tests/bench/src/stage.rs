@@ -5,6 +5,8 @@ use std::{fs, net::IpAddr, path::Path};
 use anyhow::{Context, Result};
 use karst_harness::{Lab, LabOptions};
 
+use crate::parts::{NGINX, widen_ports};
+
 /// The benchmark's lab; a second run on the same machine replaces the first.
 const LAB: &str = "bench";
 
@@ -14,25 +16,6 @@ const DIRECT: &str = "direct";
 
 /// Nodes of client and server.
 pub const NODES: [&str; 2] = ["node1", "node2"];
-
-/// More connections than any load opens.
-const NGINX: &str = "\
-user root;
-worker_processes 1;
-worker_rlimit_nofile 16384;
-daemon off;
-error_log stderr;
-events { worker_connections 16000; }
-http {
-    access_log off;
-    keepalive_timeout 600s;
-    keepalive_requests 1000000000;
-    server {
-        listen 80 backlog=4096;
-        location / { return 200 \"Hello from the server of Karst! \\n\"; }
-    }
-}
-";
 
 /// One client and one server.
 #[derive(Clone)]
@@ -99,17 +82,7 @@ impl Stage {
         };
         let pairs = (pair(MESHED)?, pair(DIRECT)?);
         for client in [&pairs.0.client, &pairs.1.client] {
-            // Enough ports for thousands of connections a second to one address.
-            lab.exec_ok(
-                client,
-                &[
-                    "sysctl",
-                    "-q",
-                    "-w",
-                    "net.ipv4.ip_local_port_range=1024 65000",
-                    "net.ipv4.tcp_tw_reuse=1",
-                ],
-            )?;
+            widen_ports(lab, client)?;
         }
         Ok(pairs)
     }

@@ -39,8 +39,22 @@ pub fn wrk(
     reuse: Reuse,
     seconds: u32,
 ) -> Result<Achieved> {
+    wrk_with(lab, pod, url, connections, reuse, seconds, &[])
+}
+
+/// The same with more options of wrk's.
+pub fn wrk_with(
+    lab: &Lab,
+    pod: &str,
+    url: &str,
+    connections: u32,
+    reuse: Reuse,
+    seconds: u32,
+    more: &[&str],
+) -> Result<Achieved> {
     let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}s"));
     let mut argv = vec!["wrk", "-t1", &connections, &duration, "--timeout", "5s"];
+    argv.extend(more);
     if reuse == Reuse::Never {
         argv.extend(["-H", "Connection: close"]);
     }

@@ -564,7 +564,12 @@ impl Lab {
 
     /// What a node's agent wrote so far, over all its lives.
     pub fn agent_log(&self, node: &str) -> Result<String> {
-        read_log(&self.paths.agent_log(node))
+        read_log(&self.agent_log_file(node))
+    }
+
+    /// The file a node's agents write to.
+    pub fn agent_log_file(&self, node: &str) -> PathBuf {
+        self.paths.agent_log(node)
     }
 
     /// What the controller wrote so far, over all its lives.

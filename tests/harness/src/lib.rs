@@ -14,12 +14,15 @@
 //! `/run/karst-lab/<lab>`; so [`Lab::tear_down`] needs no record to remove it.
 //!
 //! The public modules are what the test cluster of `karst_cluster` does in the same way: programs,
-//! processes, locks, cgroups and network namespaces of the machine.
+//! processes, locks, cgroups and network namespaces of the machine; and what tests ask in both where a fault is staged.
 
 mod addresses;
 mod admin;
+pub mod by_hand;
 pub mod cgroup;
 mod cni;
+mod doctor;
+mod ending;
 pub mod files;
 pub mod helper;
 pub mod host;
@@ -46,6 +49,8 @@ mod wait;
 mod workloads;
 
 pub use admin::get_in;
+pub use doctor::Doctor;
+pub use ending::EndingAuthority;
 pub use lab::Lab;
 pub use netns::run_in;
 pub use options::{LabName, LabOptions, Lifetime, MAX_NODES, Mesh};

@@ -6,8 +6,6 @@
 
 pub mod attacker;
 mod chat;
-mod doctor;
-mod ending;
 mod evidence;
 mod kernel;
 pub mod prometheus;
@@ -17,8 +15,6 @@ pub mod tmux;
 mod world;
 
 pub use chat::Chat;
-pub use doctor::Doctor;
-pub use ending::EndingAuthority;
 pub use evidence::{Footprint, Refusal, access_records, footprint, refusals, wait_refused};
 pub use kernel::{kernel_view, once_attached};
 pub use world::{AMBIENT, World, manifest};

@@ -34,7 +34,9 @@ impl<'a> Prometheus<'a> {
         let mut config = String::from(
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\nscrape_configs:\n",
         );
-        for (job, address) in targets {
+        // Itself too: what it counts of scrapes is asked of it.
+        let own = ("prometheus", LISTEN.to_owned());
+        for (job, address) in targets.iter().chain([&own]) {
             writeln!(
                 config,
                 "- {{job_name: {job}, static_configs: [{{targets: ['{address}']}}]}}"
@@ -130,10 +132,8 @@ impl<'a> Prometheus<'a> {
             "prometheus_target_scrapes_sample_duplicate_timestamp_total",
             "prometheus_target_scrapes_sample_out_of_order_total",
         ] {
-            // Prometheus counts these of itself, where it scrapes itself.
-            if let Ok(count) = self.value(failed) {
-                ensure!(count == 0.0, "{failed} is {count}");
-            }
+            let count = self.value(failed)?;
+            ensure!(count == 0.0, "{failed} is {count}");
         }
         Ok(())
     }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use karst_harness::{Lab, LabOptions, Lifetime, Mesh, until};
+use karst_harness::{Doctor, EndingAuthority, Lab, LabOptions, Lifetime, Mesh, by_hand, until};
 use karst_lab_tests::scenario::port;
-use karst_lab_tests::{AMBIENT, Doctor, EndingAuthority, World};
+use karst_lab_tests::{AMBIENT, World};
 
 const NODES: [&str; 2] = ["node1", "node2"];
 const CLIENT: &str = "mesh/client";
@@ -89,9 +89,10 @@ fn strict_against_plaintext() -> Result<()> {
 
 /// A world whose certificates are all of an authority that ends in so many seconds.
 fn short_lived(tag: &str, seconds: u32, folder: &std::path::Path) -> Result<World> {
-    let ending = EndingAuthority::write(folder, Duration::from_secs(seconds.into()))?;
+    let ending = EndingAuthority::new(Duration::from_secs(seconds.into()))?;
+    let controller_args = ending.controller_args(folder)?;
     World::up_with(tag, Mesh::On, |options| LabOptions {
-        controller_args: ending.controller_args(),
+        controller_args,
         ..options
     })
 }
@@ -177,19 +178,12 @@ fn maps(world: &World, node: &str) -> Result<PathBuf> {
 
 /// Writes an entry into a pinned map as somebody with bpftool would.
 fn write_entry(map: &std::path::Path, key: &[u8], value: &[u8]) -> Result<()> {
-    let mut command = Command::new("bpftool");
-    command.args(["map", "update", "pinned"]).arg(map);
-    for (word, bytes) in [("key", key), ("value", value)] {
-        command.args([word, "hex"]);
-        command.args(bytes.iter().map(|byte| format!("{byte:02x}")));
-    }
-    let output = command.output().context("running bpftool")?;
-    ensure!(
-        output.status.success(),
-        "bpftool: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let map = map.display().to_string();
+    let output = Command::new("bpftool")
+        .args(by_hand::write_entry(&map, key, value))
+        .output()
+        .context("running bpftool")?;
+    ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 
@@ -199,14 +193,8 @@ fn stale_map_entries() -> Result<()> {
     let doctor = Doctor::of_lab(&world.lab);
     doctor.healthy(&NODES)?;
     let maps = maps(&world, "node1")?;
-    // A pod of which nobody knows: addresses, the length of the uid, the uid.
-    let uid = b"0badcafe-stale";
-    let mut pod = vec![0; 16];
-    pod[10..].copy_from_slice(&[0xff, 0xff, 10, 99, 99, 99]);
-    pod.extend([0; 16]);
-    pod.extend((uid.len() as u32).to_ne_bytes());
-    pod.extend(uid);
-    pod.resize(36 + 64, 0);
+    // A pod of which nobody knows.
+    let pod = by_hand::pods_value("0badcafe-stale", Some([10, 99, 99, 99]));
     let cookie = 0x7777_7777_u64;
     write_entry(&maps.join("PODS"), &cookie.to_ne_bytes(), &pod)?;
     let said = doctor.finds("node1", "KARST1103", "0badcafe-stale")?;
@@ -340,7 +328,13 @@ fn a_rejected_resource() -> Result<()> {
         said["object"].to_string().contains("NodePod"),
         "the type is not named: {said}"
     );
-    Ok(())
+    // One that has the mesh's own again has nothing new to say of the pods, and all is well.
+    world.lab.stop_controller()?;
+    let _same = Lab::up(LabOptions {
+        lifetime: Lifetime::UntilDown,
+        ..LabOptions::new(world.lab.name())
+    })?;
+    doctor.healthy(&NODES)
 }
 
 #[test]

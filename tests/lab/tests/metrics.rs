@@ -30,16 +30,19 @@ fn alone() -> MutexGuard<'static, ()> {
     PORT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One Prometheus on each node, which scrapes its agent, and the others on node1.
-fn watch(shop: &Shop) -> Result<[Prometheus<'_>; 2]> {
+/// A Prometheus on node1, which scrapes its agent, the waypoint and the controller.
+fn watch_near(shop: &Shop) -> Result<Prometheus<'_>> {
     let lab = &shop.world.lab;
-    let agent = || ("agent", "127.0.0.1:15020".to_owned());
+    let agent = ("agent", "127.0.0.1:15020".to_owned());
     let waypoint = ("waypoint", waypoint(shop)?);
     let controller = ("controller", lab.controller_metrics_address());
-    Ok([
-        Prometheus::start(lab, "node1", &[agent(), waypoint, controller])?,
-        Prometheus::start(lab, "node2", &[agent()])?,
-    ])
+    Prometheus::start(lab, "node1", &[agent, waypoint, controller])
+}
+
+/// One on node2, which scrapes its agent.
+fn watch_far(shop: &Shop) -> Result<Prometheus<'_>> {
+    let agent = ("agent", "127.0.0.1:15020".to_owned());
+    Prometheus::start(&shop.world.lab, "node2", &[agent])
 }
 
 /// Labels that Istio's dashboards and Kiali select and group by.
@@ -82,7 +85,7 @@ fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
     let shop = shop()?;
     let world = &shop.world;
     let _alone = alone();
-    let [near, far] = watch(shop)?;
+    let (near, far) = (watch_near(shop)?, watch_far(shop)?);
     let mesh = |more: &str| {
         format!(
             "connection_security_policy=\"mutual_tls\",source_workload=\"client\",source_workload_namespace=\"mesh\",\
@@ -163,7 +166,7 @@ fn a_real_prometheus_gets_the_standard_series() -> Result<()> {
 fn requests_through_a_waypoint_have_istios_labels_and_histograms() -> Result<()> {
     let shop = shop()?;
     let _alone = alone();
-    let [near, _] = watch(shop)?;
+    let near = watch_near(shop)?;
     for _ in 0..30 {
         shop.get("web:80", &[])?;
     }
@@ -208,7 +211,7 @@ fn what_is_refused_is_counted_by_policy_and_reason() -> Result<()> {
     let shop = shop()?;
     let world = &shop.world;
     let _alone = alone();
-    let [near, far] = watch(shop)?;
+    let (near, far) = (watch_near(shop)?, watch_far(shop)?);
     let server = world.at("mesh/server", 7001)?;
     world.lab.apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shut, namespace: mesh}\n\

@@ -104,6 +104,10 @@ impl Span {
         self.service == "karst-node-agent" && self.has("direction", "inbound")
     }
 
+    fn is_client(&self) -> bool {
+        self.service == "karst-testapp"
+    }
+
     fn is_waypoint(&self) -> bool {
         self.service == "waypoint.shop"
     }
@@ -204,6 +208,7 @@ fn open() -> Result<Traced> {
 fn agents_and_waypoint_are_in_one_trace() -> Result<()> {
     let traced = open()?;
     connections_and_requests_join(&traced)?;
+    a_span_of_the_client_begins_the_trace(&traced)?;
     a_trace_of_the_application_is_followed(&traced)?;
     a_trace_that_is_not_sampled_stays_so(&traced)?;
     the_access_log_is_what_was_asked_for(&traced)
@@ -250,6 +255,50 @@ fn connections_and_requests_join(traced: &Traced) -> Result<()> {
             last.has("connection_security_policy", "mutual_tls"),
             "{last:?}"
         );
+        Ok(())
+    })
+}
+
+/// A client that has spans of its own: client, waypoint and the server's agent are one trace, each the parent of the
+/// next. The client's agent sees bytes and no header; the waypoint's span has its connection as a link.
+fn a_span_of_the_client_begins_the_trace(traced: &Traced) -> Result<()> {
+    let collector = traced.shop.world.at("obs/otel", 4317)?;
+    let answer = traced.shop.get("traced:80", &["--otlp", &collector])?;
+    let sent = answer["traceparents"][0]
+        .as_str()
+        .context("the client sent no traceparent")?;
+    let parts: Vec<&str> = sent.split('-').collect();
+    let [_, trace, id, _] = parts[..] else {
+        anyhow::bail!("{sent} is no traceparent");
+    };
+    let got = &answer["page"]["headers"]["traceparent"];
+    until("the client's trace", SOON, || {
+        let spans = spans(&traced.output)?;
+        let of_trace: Vec<&Span> = spans.iter().filter(|it| it.trace == trace).collect();
+        let only = |what: &str, is_it: fn(&Span) -> bool| {
+            let mut found = of_trace.iter().filter(|span| is_it(span));
+            let one = found
+                .next()
+                .with_context(|| format!("no span of the {what}"))?;
+            ensure!(found.next().is_none(), "several spans of the {what}");
+            Ok(*one)
+        };
+        let client = only("client", Span::is_client)?;
+        let waypoint = only("waypoint", Span::is_waypoint)?;
+        let agent = only("server's agent", Span::is_inbound)?;
+        ensure!(of_trace.len() == 3, "{of_trace:#?}");
+        ensure!(client.id == id && client.parent.is_empty(), "{client:?}");
+        ensure!(client.kind == "Client", "{client:?}");
+        ensure!(client.has("http.response.status_code", "200"), "{client:?}");
+        ensure!(waypoint.parent == client.id, "{waypoint:?} of {client:?}");
+        ensure!(agent.parent == waypoint.id, "{agent:?} of {waypoint:?}");
+        let expected = format!("00-{trace}-{}-01", waypoint.id);
+        ensure!(*got == expected, "the server got {got}, not {expected}");
+        let (linked, own) = waypoint.link.as_ref().context("no link")?;
+        let connection = spans.iter().find(|it| it.trace == *linked && it.id == *own);
+        let connection = connection.context("the client's agent has not said its span")?;
+        ensure!(connection.is_outbound(), "{connection:?}");
+        ensure!(connection.has("src.workload", "client"), "{connection:?}");
         Ok(())
     })
 }
@@ -317,13 +366,12 @@ spec:
         let id = format!("x-request-id: {id}");
         shop.get("web:80", &[&["--header", &id], more].concat())
     };
-    let logged = |id: &str| -> Result<bool> {
+    let logged = |id: &str| -> Result<Option<Value>> {
         let log = shop.world.lab.logs("shop/waypoint")?;
-        let lines = log
+        let mut lines = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut lines = lines.filter(|line| line["request_id"] == id);
-        Ok(lines.any(|line| line["trace_id"].as_str().is_some_and(|id| id.len() == 32)))
+        Ok(lines.find(|line| line["request_id"] == id))
     };
     let mut round = 0;
     until("the filter to count", SOON, || {
@@ -333,10 +381,13 @@ spec:
         ask(&loud, &["--header", "x-loud: yes"])?;
         // Lines are in the order in which requests have ended.
         until("the line", Duration::from_secs(5), || {
-            ensure!(logged(&loud)?, "{loud} is not in the log");
+            let line = logged(&loud)?.with_context(|| format!("{loud} is not in the log"))?;
+            let trace = line["trace_id"].as_str().unwrap_or_default();
+            ensure!(trace.len() == 32, "{line}");
             Ok(())
         })?;
-        ensure!(!logged(&quiet)?, "{quiet} is in the log");
+        let line = logged(&quiet)?;
+        ensure!(line.is_none(), "{line:?}");
         Ok(())
     })
 }

@@ -129,7 +129,13 @@ fn destination(
     }
     if let Some(endpoint) = endpoint {
         line.address("dst.addr", endpoint.address);
-        line.text("dst.workload", &endpoint.uid);
+        let (namespace, name) = endpoint.namespaced_name();
+        line.text("dst.workload", name);
+        line.text("dst.namespace", namespace);
+        if let Some(workload) = &endpoint.workload {
+            line.text("dst.app", &workload.service);
+            line.text("dst.version", &workload.version);
+        }
         line.known(
             "dst.identity",
             endpoint.identity.as_ref().map(SpiffeId::as_str),

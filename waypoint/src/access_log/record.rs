@@ -10,10 +10,12 @@ use karst_tunnel::TlsInfo;
 
 use crate::authn::Verified;
 use crate::authz::Denial;
+use crate::balance::{Picked, Via};
 use crate::client::Client;
 use crate::metrics::checks::CheckResult;
 use crate::observe::Observed;
 use crate::reason::Reason;
+use crate::workload::WorkloadLabels;
 
 /// As what the proxy saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +82,34 @@ pub struct EndpointRecord {
     pub address: SocketAddr,
     /// The identity it had to prove; `None` for plain TCP.
     pub identity: Option<SpiffeId>,
+    /// What it is a part of, if the controller has said it.
+    pub workload: Option<Arc<WorkloadLabels>>,
+}
+
+impl EndpointRecord {
+    /// Of one that was chosen.
+    #[must_use]
+    pub fn of(picked: &Picked) -> Self {
+        let endpoint = picked.endpoint();
+        Self {
+            uid: Arc::clone(endpoint.uid()),
+            address: picked.destination(),
+            identity: match endpoint.via() {
+                Via::Hbone { identity, .. } => Some(identity.clone()),
+                Via::Plain => None,
+            },
+            workload: endpoint.workload().cloned(),
+        }
+    }
+
+    /// Namespace and name out of the uid: `CLUSTER/GROUP/KIND/NAMESPACE/NAME`, and of what is known from an
+    /// EndpointSlice the address behind that. Empty where the uid has another form.
+    #[must_use]
+    pub fn namespaced_name(&self) -> (&str, &str) {
+        let mut parts = self.uid.split('/').skip(3);
+        let namespace = parts.next().unwrap_or_default();
+        (namespace, parts.next().unwrap_or_default())
+    }
 }
 
 /// What came of asking an external authorizer.
@@ -136,6 +166,8 @@ pub struct RequestRecord {
     pub bytes_received: u64,
     /// Bytes of the response's body.
     pub bytes_sent: u64,
+    /// Messages of a gRPC request, and of its response. Others have none.
+    pub messages: (u64, u64),
     /// From the request's head to the end of the response.
     pub duration: Duration,
     /// From there to the head of the endpoint's response.
@@ -176,6 +208,7 @@ impl RequestRecord {
             check: None,
             bytes_received: 0,
             bytes_sent: 0,
+            messages: (0, 0),
             duration: Duration::ZERO,
             response_head: None,
             attempts: 0,

@@ -1,13 +1,15 @@
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use http::HeaderValue;
 use karst_identity::SpiffeId;
 use karst_process::access_log::{Record, append};
 
-use super::{ConnectionRecord, Reporter, RequestRecord};
+use super::{ConnectionRecord, EndpointRecord, Reporter, RequestRecord};
 use crate::args::AccessLogFormat;
 use crate::client::Client;
 use crate::reason::Reason;
+use crate::workload::WorkloadLabels;
 
 fn client() -> Client {
     let identity = SpiffeId::parse("spiffe://t/ns/a/sa/b").expect("valid");
@@ -34,6 +36,41 @@ fn a_request_is_one_line_of_json() {
     assert_eq!(value["status"], 200);
     assert_eq!(value["src.identity"], "spiffe://t/ns/a/sa/b");
     assert_eq!(text.matches('\n').count(), 1);
+}
+
+#[test]
+fn the_endpoint_is_named_as_agents_name_it() {
+    let mut record = RequestRecord::new(Reporter::Waypoint, client());
+    let mut endpoint = EndpointRecord {
+        uid: "Kubernetes//Pod/shop/web-0".into(),
+        address: "10.0.0.2:8080".parse().expect("address"),
+        identity: None,
+        workload: Some(Arc::new(WorkloadLabels {
+            service: "web".to_owned(),
+            version: "v1".to_owned(),
+            ..WorkloadLabels::default()
+        })),
+    };
+    record.endpoint = Some(endpoint.clone());
+    let read = |record: &RequestRecord| -> serde_json::Value {
+        serde_json::from_str(&written(AccessLogFormat::Json, record)).expect("json")
+    };
+    let value = read(&record);
+    for (field, expected) in [
+        ("dst.workload", "web-0"),
+        ("dst.namespace", "shop"),
+        ("dst.app", "web"),
+        ("dst.version", "v1"),
+    ] {
+        assert_eq!(value[field], expected, "{field}");
+    }
+    endpoint.uid = "Kubernetes/discovery.k8s.io/EndpointSlice/shop/s/fd00::1".into();
+    record.endpoint = Some(endpoint);
+    let value = read(&record);
+    assert_eq!(
+        (&value["dst.workload"], &value["dst.namespace"]),
+        (&"s".into(), &"shop".into())
+    );
 }
 
 #[test]

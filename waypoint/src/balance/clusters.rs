@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use karst_api::FieldError;
 use karst_api::waypoint as wire;
 
@@ -10,6 +10,7 @@ use super::cluster::Cluster;
 use super::endpoint::{Description, PortOf};
 use super::settings::ClusterSettings;
 use crate::upstream::BackendTlsConfig;
+use crate::workload::WorkloadLabels;
 
 /// Where this proxy runs; empty where it is not known, which is near to nothing.
 #[derive(Clone, Debug, Default)]
@@ -70,9 +71,12 @@ impl Clusters {
             return Err(FieldError::new("name", "is empty"));
         }
         let settings = ClusterSettings::from_wire(backend, tls)?;
-        let endpoints = backend.endpoints.iter();
-        let endpoints =
-            endpoints.map(|endpoint| Description::from_wire(endpoint, PortOf::Endpoint));
+        let workloads = backend.workloads.iter().map(WorkloadLabels::from);
+        let workloads: Vec<_> = workloads.map(Arc::new).collect();
+        let endpoints = backend.endpoints.iter().map(|endpoint| {
+            let workload = workload(&workloads, endpoint.workload)?;
+            Description::from_wire(endpoint, PortOf::Endpoint, workload)
+        });
         let endpoints = endpoints.collect::<Result<_, _>>()?;
         let mut inner = self.lock();
         let named = self.named(&mut inner, &backend.name);
@@ -96,8 +100,13 @@ impl Clusters {
     ///
     /// # Errors
     /// Names the field that is wrong.
-    pub fn single(&self, endpoint: &wire::Endpoint) -> Result<Arc<Cluster>, FieldError> {
-        let description = Description::from_wire(endpoint, PortOf::Request)?;
+    pub fn single(
+        &self,
+        endpoint: &wire::Endpoint,
+        workload: Option<&wire::Workload>,
+    ) -> Result<Arc<Cluster>, FieldError> {
+        let workload = workload.map(|workload| Arc::new(WorkloadLabels::from(workload)));
+        let description = Description::from_wire(endpoint, PortOf::Request, workload)?;
         let mut inner = self.lock();
         let known = inner.workloads.get(&endpoint.uid).and_then(Weak::upgrade);
         let cluster = known.unwrap_or_else(|| {
@@ -122,6 +131,20 @@ impl Clusters {
         held.chain(workloads).collect()
     }
 
+    /// What all endpoints are parts of.
+    #[must_use]
+    pub fn workloads(&self) -> HashSet<Arc<WorkloadLabels>> {
+        let mut workloads = HashSet::new();
+        for cluster in self.list() {
+            let view = cluster.view();
+            let of = view.members.all.iter().filter_map(|one| one.workload());
+            for workload in of {
+                workloads.get_or_insert_with(workload, Arc::clone);
+            }
+        }
+        workloads
+    }
+
     fn named<'a>(&self, inner: &'a mut Inner, name: &str) -> &'a mut Named {
         inner.named.entry_ref(name).or_insert_with(|| Named {
             cluster: Arc::new(Cluster::new(name, &self.own)),
@@ -131,6 +154,24 @@ impl Clusters {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The workload at a place that an endpoint names.
+fn workload(
+    all: &[Arc<WorkloadLabels>],
+    place: u32,
+) -> Result<Option<Arc<WorkloadLabels>>, FieldError> {
+    let Some(index) = place.checked_sub(1) else {
+        return Ok(None);
+    };
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    match all.get(index) {
+        Some(workload) => Ok(Some(Arc::clone(workload))),
+        None => {
+            let problem = format!("{place} is beyond the {} there are", all.len());
+            Err(FieldError::new("endpoints.workload", problem))
+        }
     }
 }
 

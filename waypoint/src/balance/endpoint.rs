@@ -13,6 +13,7 @@ use karst_identity::SpiffeId;
 use super::latency::Latency;
 use super::limits::Gauge;
 use super::outlier::Health;
+use crate::workload::WorkloadLabels;
 
 /// Share that a new endpoint starts with, so that it gets anything at all.
 const FIRST_SHARE: f64 = 0.05;
@@ -28,6 +29,7 @@ pub struct Endpoint {
     via: Via,
     zone: String,
     node: String,
+    workload: Option<Arc<WorkloadLabels>>,
     health: WireHealth,
     state: Arc<State>,
 }
@@ -84,6 +86,7 @@ pub(super) struct Description {
     via: Via,
     zone: String,
     node: String,
+    workload: Option<Arc<WorkloadLabels>>,
     health: WireHealth,
 }
 
@@ -97,7 +100,12 @@ pub(super) enum PortOf {
 }
 
 impl Description {
-    pub(super) fn from_wire(wire: &wire::Endpoint, port_of: PortOf) -> Result<Self, FieldError> {
+    /// `workload` is what the endpoint is a part of.
+    pub(super) fn from_wire(
+        wire: &wire::Endpoint,
+        port_of: PortOf,
+        workload: Option<Arc<WorkloadLabels>>,
+    ) -> Result<Self, FieldError> {
         if wire.uid.is_empty() {
             return Err(FieldError::new("endpoints.uid", "is empty"));
         }
@@ -117,6 +125,7 @@ impl Description {
             via: via(wire)?,
             zone: zone.unwrap_or_default(),
             node: wire.node.clone(),
+            workload,
             health,
         })
     }
@@ -130,6 +139,7 @@ impl Description {
             && self.via == endpoint.via
             && self.zone == endpoint.zone
             && self.node == endpoint.node
+            && self.workload == endpoint.workload
             && self.health == endpoint.health
     }
 }
@@ -186,6 +196,7 @@ impl Endpoint {
             via: description.via,
             zone: description.zone,
             node: description.node,
+            workload: description.workload,
             health: description.health,
             state,
         })
@@ -238,6 +249,12 @@ impl Endpoint {
     #[must_use]
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// What it is a part of, as far as that is known.
+    #[must_use]
+    pub fn workload(&self) -> Option<&Arc<WorkloadLabels>> {
+        self.workload.as_ref()
     }
 
     /// Whether it is about to end.

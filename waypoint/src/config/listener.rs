@@ -243,7 +243,7 @@ impl Workload {
             endpoint: endpoint.clone(),
             ports,
             cluster: clusters
-                .single(endpoint)
+                .single(endpoint, wire.workload.as_ref())
                 .map_err(|error| ConfigError::from(error).within("endpoint"))?,
             policies: policies::names(&wire.policies)?,
             authentications: authentications::names(&wire.authentications)?,

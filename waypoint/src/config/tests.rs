@@ -530,6 +530,7 @@ fn workloads_are_found_by_address() {
             policies: Vec::new(),
             authentications: Vec::new(),
             telemetry: None,
+            workload: None,
         })),
     };
     let endpoint = wire::Endpoint {

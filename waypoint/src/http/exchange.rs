@@ -12,12 +12,13 @@ use tokio::time::Instant;
 
 use super::authorize::Standing;
 use super::connection::Connection;
+use super::messages::Messages;
 use super::reply;
 use super::upload::{Upload, UploadError};
 use crate::access_log::{Check, Destination, EndpointRecord, RequestRecord, Spoken};
 use crate::authn::Verified;
 use crate::authz::Denial;
-use crate::balance::{Outcome, Picked, RetryPermit, Via};
+use crate::balance::{Outcome, Picked, RetryPermit};
 use crate::filter::RequestScheme;
 use crate::observe::Observed;
 use crate::reason::Reason;
@@ -68,6 +69,8 @@ pub(super) struct Exchange {
     error: Option<String>,
     denial: Option<Denial>,
     sent: u64,
+    /// Of a response of gRPC.
+    messages: Option<Messages>,
     head_at: Option<Instant>,
     ended: bool,
 }
@@ -103,6 +106,7 @@ impl Exchange {
             error: None,
             denial: None,
             sent: 0,
+            messages: None,
             head_at: None,
             ended: false,
         })
@@ -124,6 +128,7 @@ impl Exchange {
         self.status = Some(status);
         if self.grpc {
             self.grpc_status = reply::grpc_status_of(headers);
+            self.messages = reply::is_grpc(headers).then(Messages::default);
         }
     }
 
@@ -142,6 +147,9 @@ impl Exchange {
     pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.sent += data.len() as u64;
+            if let Some(messages) = &mut self.messages {
+                messages.pass(data);
+            }
         } else if self.grpc
             && let Some(trailers) = frame.trailers_ref()
         {
@@ -198,7 +206,7 @@ impl Exchange {
         record.listener = self.listener.take();
         record.route = self.route.take();
         record.destination = self.destination.take();
-        record.endpoint = self.picked.as_ref().map(endpoint_record);
+        record.endpoint = self.picked.as_ref().map(EndpointRecord::of);
         record.status = self.status.map_or(0, |status| status.as_u16());
         record.grpc_status = self.grpc_status;
         record.reason = self.reason;
@@ -209,6 +217,10 @@ impl Exchange {
         record.check = self.check.take();
         record.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.received());
         record.bytes_sent = self.sent;
+        record.messages = (
+            self.upload.as_ref().map_or(0, |upload| upload.messages()),
+            self.messages.map_or(0, |messages| messages.whole()),
+        );
         record.duration = now - self.started;
         record.response_head = self.head_at.map(|at| at - self.started);
         record.attempts = self.attempts;
@@ -236,17 +248,5 @@ impl Drop for Exchange {
             }
             self.finish();
         }
-    }
-}
-
-fn endpoint_record(picked: &Picked) -> EndpointRecord {
-    let endpoint = picked.endpoint();
-    EndpointRecord {
-        uid: Arc::clone(endpoint.uid()),
-        address: picked.destination(),
-        identity: match endpoint.via() {
-            Via::Hbone { identity, .. } => Some(identity.clone()),
-            Via::Plain => None,
-        },
     }
 }

@@ -160,10 +160,14 @@ async fn serve(
         }
         let pause = (!exchange.grpc).then_some(connection.server.limits.body_pause);
         let read = checked.as_mut().and_then(|checked| checked.read.take());
-        exchange.upload = Some(match read {
+        let upload = match read {
             None => Upload::new(incoming, pause),
             Some(read) => Upload::resumed(incoming, size, read.frames, Some(read.held), pause),
-        });
+        };
+        if exchange.grpc {
+            upload.count_messages();
+        }
+        exchange.upload = Some(upload);
     }
     let origin = parts.headers.get(ORIGIN).cloned();
     let context = FilterContext {

@@ -10,6 +10,8 @@ mod bodies;
 mod floods;
 #[path = "tests/malformed.rs"]
 mod malformed;
+#[path = "tests/messages.rs"]
+mod messages;
 #[path = "tests/mirrors.rs"]
 mod mirrors;
 #[path = "tests/requests.rs"]

@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::external::Held;
 use super::limits::{CONTINUE_TIMEOUT, MIRROR_LAG_BYTES, REPLAY_BYTES};
+use super::messages::Messages;
 use crate::body::BodyError;
 
 /// Why the body of a request broke off.
@@ -45,6 +46,8 @@ pub(super) struct Upload {
     /// As it was before the first byte.
     size: SizeHint,
     received: Cell<u64>,
+    /// Of a gRPC request; others are not looked into.
+    messages: Cell<Option<Messages>>,
     /// Number of the attempt that may read.
     attempt: Cell<u32>,
     begun: Cell<bool>,
@@ -90,6 +93,7 @@ impl Upload {
             ahead: RefCell::new(ahead),
             _held: held,
             received: Cell::new(0),
+            messages: Cell::new(None),
             attempt: Cell::new(0),
             begun: Cell::new(false),
             ended: Cell::new(false),
@@ -107,6 +111,11 @@ impl Upload {
             trailers: None,
             bytes: 0,
         };
+    }
+
+    /// Counts the messages of gRPC in it.
+    pub(super) fn count_messages(&self) {
+        self.messages.set(Some(Messages::default()));
     }
 
     /// A copy of the body that must not lag far behind; it begins with what has not been read yet.
@@ -152,6 +161,11 @@ impl Upload {
         self.received.get()
     }
 
+    /// Messages of gRPC that the client has sent whole.
+    pub(super) fn messages(&self) -> u64 {
+        self.messages.get().map_or(0, |messages| messages.whole())
+    }
+
     /// Why the client's side broke off, if it did.
     pub(super) fn error(&self) -> Option<UploadError> {
         self.error.get()
@@ -169,6 +183,10 @@ impl Upload {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.received.set(self.received.get() + data.len() as u64);
+                    if let Some(mut messages) = self.messages.get() {
+                        messages.pass(data);
+                        self.messages.set(Some(messages));
+                    }
                 }
                 self.store(frame);
             }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 
+use karst_process::metrics::Out;
 use karst_process::metrics::histogram::{Histogram, MILLISECONDS};
 
 /// Providers that have counts of their own. Names come and go with the configuration, and a count stays.
@@ -145,52 +145,26 @@ impl fmt::Debug for Checks {
 }
 
 impl Collector for Checks {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut out = Out::new(encoder);
         let known = self.0.load();
         let help = "Checks of requests by external authorizers, by provider and result";
-        let mut metric =
-            encoder.encode_descriptor("karst_waypoint_checks", help, None, MetricType::Counter)?;
-        for (provider, counts) in known.iter() {
-            for result in RESULTS {
-                let labels = [("provider", &**provider), ("result", result.as_str())];
-                let count = counts.get(result);
-                metric
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-            }
-        }
+        let counts = known.iter().flat_map(|(provider, counts)| {
+            RESULTS.into_iter().map(move |result| {
+                let labels = vec![("provider", &**provider), ("result", result.as_str())];
+                (labels, counts.get(result))
+            })
+        });
+        out.counters("karst_waypoint_checks", help, counts)?;
+        let of = |provider| vec![("provider", provider)];
         let help = "Checks of requests under way, by provider";
-        let mut metric = encoder.encode_descriptor(
-            "karst_waypoint_checks_active",
-            help,
-            None,
-            MetricType::Gauge,
-        )?;
-        for (provider, counts) in known.iter() {
-            let active = counts.active();
-            metric
-                .encode_family(&[("provider", &**provider)])?
-                .encode_gauge(&active)?;
-        }
+        let all = known.iter();
+        let active = all.map(|(provider, counts)| (of(&**provider), counts.active()));
+        out.gauges("karst_waypoint_checks_active", help, active)?;
         let help = "Time from the beginning of a check to its end";
-        let mut metric = encoder.encode_descriptor(
-            "karst_waypoint_check_duration_milliseconds",
-            help,
-            None,
-            MetricType::Histogram,
-        )?;
-        for (provider, counts) in known.iter() {
-            let reading = counts.duration.read();
-            metric
-                .encode_family(&[("provider", &**provider)])?
-                .encode_histogram::<NoLabelSet>(
-                    reading.sum,
-                    reading.count,
-                    &reading.buckets,
-                    None,
-                )?;
-        }
-        Ok(())
+        let all = known.iter();
+        let took = all.map(|(provider, counts)| (of(&**provider), counts.duration.read()));
+        out.histograms("karst_waypoint_check_duration_milliseconds", help, took)
     }
 }
 

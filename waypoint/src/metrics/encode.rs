@@ -1,19 +1,19 @@
 //! The metrics as a scrape shows them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use karst_process::metrics::histogram::Histogram;
 use karst_process::metrics::{Out, gauge};
 use karst_telemetry::metrics::TelemetryCollector;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
 use super::Metrics;
-use super::traffic::{ConnectionCounts, Detail, RequestCounts, Series, Traffic};
+use super::traffic::{ConnectionCounts, Detail, RequestCounts, Traffic};
 
 /// A registry with what the data plane counts. More may be registered.
 #[must_use]
@@ -101,37 +101,57 @@ impl Collector for Counters {
     }
 }
 
-type Labels = Vec<(&'static str, String)>;
+type Labels<'a> = Vec<(&'static str, Cow<'a, str>)>;
+
+fn borrowed<'l>(labels: &'l Labels<'_>) -> Vec<(&'l str, &'l str)> {
+    labels
+        .iter()
+        .map(|(name, value)| (*name, &**value))
+        .collect()
+}
 
 impl Collector for Traffic {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut out = Out::new(encoder);
         let series = self.snapshot();
-        let labelled: Vec<(Labels, &Series)> =
-            series.iter().map(|s| (s.key.labels(), &**s)).collect();
-        requests(&mut encoder, &labelled)?;
-        connections(&mut encoder, &labelled)
+        let (mut requests, mut connections) = (Vec::new(), Vec::new());
+        for one in &series {
+            let labels = one.key.labels();
+            match &one.detail {
+                Detail::Requests(counts) => requests.push((labels, one.key.is_grpc(), &**counts)),
+                Detail::Connections(counts) => connections.push((labels, counts)),
+            }
+        }
+        self::requests(&mut out, &requests)?;
+        self::connections(&mut out, &connections)
     }
 }
 
-fn requests(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fmt::Result {
-    let of = |(labels, series): &'_ (Labels, &Series)| match &series.detail {
-        Detail::Requests(_) => Some(labels.clone()),
-        Detail::Connections(_) => None,
-    };
-    let counts = |series: &Series, get: fn(&RequestCounts) -> &Histogram| match &series.detail {
-        Detail::Requests(counts) => Some(get(counts).read()),
-        Detail::Connections(_) => None,
-    };
-    let help = "Requests";
-    let mut metric =
-        encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
-    for entry in series {
-        let (Some(labels), Some(reading)) = (of(entry), counts(entry.1, |c| &c.duration)) else {
-            continue;
-        };
-        metric
-            .encode_family(&labels)?
-            .encode_counter::<NoLabelSet, _, u64>(&reading.count, None)?;
+/// Labels, whether it is gRPC, and counts.
+type Requests<'a> = (Labels<'a>, bool, &'a RequestCounts);
+
+fn requests(out: &mut Out<'_>, series: &[Requests<'_>]) -> fmt::Result {
+    let all = series.iter();
+    let counts = all.map(|(labels, _, counts)| (borrowed(labels), counts.duration.read().count));
+    out.counters("istio_requests", "Requests", counts)?;
+    type Messages = fn(&RequestCounts) -> &AtomicU64;
+    let messages: [(&str, &str, Messages); 2] = [
+        (
+            "istio_request_messages",
+            "Messages that clients have sent by gRPC",
+            |c| &c.request_messages,
+        ),
+        (
+            "istio_response_messages",
+            "Messages that endpoints have sent by gRPC",
+            |c| &c.response_messages,
+        ),
+    ];
+    for (name, help, get) in messages {
+        let grpc = series.iter().filter(|(_, is_grpc, _)| *is_grpc);
+        let values =
+            grpc.map(|(labels, _, counts)| (borrowed(labels), get(counts).load(Ordering::Relaxed)));
+        out.counters(name, help, values)?;
     }
     type Get = fn(&RequestCounts) -> &Histogram;
     let histograms: [(&str, &str, Get); 3] = [
@@ -148,55 +168,38 @@ fn requests(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fm
         }),
     ];
     for (name, help, get) in histograms {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for entry in series {
-            let (Some(labels), Some(reading)) = (of(entry), counts(entry.1, get)) else {
-                continue;
-            };
-            metric
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(
-                    reading.sum,
-                    reading.count,
-                    &reading.buckets,
-                    None,
-                )?;
-        }
+        let all = series.iter();
+        let values = all.map(|(labels, _, counts)| (borrowed(labels), get(counts).read()));
+        out.histograms(name, help, values)?;
     }
     Ok(())
 }
 
-fn connections(encoder: &mut DescriptorEncoder, series: &[(Labels, &Series)]) -> fmt::Result {
-    type Get = fn(&ConnectionCounts) -> u64;
+fn connections(out: &mut Out<'_>, series: &[(Labels<'_>, &ConnectionCounts)]) -> fmt::Result {
+    type Get = fn(&ConnectionCounts) -> &AtomicU64;
     let counters: [(&str, &str, Get); 4] = [
         (
             "istio_tcp_connections_opened",
             "Connections established or tried",
-            |c| c.opened.load(Ordering::Relaxed),
+            |c| &c.opened,
         ),
         (
             "istio_tcp_connections_closed",
             "Connections that ended or failed",
-            |c| c.closed.load(Ordering::Relaxed),
+            |c| &c.closed,
         ),
         (
             "istio_tcp_received_bytes",
             "Bytes received from clients",
-            |c| c.received.load(Ordering::Relaxed),
+            |c| &c.received,
         ),
-        ("istio_tcp_sent_bytes", "Bytes sent to clients", |c| {
-            c.sent.load(Ordering::Relaxed)
-        }),
+        ("istio_tcp_sent_bytes", "Bytes sent to clients", |c| &c.sent),
     ];
     for (name, help, get) in counters {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, series) in series {
-            if let Detail::Connections(counts) = &series.detail {
-                metric
-                    .encode_family(labels)?
-                    .encode_counter::<NoLabelSet, _, u64>(&get(counts), None)?;
-            }
-        }
+        let all = series.iter();
+        let values =
+            all.map(|(labels, counts)| (borrowed(labels), get(counts).load(Ordering::Relaxed)));
+        out.counters(name, help, values)?;
     }
     Ok(())
 }

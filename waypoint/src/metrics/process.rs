@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use karst_client::AdsStatus;
+use karst_client::{AdsStatus, DeltaAds, TypeReport};
 use karst_identity::{CertificateManager, CertificateState};
-use karst_process::metrics::{Out, gauge, validity};
+use karst_process::metrics::{Out, gauge, validity, xds};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
@@ -21,6 +21,8 @@ pub struct ProcessMetrics {
     pub shared: Arc<Shared>,
     /// The stream to the controller.
     pub ads: watch::Receiver<AdsStatus>,
+    /// The same, type by type.
+    pub xds: DeltaAds,
     /// Our certificate.
     pub certificates: CertificateManager,
     /// What the controller has sent.
@@ -61,6 +63,9 @@ impl ProcessMetrics {
         out.counter("karst_xds_streams", help, ads.streams)?;
         let help = "Resources rejected as invalid";
         out.counter("karst_xds_rejected_resources", help, ads.rejected)?;
+        let types = self.xds.types();
+        let answers: Vec<_> = types.iter().map(answers).collect();
+        xds::encode(out, &answers)?;
         let items = self.listing.items();
         let kinds = [
             ("listener", Kind::Listener),
@@ -166,5 +171,15 @@ impl ProcessMetrics {
             ),
         ];
         out.gauges("karst_waypoint_upstream_connections", help, pool)
+    }
+}
+
+fn answers(of: &TypeReport) -> xds::Answers<'_> {
+    xds::Answers {
+        type_url: of.type_url,
+        acks: of.acks,
+        nacks: of.nacks,
+        last_ack: of.last_ack,
+        last_nack: of.last_nack.as_ref().map(|nack| nack.at),
     }
 }

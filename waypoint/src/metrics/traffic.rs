@@ -3,20 +3,24 @@
 //! A worker finds the set in a cache of its own, by what a record says; the shared map and its lock are for what
 //! that cache misses. Sets that were silent for long are dropped, and there is a ceiling on their number.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use karst_identity::SpiffeId;
 
 use crate::access_log::{ConnectionRecord, Destination, Reporter, RequestRecord, Spoken};
-use crate::client::SourceWorkload;
+use crate::workload::WorkloadLabels;
 use karst_process::metrics::histogram::{BYTES, Histogram, MILLISECONDS};
 
 /// Ticks of [`Traffic::expire`] after which a silent set is dropped: with one a minute, half an hour. A counter
 /// that begins anew is what Prometheus expects of one that was away.
 const SILENT_TICKS: u64 = 30;
+
+/// The same for a set whose endpoint's workload is gone: long enough that its last values are scraped.
+const GONE_TICKS: u64 = 2;
 
 /// Most sets at once, about 1 KB each. Beyond it, what is new is counted without its client.
 const MAX_SERIES: usize = 16_384;
@@ -33,9 +37,10 @@ pub(super) struct Key {
     reporter: Reporter,
     protocol: Spoken,
     source: Option<SpiffeId>,
-    workload: Option<Arc<SourceWorkload>>,
+    workload: Option<Arc<WorkloadLabels>>,
     destination: Option<Arc<Destination>>,
     principal: Option<SpiffeId>,
+    endpoint: Option<Arc<WorkloadLabels>>,
     code: u16,
     grpc: Option<u32>,
     flag: &'static str,
@@ -50,6 +55,7 @@ impl Key {
             workload: record.client.workload.clone(),
             destination: record.destination.clone(),
             principal: record.endpoint.as_ref().and_then(|e| e.identity.clone()),
+            endpoint: record.endpoint.as_ref().and_then(|e| e.workload.clone()),
             code: record.status,
             // What is no status of gRPC is as good as UNKNOWN, and a peer must not choose the number of sets.
             grpc: record
@@ -67,6 +73,7 @@ impl Key {
             workload: record.client.workload.clone(),
             destination: record.destination.clone(),
             principal: record.endpoint.as_ref().and_then(|e| e.identity.clone()),
+            endpoint: record.endpoint.as_ref().and_then(|e| e.workload.clone()),
             code: 0,
             grpc: None,
             flag: record.reason.map_or("-", |reason| reason.response_flag()),
@@ -81,60 +88,91 @@ impl Key {
         }
     }
 
+    pub(super) fn is_grpc(&self) -> bool {
+        self.protocol == Spoken::Grpc
+    }
+
     /// Names and values of the labels.
-    pub(super) fn labels(&self) -> Vec<(&'static str, String)> {
-        let known = |text: &str| if text.is_empty() { UNKNOWN } else { text }.to_owned();
-        let default = SourceWorkload::default();
-        let workload = self.workload.as_deref().unwrap_or(&default);
-        // The certificate's word on the namespace goes before the agent's.
-        let namespace = self
-            .source
-            .as_ref()
-            .map_or(workload.namespace.as_str(), SpiffeId::namespace);
-        let principal = |id: &Option<SpiffeId>| known(id.as_ref().map_or("", SpiffeId::as_str));
+    pub(super) fn labels(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        let mut labels = Vec::with_capacity(SOURCE.len() + DESTINATION.len() + 9);
+        labels.push(("reporter", known(self.reporter.as_str())));
+        let source = (self.workload.as_deref(), self.source.as_ref());
+        labels.extend(SOURCE.into_iter().zip(party(source, "")));
         let service = self.destination.as_deref();
         let target = |get: fn(&Destination) -> &Arc<str>| known(service.map_or("", |d| get(d)));
-        let target_namespace = self
-            .principal
-            .as_ref()
-            .map_or_else(|| target(|d| &d.namespace), |id| id.namespace().to_owned());
+        let endpoint = (self.endpoint.as_deref(), self.principal.as_ref());
+        let namespace = service.map_or("", |service| &*service.namespace);
+        labels.extend(DESTINATION.into_iter().zip(party(endpoint, namespace)));
         let security = if self.source.is_some() {
             "mutual_tls"
         } else {
             "none"
         };
-        let mut labels = vec![
-            ("reporter", self.reporter.as_str().to_owned()),
-            ("source_workload", known(&workload.name)),
-            ("source_canonical_service", known(&workload.service)),
-            ("source_canonical_revision", known(&workload.version)),
-            ("source_workload_namespace", known(namespace)),
-            ("source_principal", principal(&self.source)),
-            ("source_app", known(&workload.service)),
-            ("source_version", known(&workload.version)),
-            ("source_cluster", known(&workload.cluster)),
-            ("destination_workload", UNKNOWN.to_owned()),
-            ("destination_canonical_service", UNKNOWN.to_owned()),
-            ("destination_canonical_revision", UNKNOWN.to_owned()),
-            ("destination_workload_namespace", target_namespace),
-            ("destination_app", UNKNOWN.to_owned()),
-            ("destination_version", UNKNOWN.to_owned()),
-            ("destination_cluster", UNKNOWN.to_owned()),
-            ("destination_principal", principal(&self.principal)),
+        labels.extend([
             ("destination_service", target(|d| &d.hostname)),
             ("destination_service_name", target(|d| &d.name)),
             ("destination_service_namespace", target(|d| &d.namespace)),
-            ("request_protocol", self.protocol.as_str().to_owned()),
-            ("response_flags", self.flag.to_owned()),
-            ("connection_security_policy", security.to_owned()),
-        ];
+            ("request_protocol", self.protocol.as_str().into()),
+            ("response_flags", self.flag.into()),
+            ("connection_security_policy", security.into()),
+        ]);
         if self.protocol != Spoken::Tcp {
             let status = self.grpc.map(|status| status.to_string());
-            labels.push(("response_code", self.code.to_string()));
-            labels.push(("grpc_response_status", status.unwrap_or_default()));
+            labels.push(("response_code", self.code.to_string().into()));
+            labels.push(("grpc_response_status", status.unwrap_or_default().into()));
         }
         labels
     }
+}
+
+/// Names of what [`party`] says of a client.
+const SOURCE: [&str; 8] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+];
+
+/// Names of what [`party`] says of an endpoint.
+const DESTINATION: [&str; 8] = [
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+];
+
+/// Label values of a client or endpoint. `namespace` is taken where neither knows it.
+fn party<'a>(
+    (workload, identity): (Option<&'a WorkloadLabels>, Option<&'a SpiffeId>),
+    namespace: &'a str,
+) -> [Cow<'a, str>; 8] {
+    let of = |get: fn(&WorkloadLabels) -> &str| known(workload.map_or("", get));
+    // The certificate's word on the namespace goes before that of whoever describes the workload.
+    let proven = identity.map(SpiffeId::namespace);
+    let said = workload.map(|workload| workload.namespace.as_str());
+    let said = said.filter(|said| !said.is_empty());
+    [
+        of(|w| &w.name),
+        of(|w| &w.service),
+        of(|w| &w.version),
+        known(proven.or(said).unwrap_or(namespace)),
+        known(identity.map_or("", SpiffeId::as_str)),
+        of(|w| &w.service),
+        of(|w| &w.version),
+        of(|w| &w.cluster),
+    ]
+}
+
+fn known(text: &str) -> Cow<'_, str> {
+    if text.is_empty() { UNKNOWN } else { text }.into()
 }
 
 /// Counters of one set.
@@ -160,6 +198,10 @@ pub(super) struct RequestCounts {
     pub(super) duration: Histogram,
     pub(super) request_bytes: Histogram,
     pub(super) response_bytes: Histogram,
+    /// Messages of gRPC, which HTTP without it has none of.
+    pub(super) request_messages: AtomicU64,
+    /// Those of responses.
+    pub(super) response_messages: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -179,6 +221,8 @@ impl Series {
                 duration: Histogram::new(&MILLISECONDS),
                 request_bytes: Histogram::new(&BYTES),
                 response_bytes: Histogram::new(&BYTES),
+                request_messages: AtomicU64::new(0),
+                response_messages: AtomicU64::new(0),
             }))
         };
         Self {
@@ -196,6 +240,14 @@ impl Series {
             counts.duration.observe(micros);
             counts.request_bytes.observe(record.bytes_received);
             counts.response_bytes.observe(record.bytes_sent);
+            if self.key.protocol == Spoken::Grpc {
+                let (requests, responses) = record.messages;
+                counts
+                    .request_messages
+                    .fetch_add(requests, Ordering::Relaxed);
+                let total = &counts.response_messages;
+                total.fetch_add(responses, Ordering::Relaxed);
+            }
         }
     }
 
@@ -252,14 +304,20 @@ impl Traffic {
         Arc::clone(map.entry(key.clone()).or_insert_with(new))
     }
 
-    /// Drops sets that were silent for [`SILENT_TICKS`] calls of this, which should come once a minute; returns
-    /// how many.
-    pub fn expire(&self) -> usize {
+    /// Drops sets that were silent for [`SILENT_TICKS`] calls of this, or for [`GONE_TICKS`] where no endpoint is a
+    /// part of what they name as their destination any more, which `endpoints` are. It should be called once a
+    /// minute; returns how many are dropped.
+    pub fn expire(&self, endpoints: &HashSet<Arc<WorkloadLabels>>) -> usize {
         let now = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_gone = |endpoint: &Arc<WorkloadLabels>| !endpoints.contains(endpoint);
         let mut map = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let before = map.len();
         map.retain(|_, series| {
-            let silent = series.touched.load(Ordering::Relaxed) + SILENT_TICKS < now;
+            let ticks = match series.key.endpoint.as_ref().is_some_and(is_gone) {
+                true => GONE_TICKS,
+                false => SILENT_TICKS,
+            };
+            let silent = series.touched.load(Ordering::Relaxed) + ticks < now;
             let gone = silent && !series.is_live();
             series.retired.store(gone, Ordering::Relaxed);
             !gone
@@ -353,7 +411,7 @@ impl TrafficCache {
         let series = self.get(Key::of_connection(record));
         series.opened();
         OpenConnection {
-            series,
+            series: Some(series),
             received: 0,
             sent: 0,
         }
@@ -368,9 +426,10 @@ impl TrafficCache {
 }
 
 /// A connection that is counted as open until this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OpenConnection {
-    series: Arc<Series>,
+    /// `None`: it is not counted.
+    series: Option<Arc<Series>>,
     received: u64,
     sent: u64,
 }
@@ -382,14 +441,18 @@ impl OpenConnection {
             received.saturating_sub(self.received),
             sent.saturating_sub(self.sent),
         );
-        self.series.bytes(more, back);
+        if let Some(series) = &self.series {
+            series.bytes(more, back);
+        }
         (self.received, self.sent) = (received, sent);
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.series.closed();
+        if let Some(series) = &self.series {
+            series.closed();
+        }
     }
 }
 

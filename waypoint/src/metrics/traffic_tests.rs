@@ -1,14 +1,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashSet;
 use karst_identity::SpiffeId;
 use karst_process::metrics::text;
 
-use super::{MAX_SERIES, SILENT_TICKS, Traffic, TrafficCache};
-use crate::access_log::{ConnectionRecord, Destination, Reporter, RequestRecord};
+use super::{GONE_TICKS, MAX_SERIES, SILENT_TICKS, Traffic, TrafficCache};
+use crate::access_log::{ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord};
 use crate::client::Client;
 use crate::metrics::{Metrics, encode};
 use crate::reason::Reason;
+use crate::workload::WorkloadLabels;
 
 fn client(account: &str) -> Client {
     let identity = SpiffeId::new("t", "a", account).expect("valid");
@@ -84,15 +86,102 @@ fn a_connection_is_open_until_it_is_dropped() {
     assert!(line(&read(), "istio_tcp_connections_closed_total{").ends_with(" 1"));
 }
 
+fn version(version: &str) -> Arc<WorkloadLabels> {
+    Arc::new(WorkloadLabels {
+        name: format!("front-{version}"),
+        namespace: "shop".to_owned(),
+        service: "front".to_owned(),
+        version: version.to_owned(),
+        cluster: "Kubernetes".to_owned(),
+    })
+}
+
+fn request_to(workload: &Arc<WorkloadLabels>) -> RequestRecord {
+    let mut record = request("cart");
+    record.endpoint = Some(EndpointRecord {
+        uid: "Kubernetes//Pod/shop/front-0".into(),
+        address: "10.0.0.2:8080".parse().expect("address"),
+        identity: SpiffeId::new("t", "shop", "front").ok(),
+        workload: Some(Arc::clone(workload)),
+    });
+    record
+}
+
+#[test]
+fn the_destination_is_the_endpoint_that_was_chosen() {
+    let metrics = Arc::new(Metrics::default());
+    metrics.request_finished(&request_to(&version("v1")));
+    metrics.request_finished(&request_to(&version("v2")));
+    let mut plain = request_to(&version("v3"));
+    plain.endpoint.as_mut().expect("is there").identity = None;
+    metrics.request_finished(&plain);
+    let text = text(&encode::registry(&metrics)).expect("encodes");
+    let of = |version: &str| {
+        let label = format!("destination_workload=\"front-{version}\"");
+        let mut lines = text.lines();
+        let found =
+            lines.find(|line| line.starts_with("istio_requests_total") && line.contains(&label));
+        found.unwrap_or_else(|| panic!("{label} in {text}"))
+    };
+    for label in [
+        r#"destination_canonical_service="front""#,
+        r#"destination_canonical_revision="v2""#,
+        r#"destination_workload_namespace="shop""#,
+        r#"destination_principal="spiffe://t/ns/shop/sa/front""#,
+        r#"destination_app="front""#,
+        r#"destination_version="v2""#,
+        r#"destination_cluster="Kubernetes""#,
+    ] {
+        assert!(of("v2").contains(label), "{label} in {}", of("v2"));
+    }
+    assert!(
+        of("v2").ends_with(" 1") && of("v1").ends_with(" 1"),
+        "{text}"
+    );
+    for label in [
+        r#"destination_principal="unknown""#,
+        r#"destination_workload_namespace="shop""#,
+    ] {
+        assert!(of("v3").contains(label), "{label} in {}", of("v3"));
+    }
+}
+
+#[test]
+fn a_series_ends_with_the_workload_it_names() {
+    let traffic = Arc::<Traffic>::default();
+    let mut cache = TrafficCache::new(Arc::clone(&traffic));
+    let stays = HashSet::from([version("v1")]);
+    cache.request(&request_to(&version("v1")));
+    cache.request(&request_to(&version("v2")));
+    cache.request(&request("cart"));
+    let mut connection = ConnectionRecord::new(Reporter::Waypoint, client("cart"), String::new());
+    connection.endpoint = request_to(&version("v2")).endpoint;
+    let open = cache.opened(&connection);
+    for _ in 0..GONE_TICKS {
+        assert_eq!(
+            traffic.expire(&stays),
+            0,
+            "its last values are to be scraped"
+        );
+    }
+    assert_eq!(traffic.expire(&stays), 1);
+    assert_eq!(traffic.len(), 3, "a connection is still open");
+    drop(open);
+    assert_eq!(traffic.expire(&stays), 1);
+    for _ in GONE_TICKS + 2..SILENT_TICKS {
+        assert_eq!(traffic.expire(&stays), 0);
+    }
+}
+
 #[test]
 fn silent_series_go_and_come_back() {
     let traffic = Arc::<Traffic>::default();
     let mut cache = TrafficCache::new(Arc::clone(&traffic));
     cache.request(&request("cart"));
     for _ in 0..SILENT_TICKS {
-        assert_eq!(traffic.expire(), 0);
+        assert_eq!(traffic.expire(&HashSet::new()), 0);
     }
-    assert_eq!(traffic.expire(), 1);
+    assert_eq!(traffic.expire(&HashSet::new()), 1);
     assert!(traffic.is_empty());
     // The cache still has it, and must not count where nobody looks.
     cache.request(&request("cart"));

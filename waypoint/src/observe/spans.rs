@@ -30,7 +30,7 @@ impl Observed {
     #[must_use]
     pub fn request_span(&self, record: &RequestRecord) -> Option<(&Arc<Tracing>, Span)> {
         let method = known_method(&record.method);
-        let name = match &record.route {
+        let name = || match &record.route {
             Some(route) => format!("{method} {route}"),
             None => method.to_owned(),
         };
@@ -92,13 +92,17 @@ impl Observed {
             duration: record.duration,
             bytes: (record.bytes_received, record.bytes_sent),
         };
-        let (tracing, mut span) = self.span("tcp".to_owned(), &common)?;
+        let (tracing, mut span) = self.span(|| "tcp".to_owned(), &common)?;
         span.known("tls.client.server_name", record.sni.as_ref());
         span.tags(tracing.tags(&self.kept));
         Some((tracing, span))
     }
 
-    fn span(&self, name: String, common: &Common<'_>) -> Option<(&Arc<Tracing>, Span)> {
+    fn span(
+        &self,
+        name: impl FnOnce() -> String,
+        common: &Common<'_>,
+    ) -> Option<(&Arc<Tracing>, Span)> {
         let tracing = self.reporting.tracing()?;
         let trace = self.trace.as_ref().filter(|trace| trace.own.is_sampled())?;
         let mut span = Span {
@@ -108,7 +112,7 @@ impl Observed {
             link: trace.link,
             state: trace.state.clone(),
             kind: SpanKind::Server,
-            name,
+            name: name(),
             started: trace.started,
             duration: common.duration,
             attributes: Vec::with_capacity(24),
@@ -131,7 +135,13 @@ impl Observed {
         if let Some(endpoint) = common.endpoint {
             span.text("network.peer.address", endpoint.address.ip().to_string());
             span.number("network.peer.port", u64::from(endpoint.address.port()));
-            span.text("dst.workload", &endpoint.uid);
+            let (namespace, name) = endpoint.namespaced_name();
+            span.text("dst.workload", name);
+            span.text("dst.namespace", namespace);
+            if let Some(workload) = &endpoint.workload {
+                span.text("dst.app", &workload.service);
+                span.text("dst.version", &workload.version);
+            }
         }
         span.known("reason", common.reason.map(Reason::as_str));
         span.known("error.type", common.reason.map(Reason::as_str));

@@ -145,6 +145,11 @@ fn what_cannot_be_read_is_replaced() {
         assert!(sent[0].contains(&format!("{:032x}", span.trace_id)));
     }
     // Its state belonged to it.
+    for connection in [None, connection(true)] {
+        let mut headers = headers(&[("traceparent", garbage), ("tracestate", "a=1")]);
+        Observed::request(&tracing(ALL), &headers, connection).write(&mut headers);
+        assert!(!headers.contains_key("tracestate"), "{connection:?}");
+    }
     let mut headers = headers(&[("traceparent", garbage), ("tracestate", "a=1")]);
     Observed::request(&tracing(ALL), &headers, None).write(&mut headers);
     assert!(!headers.contains_key("tracestate"));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use karst_api::waypoint::{
     Algorithm, Backend, ConnectionLimits, LoadBalancing, OutlierDetection, TrafficPolicy, Tunnel,
+    Workload,
 };
 use karst_waypoint::balance::{Clusters, Limit, PickError, PickRequest, Via};
 
@@ -124,7 +125,7 @@ fn a_workload_is_reached_at_the_port_and_address_asked_for() {
     let clusters = Clusters::default();
     let mut wire = endpoint(7);
     wire.port = 0;
-    let cluster = clusters.single(&wire).unwrap();
+    let cluster = clusters.single(&wire, None).unwrap();
     assert_eq!(
         cluster.pick(&any()).unwrap_err(),
         PickError::NoEndpoints,
@@ -144,7 +145,10 @@ fn a_workload_is_reached_at_the_port_and_address_asked_for() {
             ..
         }
     ));
-    assert!(Arc::ptr_eq(&cluster, &clusters.single(&wire).unwrap()));
+    assert!(Arc::ptr_eq(
+        &cluster,
+        &clusters.single(&wire, None).unwrap()
+    ));
     assert_eq!(clusters.list().len(), 1);
     drop((picked, cluster));
     assert!(clusters.list().is_empty(), "nobody has it any more");
@@ -207,4 +211,50 @@ fn plain_endpoints_need_no_identity() {
     let picked = cluster.pick(&any()).unwrap();
     assert_eq!(picked.endpoint().via(), &Via::Plain);
     assert_eq!(picked.destination(), "10.0.0.1:8080".parse().unwrap());
+}
+
+#[test]
+fn endpoints_share_what_they_are_parts_of() {
+    let clusters = Clusters::default();
+    let part = |version: &str| Workload {
+        namespace: "test".to_owned(),
+        name: "shop".to_owned(),
+        canonical_name: "shop".to_owned(),
+        canonical_revision: version.to_owned(),
+        cluster: "Kubernetes".to_owned(),
+    };
+    let mut wire = backend(4, TrafficPolicy::default());
+    wire.workloads = vec![part("v1"), part("v2")];
+    for (endpoint, place) in wire.endpoints.iter_mut().zip([1, 2, 1, 0]) {
+        endpoint.workload = place;
+    }
+    clusters.update(&wire, None).unwrap();
+    let versions = || -> Vec<_> {
+        let endpoints = clusters.get(NAME).endpoints();
+        let versions = endpoints
+            .iter()
+            .map(|each| Some(each.workload()?.version.clone()));
+        versions.collect()
+    };
+    let known = |version: &str| Some(version.to_owned());
+    assert_eq!(versions(), [known("v1"), known("v2"), known("v1"), None]);
+    assert_eq!(clusters.workloads().len(), 2);
+    let endpoints = clusters.get(NAME).endpoints();
+    let of = |place: usize| endpoints[place].workload().unwrap();
+    assert!(Arc::ptr_eq(of(0), of(2)));
+    // Nothing of the endpoint has changed when its workload has another place in the list.
+    let serial = endpoints[0].serial();
+    wire.workloads.rotate_left(1);
+    for (endpoint, place) in wire.endpoints.iter_mut().zip([2, 2, 2, 0]) {
+        endpoint.workload = place;
+    }
+    clusters.update(&wire, None).unwrap();
+    assert_eq!(versions(), [known("v1"), known("v1"), known("v1"), None]);
+    assert_eq!(clusters.get(NAME).endpoints()[0].serial(), serial);
+    assert_eq!(clusters.workloads().len(), 1);
+    wire.endpoints[3].workload = 3;
+    let error = clusters.update(&wire, None).unwrap_err().to_string();
+    assert_eq!(error, "endpoints.workload 3 is beyond the 2 there are");
+    clusters.remove(NAME);
+    assert!(clusters.workloads().is_empty());
 }

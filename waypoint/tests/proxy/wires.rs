@@ -71,6 +71,7 @@ pub fn workload(application: SocketAddr) -> Listener {
             policies: Vec::new(),
             authentications: Vec::new(),
             telemetry: None,
+            workload: None,
         })),
     }
 }

@@ -49,6 +49,7 @@ const TOOLS: &[Tool] = &[
     tool("iperf3", "iperf3", Need::Bench),
     tool("h2load", "nghttp2-client", Need::Bench),
     tool("pip3", "python3-pip", Need::Bench),
+    tool("curl", "curl", Need::Bench),
     tool("npm", "npm", Need::Helm),
     tool("unzip", "unzip", Need::Helm),
     tool("prometheus", "prometheus", Need::Prometheus),

@@ -89,6 +89,9 @@ pub struct WorkloadFrontend {
     /// As of a ServiceFrontend.
     #[prost(message, optional, tag = "6")]
     pub telemetry: ::core::option::Option<crate::telemetry::Reporting>,
+    /// What it is a part of.
+    #[prost(message, optional, tag = "7")]
+    pub workload: ::core::option::Option<Workload>,
 }
 /// A port of a workload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -527,6 +530,28 @@ pub struct Backend {
     /// Why requests must not be sent: they are answered with 500. Stable reason; empty when all is well.
     #[prost(string, tag = "10")]
     pub invalid: ::prost::alloc::string::String,
+    /// What its endpoints are parts of, each once: most Services have one.
+    #[prost(message, repeated, tag = "11")]
+    pub workloads: ::prost::alloc::vec::Vec<Workload>,
+}
+/// What a pod or another endpoint is a part of, for metrics, logs and spans; never for decisions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Workload {
+    /// Namespace.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Name of the Deployment, Job or Pod.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Canonical service.
+    #[prost(string, tag = "3")]
+    pub canonical_name: ::prost::alloc::string::String,
+    /// Its revision.
+    #[prost(string, tag = "4")]
+    pub canonical_revision: ::prost::alloc::string::String,
+    /// Cluster it runs in.
+    #[prost(string, tag = "5")]
+    pub cluster: ::prost::alloc::string::String,
 }
 /// One destination.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -558,6 +583,9 @@ pub struct Endpoint {
     /// Whether it takes new requests.
     #[prost(enumeration = "Health", tag = "9")]
     pub health: i32,
+    /// Place in the Backend's `workloads`, from 1 on; 0 where it is not known.
+    #[prost(uint32, tag = "10")]
+    pub workload: u32,
 }
 /// Where something is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -64,6 +64,7 @@ codes! {
     POLICY_UNSUPPORTED = "KARST0210", "PolicyUnsupported", Error, "a policy that is not enforced as it is meant";
     UNKNOWN_PEER = "KARST0211", "UnknownPeer", Warning, "a rule names a namespace or service account that does not exist";
     NOT_COMPARED = "KARST0212", "RulesNotCompared", Info, "a namespace has too many rules for those that never decide to be looked for";
+    TELEMETRY_CONFLICT = "KARST0213", "TelemetryConflict", Warning, "several Telemetries for the same pods or target; an older one counts";
     PEER_AUTHENTICATION_CONFLICT = "KARST0301", "PeerAuthenticationConflict", Warning, "several PeerAuthentications of one level; an older one counts";
     STRICT_PLAINTEXT = "KARST0302", "StrictPlaintextClients", Warning, "clients in plain text were seen at a workload whose mode is STRICT";
     PERMISSIVE_PLAINTEXT = "KARST0303", "PermissivePlaintextClients", Info, "clients in plain text were seen, which STRICT would refuse";

@@ -219,6 +219,7 @@ fn statuses(context: &Context<'_>, key: &ObjectKey, value: &Value, findings: &mu
             continue;
         }
         let code = match (condition.kind, condition.reason) {
+            ("Accepted", "Conflicted") if key.kind == Kind::Telemetry => &codes::TELEMETRY_CONFLICT,
             ("Accepted", "Conflicted") => &codes::PEER_AUTHENTICATION_CONFLICT,
             ("Accepted", "TargetNotFound") if knows_targets(context, value) => {
                 &codes::TARGET_NOT_FOUND

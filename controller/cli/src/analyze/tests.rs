@@ -104,6 +104,13 @@ fn case(code: &'static codes::Code, field: &'static str, bad: &[String], good: &
     }
 }
 
+fn telemetry(name: &str, created: &str, selector: &str) -> String {
+    format!(
+        "{{apiVersion: telemetry.istio.io/v1, kind: Telemetry, metadata: {{namespace: shop, name: {name}, \
+         creationTimestamp: '{created}'}}, spec: {{{selector}accessLogging: [{{disabled: true}}]}}}}"
+    )
+}
+
 const WEB: &str = "parentRefs: [{kind: Service, group: '', name: web}]";
 
 fn cases() -> Vec<Case> {
@@ -181,6 +188,9 @@ fn cases() -> Vec<Case> {
         case(&codes::UNKNOWN_PEER, "spec.rules[0].when[0].values[0]",
             &one(policy("plain", "x", "{rules: [{when: [{key: source.principal, values: [cluster.local/ns/shop/sa/wep]}]}]}")),
             &one(policy("plain", "x", "{rules: [{when: [{key: source.principal, values: [cluster.local/ns/shop/sa/web, other/ns/a/sa/b, 'cluster.local/ns/no*']}]}]}"))),
+        case(&codes::TELEMETRY_CONFLICT, "",
+            &[telemetry("first", "2026-01-01T00:00:00Z", ""), telemetry("second", "2026-01-02T00:00:00Z", "")],
+            &[telemetry("first", "2026-01-01T00:00:00Z", ""), telemetry("second", "2026-01-02T00:00:00Z", "selector: {matchLabels: {app: web}}, ")]),
         case(&codes::PEER_AUTHENTICATION_CONFLICT, "", &one(peer("second", "{mtls: {mode: PERMISSIVE}}")),
             &one(peer("second", "{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}}"))),
         case(&codes::WAYPOINT_MISSING, "metadata.labels[\"karst.dev/use-waypoint\"]",

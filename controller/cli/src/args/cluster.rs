@@ -143,6 +143,10 @@ pub struct Check {
     /// Only what must hold before Karst is installed.
     #[arg(long)]
     pub pre: bool,
+    /// Leave out the comparison of what nodes hold with what they should, which runs a command in each agent's
+    /// container.
+    #[arg(long)]
+    pub no_nodes: bool,
     /// Form of the report.
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Form,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Kubernetes, Objects, Output};
+use super::{Kubernetes, NodeArgs, Objects, Output};
 
 /// Longest `--stats`, seconds: counting slows every BPF program of the machine down.
 const MAX_STATS: u64 = 30;
@@ -50,28 +50,9 @@ pub struct Inspect {
     /// prog: let the kernel count runs for so long, and show what was counted.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_STATS))]
     pub stats: Option<u64>,
-    /// The node; one that is not this machine is reached through the API server.
-    #[arg(
-        long,
-        value_name = "NODE",
-        help_heading = "Place",
-        conflicts_with = "pod"
-    )]
-    pub node: Option<String>,
-    /// The waypoint or gateway of this pod, or the node that it runs on; through the API server.
-    #[arg(long, value_name = "NAMESPACE/POD", help_heading = "Place")]
-    pub pod: Option<String>,
-    /// Directory on bpffs with the pins of the nodes.
-    #[arg(
-        long,
-        env = "KARST_BPFFS_ROOT",
-        default_value = "/sys/fs/bpf/karst",
-        help_heading = "Place"
-    )]
-    pub bpffs_root: PathBuf,
-    /// The agent's admin socket; /run/karst/NODE/admin/agent.sock by default.
-    #[arg(long, env = "KARST_ADMIN_SOCKET", help_heading = "Place")]
-    pub admin_socket: Option<PathBuf>,
+    /// The node.
+    #[command(flatten)]
+    pub place: NodeArgs,
     /// A waypoint's admin server, inside of its network namespace: 127.0.0.1:15000.
     #[arg(long, value_name = "ADDRESS", help_heading = "Place", conflicts_with_all = ["node", "pod", "admin_socket"])]
     pub waypoint_address: Option<SocketAddr>,
@@ -104,6 +85,17 @@ pub struct Diff {
         default_value = "/run/netns"
     )]
     pub netns_dir: PathBuf,
+    /// diff: print what was read on this node and compare nothing. What compares from afar asks for it.
+    #[arg(long, hide = true)]
+    pub layers: bool,
+    /// With --layers: read the proxy in this pod too. Repeatable.
+    #[arg(
+        long = "proxy",
+        value_name = "NAMESPACE/POD",
+        hide = true,
+        requires = "layers"
+    )]
+    pub proxies: Vec<String>,
     /// diff: the objects.
     #[command(flatten)]
     pub objects: Objects,

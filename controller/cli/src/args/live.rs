@@ -1,35 +1,28 @@
 //! Arguments of the commands that follow what happens now.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use karst_process::tap::query::{DEFAULT_RATE, MAX_RATE};
 
+use super::{Kubernetes, NodeArgs};
+
 /// Who is asked. Nothing named: the agent of this node.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Sources {
-    /// The node, where a machine has several.
-    #[arg(long, env = "KARST_NODE_NAME", help_heading = "Sources")]
-    pub node: Option<String>,
-    /// Directory on bpffs with the pins of the nodes, by which the node is found.
-    #[arg(
-        long,
-        env = "KARST_BPFFS_ROOT",
-        default_value = "/sys/fs/bpf/karst",
-        help_heading = "Sources"
-    )]
-    pub bpffs_root: PathBuf,
-    /// The agent's admin socket; /run/karst/NODE/admin/agent.sock by default.
-    #[arg(long, env = "KARST_ADMIN_SOCKET", help_heading = "Sources")]
-    pub admin_socket: Option<PathBuf>,
+    /// The node, or a waypoint beyond the API server.
+    #[command(flatten)]
+    pub place: NodeArgs,
     /// Admin port of a waypoint or gateway, such as 127.0.0.1:15000 inside its pod or of a port-forward,
     /// instead of the agent. Repeatable.
-    #[arg(long = "waypoint", value_name = "ADDRESS", help_heading = "Sources")]
+    #[arg(long = "waypoint", value_name = "ADDRESS", help_heading = "Place")]
     pub waypoints: Vec<String>,
-    /// The agent too, where --waypoint names proxies.
-    #[arg(long, requires = "waypoints", help_heading = "Sources")]
+    /// The agent too, where --waypoint names proxies; --node and --pod say so already.
+    #[arg(long, requires = "waypoints", help_heading = "Place")]
     pub agent: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
 }
 
 /// Which events. Of one option several are alternatives; all options must hold.
@@ -75,9 +68,11 @@ A name in NAMESPACE/NAME may end in *. Paths are shown without query, and no hea
   karst tap --from shop --verdict denied           what policies refuse to a namespace
   karst tap --to svc/web.shop:80 -n 20 -o json
   karst tap --waypoint 127.0.0.1:15000 --status 5xx --path /api --min-duration 200ms
+  karst tap --node worker-1 --verdict denied       from anywhere, through the API server
+  karst tap --pod shop/waypoint-6f7c --status 5xx  of a waypoint; of another pod's node else
 
-Exit codes: 0 the count or the time is reached, or interrupted; 1 nobody answers, or the stream
-broke off; 2 wrong usage; 3 there is no node here.";
+Exit codes: 0 the count or the time is reached, or interrupted; 1 it refuses, or the stream broke
+off; 2 wrong usage; 3 no such node or pod; 7 nobody answers; 8 an older version.";
 
 /// Arguments of `karst tap`.
 #[derive(Clone, Debug, Args)]
@@ -139,12 +134,12 @@ const TOP_HELP: &str = "\
 Keys: q quit, p pause, s and S the column to sort by, r the other way round, / a filter (enter: keep,
 esc: none), arrows, PgUp, PgDn, Home and End move. Rates and times are those of the last 10 seconds.
 
-Connections come from the agent, requests from waypoints (--waypoint). What is not on the screen for
+Connections come from agents, requests from waypoints (--waypoint, or --pod of one). What is not on the screen for
 want of width, least important first, is in a wider terminal. Without a terminal, and with --once,
 it is a table without colours, every --interval.
 
-Exit codes: 0 ended as asked; 1 nobody answers, or a stream broke off; 2 wrong usage; 3 there is no
-node here.";
+Exit codes: 0 ended as asked; 1 it refuses, or a stream broke off; 2 wrong usage; 3 no such node or
+pod; 7 nobody answers; 8 an older version.";
 
 /// Arguments of `karst top`.
 #[derive(Clone, Debug, Args)]

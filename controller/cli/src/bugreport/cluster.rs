@@ -338,6 +338,7 @@ async fn logs(
 
 fn reports(archive: &mut Archive, args: &BugReport) -> Result<(), Failure> {
     let checked = check::run(&Check {
+        no_nodes: false,
         pre: false,
         output: Form::Json,
         kubernetes: args.kubernetes.clone(),

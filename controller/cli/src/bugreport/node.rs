@@ -7,9 +7,10 @@ use karst_datapath::inspect;
 use serde_json::{Value, json};
 
 use super::archive::Archive;
+use crate::admin::Source;
 use crate::args::BugReport;
 use crate::failure::{Failure, Kind};
-use crate::{admin, kernel};
+use crate::kernel;
 
 /// Pages of the agent's admin socket. None has a secret.
 const PAGES: [&str; 8] = [
@@ -72,9 +73,9 @@ pub fn gather(archive: &mut Archive, args: &BugReport, node: &str) -> Result<(),
             )?;
         }
     }
-    let socket = args.run_dir.join(node).join("admin").join("agent.sock");
+    let agent = Source::Agent(args.run_dir.join(node).join("admin").join("agent.sock"));
     for page in PAGES {
-        let answer = admin::get(&socket, &format!("/v1/{page}"));
+        let answer = agent.page(&format!("/v1/{page}"));
         let gone = answer
             .as_ref()
             .is_err_and(|failure| failure.kind == Kind::Unreachable);

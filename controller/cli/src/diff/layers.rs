@@ -1,8 +1,8 @@
 //! Reads the layers of one node.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use karst_api::NODE_POD_TYPE;
@@ -15,15 +15,18 @@ use karst_node_agent::admin::service_view;
 use karst_node_agent::egress::Egress;
 use karst_node_agent::state::convert;
 use karst_node_agent::state::workload::Locality;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::proxies;
 use super::report::Object;
-use crate::args::Inspect;
+use crate::admin::Source;
+use crate::args::{Diff, Inspect};
 use crate::explain::{World, proxy_type};
 use crate::failure::Failure;
-use crate::{admin, cluster, kernel, source};
+use crate::inspect::place::Local;
+use crate::source::Input;
+use crate::{cluster, kernel, source};
 
 /// A layer, or why it could not be read.
 pub type Layer<T> = Result<T, String>;
@@ -85,7 +88,7 @@ pub struct WantedProxy {
 }
 
 /// What an agent is told of the mesh, as its pages have it.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Mesh {
     /// By uid.
     pub workloads: BTreeMap<String, Value>,
@@ -96,6 +99,7 @@ pub struct Mesh {
 }
 
 /// What the agent says.
+#[derive(Serialize, Deserialize)]
 pub struct Agent {
     /// `/v1/status`.
     pub status: Value,
@@ -112,6 +116,7 @@ pub struct Agent {
 }
 
 /// What is pinned.
+#[derive(Serialize, Deserialize)]
 pub struct Kernel {
     /// Links.
     pub links: Vec<LinkInfo>,
@@ -122,18 +127,20 @@ pub struct Kernel {
     /// Entries of `POD_ADDRESSES`.
     pub addresses: BTreeMap<IpAddr, u64>,
     /// The entry of `CONFIG`.
-    pub config: BTreeMap<&'static str, String>,
+    pub config: BTreeMap<String, String>,
 }
 
 /// What lives in a pod's network namespace.
+#[derive(Serialize, Deserialize)]
 pub struct PodSockets {
     /// Its cookie and inode; `None`: nobody has it any more.
     pub netns: Option<(u64, u32)>,
-    /// Its sockets, or why they could not be read.
-    pub sockets: Layer<Vec<TcpSocket>>,
+    /// Where somebody listens, or why that could not be read.
+    pub listening: Layer<Vec<SocketAddr>>,
 }
 
 /// A proxy on the node, in the order of [`Intent::proxies`].
+#[derive(Serialize, Deserialize)]
 pub struct Proxy {
     /// `/v1/status` and `/v1/config`.
     pub pages: Layer<(Value, Vec<Value>)>,
@@ -150,86 +157,106 @@ pub struct Said {
     pub text: String,
 }
 
-/// Knows where to read.
+/// What is read on the node itself.
+#[derive(Serialize, Deserialize)]
+pub struct Reading {
+    /// Version of the command that read, which is that of the one that compares.
+    pub version: String,
+    agent: Layer<Agent>,
+    kernel: Layer<Kernel>,
+    sockets: BTreeMap<String, PodSockets>,
+    proxies: Vec<Proxy>,
+}
+
+/// What the objects of `input` ask for on a node.
+pub fn wanted(input: &Input, node: &str, from: &str) -> Layer<Intent> {
+    let index = input.read().index;
+    let locality = Locality {
+        network: Arc::from(index.config().network.as_str()),
+        node: Arc::from(node),
+        cluster: Arc::from(index.config().cluster_id.as_str()),
+        ..Locality::default()
+    };
+    intent(&World::at(index, locality), node, from).map_err(|failure| failure.message)
+}
+
+/// What the arguments say that the objects ask for on a node.
+///
+/// # Errors
+/// Manifests that were named cannot be read.
+pub fn intended(diff: &Diff, node: &str) -> Result<Layer<Intent>, Failure> {
+    if diff.no_intent {
+        return Ok(Err("not asked for (--no-intent)".to_owned()));
+    }
+    let (input, from) = match source::offline(&diff.objects).map_err(crate::explain::as_failed)? {
+        Some(input) => (input, "manifests"),
+        None => {
+            let read = cluster::run(async {
+                let client = cluster::client(&diff.objects.kubernetes).await?;
+                source::cluster(&diff.objects, &client).await
+            });
+            match read {
+                Ok(input) => (input, "the cluster"),
+                Err(failure) => return Ok(Err(failure.message)),
+            }
+        }
+    };
+    Ok(wanted(&input, node, from))
+}
+
+/// Reads on this machine.
 pub struct Reader<'a> {
     args: &'a Inspect,
     node: String,
-    socket: PathBuf,
+    agent: Source,
+}
+
+impl Intent {
+    /// Pods of the proxies on the node, which are to be asked.
+    pub fn proxy_pods(&self) -> Vec<String> {
+        self.proxies.iter().map(|one| one.pod.clone()).collect()
+    }
 }
 
 impl<'a> Reader<'a> {
-    /// For the node that the arguments name.
+    /// For a node of this machine.
     ///
     /// # Errors
-    /// There are several.
-    pub fn new(args: &'a Inspect) -> Result<Self, Failure> {
-        let node = kernel::node(&args.bpffs_root, args.node.as_deref())?;
-        let default = || Path::new("/run/karst").join(&node).join("admin/agent.sock");
-        let socket = args.admin_socket.clone().unwrap_or_else(default);
-        Ok(Self { args, node, socket })
+    /// There are several and none is named.
+    pub fn new(args: &'a Inspect, local: &Local) -> Result<Self, Failure> {
+        let agent = Source::Agent(local.socket()?);
+        let (_, node) = local.pins()?;
+        Ok(Self { args, node, agent })
     }
 
-    /// Reads all layers: those that change others first, so that what changes meanwhile is seen by the
-    /// later ones.
-    ///
-    /// # Errors
-    /// Manifests that were named cannot be read.
-    pub fn read(&self) -> Result<Layers, Failure> {
-        let intent = self.intent()?;
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Reads the node's layers: those that change others first, so that what changes meanwhile is seen by the
+    /// later ones. Of proxies those in the pods of these names, `namespace/name`.
+    pub fn read(&self, proxies: &[String]) -> Reading {
         let agent = self.agent().map_err(|failure| failure.message);
         let kernel = self.kernel().map_err(|failure| failure.message);
         let kernel = kernel.and_then(|kernel| {
             let none = kernel.maps.is_empty() && kernel.links.is_empty();
-            let root = self.args.bpffs_root.display();
+            let root = self.args.place.bpffs_root.display();
             (!none)
                 .then_some(kernel)
                 .ok_or_else(|| format!("nothing is pinned for {} under {root}", self.node))
         });
-        let mut layers = Layers {
-            node: self.node.clone(),
-            intent,
+        Reading {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            sockets: self.sockets(&agent, &kernel),
+            proxies: self.proxies(&agent, proxies),
             agent,
             kernel,
-            sockets: BTreeMap::new(),
-            proxies: Vec::new(),
-        };
-        layers.sockets = self.sockets(&layers);
-        layers.proxies = self.proxies(&layers);
-        Ok(layers)
-    }
-
-    fn intent(&self) -> Result<Layer<Intent>, Failure> {
-        let diff = &self.args.diff;
-        if diff.no_intent {
-            return Ok(Err("not asked for (--no-intent)".to_owned()));
         }
-        let (input, from) =
-            match source::offline(&diff.objects).map_err(crate::explain::as_failed)? {
-                Some(input) => (input, "manifests"),
-                None => {
-                    let read = cluster::run(async {
-                        let client = cluster::client(&diff.objects.kubernetes).await?;
-                        source::cluster(&diff.objects, &client).await
-                    });
-                    match read {
-                        Ok(input) => (input, "the cluster"),
-                        Err(failure) => return Ok(Err(failure.message)),
-                    }
-                }
-            };
-        let index = input.read().index;
-        let locality = Locality {
-            network: Arc::from(index.config().network.as_str()),
-            node: Arc::from(self.node.as_str()),
-            cluster: Arc::from(index.config().cluster_id.as_str()),
-            ..Locality::default()
-        };
-        let world = World::at(index, locality);
-        Ok(intent(&world, &self.node, from).map_err(|failure| failure.message))
     }
 
     fn get(&self, path: &str) -> Result<Value, Failure> {
-        admin::get(&self.socket, path)
+        self.agent.page(path)
     }
 
     fn list(&self, path: &str) -> Result<Vec<Value>, Failure> {
@@ -254,7 +281,7 @@ impl<'a> Reader<'a> {
     }
 
     fn kernel(&self) -> Result<Kernel, Failure> {
-        let (root, node) = (&self.args.bpffs_root, &self.node);
+        let (root, node) = (&self.args.place.bpffs_root, &self.node);
         let links = inspect::links(root, node).map_err(kernel::failure)?;
         let maps = inspect::maps(root, node).map_err(kernel::failure)?;
         let dump = |map: &str| -> Result<Vec<MapEntry>, Failure> {
@@ -274,13 +301,16 @@ impl<'a> Reader<'a> {
             maps,
             pods: inspect::pods(root, node).map_err(kernel::failure)?,
             addresses: addresses.iter().filter_map(address).collect(),
-            config: config.map_or_else(BTreeMap::new, |entry| entry.value.0.into_iter().collect()),
+            config: config.map_or_else(BTreeMap::new, |entry| {
+                let fields = entry.value.0.into_iter();
+                fields.map(|(name, text)| (name.to_owned(), text)).collect()
+            }),
         })
     }
 
     /// The namespace of a pod: where the agent says, else by the number in the pod's link.
-    fn netns(&self, layers: &Layers, pod: &PodEntry) -> Option<Netns> {
-        let agent = layers.agent.as_ref().ok();
+    fn netns(&self, agent: &Layer<Agent>, pod: &PodEntry) -> Option<Netns> {
+        let agent = agent.as_ref().ok();
         let path = agent.and_then(|agent| agent.pods.get(&pod.uid)?.get("netns")?.as_str());
         let named = path.and_then(|path| Netns::open(Path::new(path)).ok());
         named.or_else(|| {
@@ -289,11 +319,15 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn sockets(&self, layers: &Layers) -> BTreeMap<String, PodSockets> {
-        let pods = layers.kernel.as_ref().map(|kernel| kernel.pods.as_slice());
+    fn sockets(
+        &self,
+        agent: &Layer<Agent>,
+        kernel: &Layer<Kernel>,
+    ) -> BTreeMap<String, PodSockets> {
+        let pods = kernel.as_ref().map(|kernel| kernel.pods.as_slice());
         let read = |pod: &PodEntry| {
-            let netns = self.netns(layers, pod);
-            let sockets = match &netns {
+            let netns = self.netns(agent, pod);
+            let listening = match &netns {
                 None => Err("its network namespace was not found".to_owned()),
                 Some(netns) => match sock_diag::tcp_sockets(netns) {
                     // Whatever is missing may be among those that were not read.
@@ -301,25 +335,25 @@ impl<'a> Reader<'a> {
                         "it has more than {} sockets",
                         sock_diag::MAX_SOCKETS
                     )),
-                    Ok(found) => Ok(found.sockets),
+                    Ok(found) => Ok(listening(&found.sockets)),
                     Err(error) => Err(format!("its sockets cannot be read: {error}")),
                 },
             };
             let netns = netns.and_then(|netns| Some((netns.cookie().ok()?, netns.id().ino as u32)));
-            (pod.uid.clone(), PodSockets { netns, sockets })
+            (pod.uid.clone(), PodSockets { netns, listening })
         };
         pods.unwrap_or_default().iter().map(read).collect()
     }
 
-    fn proxies(&self, layers: &Layers) -> Vec<Proxy> {
-        let (Ok(intent), Ok(agent)) = (&layers.intent, &layers.agent) else {
+    fn proxies(&self, agent: &Layer<Agent>, names: &[String]) -> Vec<Proxy> {
+        let Ok(agent) = agent else {
             return Vec::new();
         };
-        let read = |wanted: &WantedProxy| {
+        let read = |name: &String| {
             let text = |pod: &Value, key: &str| pod.get(key)?.as_str().map(str::to_owned);
             let is_it = |pod: &&Value| {
-                let name = text(pod, "namespace").zip(text(pod, "name"));
-                name.is_some_and(|(namespace, name)| format!("{namespace}/{name}") == wanted.pod)
+                let full = text(pod, "namespace").zip(text(pod, "name"));
+                full.is_some_and(|(namespace, pod)| format!("{namespace}/{pod}") == *name)
             };
             let pod = agent.pods.values().find(is_it);
             let pages = match pod.and_then(|pod| text(pod, "netns")) {
@@ -328,8 +362,14 @@ impl<'a> Reader<'a> {
             };
             Proxy { pages }
         };
-        intent.proxies.iter().map(read).collect()
+        names.iter().map(read).collect()
     }
+}
+
+/// Where somebody listens.
+fn listening(sockets: &[TcpSocket]) -> Vec<SocketAddr> {
+    let listeners = sockets.iter().filter(|socket| socket.is_listening());
+    listeners.map(|socket| socket.local).collect()
 }
 
 fn by(list: Vec<Value>, key: &str) -> BTreeMap<String, Value> {
@@ -452,6 +492,18 @@ fn wanted_proxies(world: &World, node: &str) -> Vec<WantedProxy> {
 }
 
 impl Layers {
+    /// What should be, and what was read.
+    pub fn new(node: &str, intent: Layer<Intent>, reading: Reading) -> Self {
+        Self {
+            node: node.to_owned(),
+            intent,
+            agent: reading.agent,
+            kernel: reading.kernel,
+            sockets: reading.sockets,
+            proxies: reading.proxies,
+        }
+    }
+
     /// `pod NAMESPACE/NAME`, or its uid where nobody knows the name.
     pub fn pod(&self, uid: &str) -> Object {
         Object {
@@ -485,7 +537,7 @@ impl Layers {
                 },
             }
         }
-        let unread = self.sockets.values().filter(|pod| pod.sockets.is_err());
+        let unread = self.sockets.values().filter(|pod| pod.listening.is_err());
         let unread = unread.count();
         vec![
             say("intent", &self.intent, |intent| {

@@ -5,9 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
 use karst_datapath::netns::Netns;
 use serde_json::Value;
 
@@ -15,12 +12,14 @@ use super::agent::text;
 use super::codes::{CONTROLLER_UNREACHABLE, PROXY_DIFFERS, PROXY_UNREACHABLE, RESOURCE_REJECTED};
 use super::layers::{Layers, WantedProxy};
 use super::report::{Found, add};
+use crate::admin::{Source, Stream};
+use crate::cluster;
 use crate::failure::Failure;
 
 /// Where a proxy's admin pages are, on the loopback of its pod.
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 
-/// Time for a connection to the loopback, and for an answer.
+/// Time for a connection to the loopback.
 const LIMIT: Duration = Duration::from_secs(5);
 
 const BETWEEN: (&str, &str) = ("intent", "proxy");
@@ -30,45 +29,24 @@ const BETWEEN: (&str, &str) = ("intent", "proxy");
 /// # Errors
 /// It does not answer.
 pub fn ask(netns: &Path) -> Result<(Value, Vec<Value>), Failure> {
-    let unreachable = |why: &dyn std::fmt::Display| {
-        Failure::failed("proxy_unreachable", format!("no answer at {ADMIN}: {why}"))
+    let proxy = Source::Waypoint(ADMIN.to_string());
+    let netns = Netns::open(netns).map_err(|error| proxy.unreachable(error))?;
+    let page = |path: &str| {
+        // To the loopback: it is answered at once, and never waits in the other namespace.
+        let stream = netns.run(|| TcpStream::connect_timeout(&ADMIN, LIMIT));
+        let stream = stream.and_then(|made| made);
+        cluster::run(async {
+            let stream = stream.and_then(|stream| {
+                stream.set_nonblocking(true)?;
+                tokio::net::TcpStream::from_std(stream)
+            });
+            let stream = stream.map_err(|error| proxy.unreachable(error))?;
+            proxy.document_over(Stream::new(stream), path).await
+        })
     };
-    let netns = Netns::open(netns).map_err(|error| unreachable(&error))?;
-    let status = page(&netns, "/v1/status").map_err(|error| unreachable(&error))?;
-    let config = page(&netns, "/v1/config").map_err(|error| unreachable(&error))?;
+    let status = page("/v1/status")?;
+    let config = page("/v1/config")?;
     Ok((status, config.as_array().cloned().unwrap_or_default()))
-}
-
-fn page(netns: &Netns, path: &str) -> Result<Value, String> {
-    let text = |error: std::io::Error| error.to_string();
-    // To the loopback: it is answered at once, and never waits in the other namespace.
-    let stream = netns.run(|| TcpStream::connect_timeout(&ADMIN, LIMIT));
-    let stream = stream.and_then(|made| made).map_err(text)?;
-    stream.set_nonblocking(true).map_err(text)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(text)?;
-    let asked = async {
-        let stream = tokio::net::TcpStream::from_std(stream).map_err(text)?;
-        let broken = |error: hyper::Error| error.to_string();
-        let io = TokioIo::new(stream);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
-            .await
-            .map_err(broken)?;
-        tokio::spawn(connection);
-        let request = http::Request::get(path)
-            .header(http::header::HOST, "karst")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let body = response.into_body().collect().await.map_err(broken)?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
-    };
-    runtime.block_on(async {
-        let answer = tokio::time::timeout(LIMIT, asked).await;
-        answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
-    })
 }
 
 /// Compares.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use karst_datapath::inspect::PodEntry;
-use karst_datapath::sock_diag::TcpSocket;
 use karst_node_agent::pod::{HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
 use serde_json::Value;
 
@@ -31,10 +30,12 @@ pub fn compare(layers: &Layers, found: &mut Found) {
             );
             continue;
         }
-        let Ok(sockets) = &pod.sockets else { continue };
+        let Ok(listening) = &pod.listening else {
+            continue;
+        };
         let missing: Vec<String> = own_listeners(&entry.addresses)
             .into_iter()
-            .filter(|at| !listens(sockets, *at))
+            .filter(|at| !listens(listening, *at))
             .map(|at| at.to_string())
             .collect();
         if !missing.is_empty() {
@@ -49,7 +50,7 @@ pub fn compare(layers: &Layers, found: &mut Found) {
                 ),
             );
         }
-        applications(layers, entry, sockets, &object, found);
+        applications(layers, entry, listening, &object, found);
     }
 }
 
@@ -69,13 +70,12 @@ fn own_listeners(addresses: &[IpAddr]) -> Vec<SocketAddr> {
 }
 
 /// Whether a connection to `at` finds a listener.
-fn listens(sockets: &[TcpSocket], at: SocketAddr) -> bool {
-    let mut listening = sockets.iter().filter(|socket| socket.is_listening());
-    listening.any(|socket| {
-        let ip = socket.local.ip();
+fn listens(listening: &[SocketAddr], at: SocketAddr) -> bool {
+    listening.iter().any(|socket| {
+        let ip = socket.ip();
         // A socket for any IPv6 address takes IPv4 too, unless it was told not to, which is not told here.
         let any = ip.is_unspecified() && (at.is_ipv4() || ip.is_ipv6());
-        socket.local.port() == at.port() && (ip == at.ip() || any)
+        socket.port() == at.port() && (ip == at.ip() || any)
     })
 }
 
@@ -83,7 +83,7 @@ fn listens(sockets: &[TcpSocket], at: SocketAddr) -> bool {
 fn applications(
     layers: &Layers,
     entry: &PodEntry,
-    sockets: &[TcpSocket],
+    listening: &[SocketAddr],
     object: &Object,
     found: &mut Found,
 ) {
@@ -93,7 +93,7 @@ fn applications(
         (Err(_), Err(_)) => return,
     };
     for (service, port, target) in targets(mesh, &entry.addresses) {
-        let silent = |ip: &IpAddr| !listens(sockets, SocketAddr::new(*ip, target));
+        let silent = |ip: &IpAddr| !listens(listening, SocketAddr::new(*ip, target));
         // One family is enough: an application may have chosen.
         if entry.addresses.iter().all(silent) {
             add(

@@ -1,10 +1,9 @@
 //! Every code from layers that are well but for one thing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use karst_core::GatewayName;
 use karst_datapath::inspect::{LinkInfo, MapInfo, PodEntry, node_links};
-use karst_datapath::sock_diag::TcpSocket;
 use serde_json::{Value, json};
 
 use super::compare;
@@ -28,20 +27,6 @@ fn mesh() -> Mesh {
         workloads: of("w", json!({"uid": "w", "addresses": [IP]})),
         services: of("shop/cart.shop", service),
         policies: of("shop/p", json!({"name": "shop/p", "digest": "1"})),
-    }
-}
-
-fn listener(at: &str) -> TcpSocket {
-    TcpSocket {
-        state: "listen",
-        local: at.parse().expect("address"),
-        remote: "0.0.0.0:0".parse().expect("address"),
-        uid: 0,
-        inode: 1,
-        cookie: 1,
-        receive_queue: 0,
-        send_queue: 4096,
-        tcp: None,
     }
 }
 
@@ -125,11 +110,14 @@ fn kernel() -> Kernel {
             listening: vec![ip],
         }],
         addresses: BTreeMap::from([(ip, 7)]),
-        config: BTreeMap::from([
-            ("host_netns_cookie", "1".to_owned()),
-            ("agent_cgroup", "2".to_owned()),
-            ("kubepods_cgroup", "3".to_owned()),
-        ]),
+        config: BTreeMap::from(
+            [
+                ("host_netns_cookie", "1"),
+                ("agent_cgroup", "2"),
+                ("kubepods_cgroup", "3"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        ),
     }
 }
 
@@ -159,13 +147,13 @@ fn intent() -> Intent {
 fn healthy() -> Layers {
     let sockets = PodSockets {
         netns: Some((7, 90)),
-        sockets: Ok([
+        listening: Ok([
             "127.0.0.1:15001",
             "127.0.0.1:15006",
             "10.0.0.1:15008",
             "0.0.0.0:8080",
         ]
-        .map(listener)
+        .map(|at| at.parse().expect("address"))
         .to_vec()),
     };
     let status = json!({"version": env!("CARGO_PKG_VERSION"), "controller": {"connected": true}});
@@ -419,7 +407,11 @@ fn entries_of_maps() {
         ["KARST1105 POD_ADDRESSES[10.9.9.9]"]
     );
     assert_eq!(
-        of_kernel(|kernel| drop(kernel.config.insert("agent_cgroup", "9".to_owned()))),
+        of_kernel(|kernel| drop(
+            kernel
+                .config
+                .insert("agent_cgroup".to_owned(), "9".to_owned())
+        )),
         ["KARST1112 map CONFIG"]
     );
     assert_eq!(
@@ -484,8 +476,8 @@ fn sockets_of_pods() {
     );
     let without = |port: u16| {
         of_sockets(|pod| {
-            let sockets = pod.sockets.as_mut().expect("sockets");
-            sockets.retain(|socket| socket.local.port() != port);
+            let listening = pod.listening.as_mut().expect("sockets");
+            listening.retain(|socket| socket.port() != port);
         })
     };
     for port in [15001, 15006, 15008] {
@@ -525,4 +517,61 @@ node's agent; its log says why it ended
         json!(["intent", "agent"])
     );
     assert_eq!(value["layers"][1]["read"], false);
+}
+
+/// What the report says to programs is the sample that the schema is held to; KARST_BLESS=1 writes it anew.
+#[test]
+fn a_report_is_as_its_schema_says() {
+    let mut layers = healthy();
+    layers.agent = Err("no agent at /x: gone".to_owned());
+    layers.proxies.clear();
+    let stale = PodEntry {
+        uid: "u-9".to_owned(),
+        netns_cookie: 8,
+        netns_ino: None,
+        addresses: vec![],
+        listening: vec![],
+    };
+    let kernel = layers.kernel.as_mut().expect("kernel");
+    kernel.pods.push(stale);
+    let differences = compare(&layers);
+    let report = Report::new(&layers, differences, 1);
+    let (json, pretty) = (true, true);
+    let text = report.render(Output { json, pretty });
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sample = folder.join("testdata/inspect/diff.json");
+    if std::env::var_os("KARST_BLESS").is_some() {
+        std::fs::write(&sample, &text).expect("written");
+    }
+    assert_eq!(text, std::fs::read_to_string(&sample).expect("a sample"));
+    let schema = std::fs::read_to_string(folder.join("schemas/diff.json")).expect("a schema");
+    let schema: Value = serde_json::from_str(&schema).expect("JSON");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    described(&schema, &value);
+    assert!(value["differences"][0]["pod_uid"].is_null());
+    let uids = value["differences"].as_array().expect("a list").iter();
+    assert!(uids.into_iter().any(|one| one["pod_uid"] == "u-9"));
+}
+
+/// Every field is described, and none that must be there is missing. What values may be is left to a validator of
+/// schemas, which the tests of the lab run on the sample and on what a node says.
+fn described(schema: &Value, value: &Value) {
+    match value {
+        Value::Object(fields) => {
+            let told = schema["properties"].as_object().expect("an object");
+            let told: BTreeSet<&String> = told.keys().collect();
+            assert_eq!(fields.keys().collect::<BTreeSet<_>>(), told);
+            let required = schema["required"].as_array().map_or(0, Vec::len);
+            assert_eq!(required, told.len());
+            for (name, value) in fields {
+                described(&schema["properties"][name], value);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                described(&schema["items"], item);
+            }
+        }
+        _ => {}
+    }
 }

@@ -1,6 +1,5 @@
 //! Whom to ask: this machine's kernel and agent, a waypoint, or a node through the API server.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use karst_datapath::inspect as pins;
@@ -8,8 +7,8 @@ use serde_json::Value;
 
 use super::object::Object;
 use super::remote::{self, Target};
-use crate::admin;
-use crate::args::Inspect;
+use crate::admin::Source;
+use crate::args::{Inspect, NodeArgs};
 use crate::failure::Failure;
 use crate::kernel;
 
@@ -17,10 +16,8 @@ use crate::kernel;
 pub enum Place {
     /// This machine.
     Local(Local),
-    /// A waypoint's admin server that can be connected to.
-    Waypoint(SocketAddr),
-    /// A waypoint's admin server, through the API server.
-    Forward(remote::Forward),
+    /// A waypoint's admin server.
+    Waypoint(Source),
     /// A node, through the API server.
     Remote(remote::Node),
 }
@@ -33,7 +30,8 @@ pub struct Local {
 }
 
 impl Local {
-    fn new(args: &Inspect, node: Option<String>) -> Self {
+    /// The node of this name; else the one that the environment names, as it does in the agent's container.
+    pub fn new(args: &NodeArgs, node: Option<String>) -> Self {
         Self {
             root: args.bpffs_root.clone(),
             node: node.or_else(|| std::env::var("KARST_NODE_NAME").ok()),
@@ -50,7 +48,11 @@ impl Local {
         Ok((&self.root, node))
     }
 
-    fn socket(&self) -> Result<PathBuf, Failure> {
+    /// The agent's admin socket.
+    ///
+    /// # Errors
+    /// There is no node, or several.
+    pub fn socket(&self) -> Result<PathBuf, Failure> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
@@ -68,33 +70,28 @@ impl Place {
     pub fn find(args: &Inspect, object: &Object) -> Result<Self, Failure> {
         if let Some(address) = args.waypoint_address {
             return match object.of_waypoint {
-                true => Ok(Self::Waypoint(address)),
+                true => Ok(Self::Waypoint(Source::Waypoint(address.to_string()))),
                 false => Err(not_of(object, "waypoint", "ask its node: --node")),
             };
         }
-        if let Some(pod) = &args.pod {
+        if let Some(pod) = &args.place.pod {
             return match remote::target(args.kubernetes(), pod, object.of_waypoint)? {
-                Target::Waypoint(forward) => Ok(Self::Forward(forward)),
+                Target::Waypoint(forward) => Ok(Self::Waypoint(Source::Forward(forward))),
                 Target::Node(node) => Self::of_node(args, object, node),
             };
         }
-        match &args.node {
+        match &args.place.node {
             Some(node) => Self::of_node(args, object, node.clone()),
-            None => Self::local(Local::new(args, None), object),
+            None => Self::Local(Local::new(&args.place, None)).checked(object),
         }
     }
 
     fn of_node(args: &Inspect, object: &Object, node: String) -> Result<Self, Failure> {
-        let here = pins::nodes(&args.bpffs_root).unwrap_or_default();
-        if args.admin_socket.is_some() || here.contains(&node) {
-            return Self::local(Local::new(args, Some(node)), object);
-        }
-        let place = Self::Remote(remote::Node::new(args.kubernetes().clone(), node));
+        let place = match is_here(&args.place, &node) {
+            true => Self::Local(Local::new(&args.place, Some(node))),
+            false => Self::Remote(remote::Node::new(args.kubernetes().clone(), node)),
+        };
         place.checked(object)
-    }
-
-    fn local(local: Local, object: &Object) -> Result<Self, Failure> {
-        Self::Local(local).checked(object)
     }
 
     fn checked(self, object: &Object) -> Result<Self, Failure> {
@@ -121,7 +118,7 @@ impl Place {
 
     /// Whether a waypoint answers.
     pub fn is_waypoint(&self) -> bool {
-        matches!(self, Self::Waypoint(_) | Self::Forward(_))
+        matches!(self, Self::Waypoint(_))
     }
 
     /// A page of the agent or the waypoint.
@@ -130,9 +127,8 @@ impl Place {
     /// It does not answer, or with an error.
     pub fn page(&self, path: &str) -> Result<Value, Failure> {
         match self {
-            Self::Local(local) => admin::get(&local.socket()?, path),
-            Self::Waypoint(address) => admin::get_tcp(*address, path),
-            Self::Forward(forward) => forward.page(path),
+            Self::Local(local) => Source::Agent(local.socket()?).page(path),
+            Self::Waypoint(waypoint) => waypoint.page(path),
             Self::Remote(_) => Err(Failure::unsupported("a node is asked by its own command")),
         }
     }
@@ -147,6 +143,12 @@ impl Place {
             _ => Err(Failure::failed("json", format!("{path} is no list"))),
         }
     }
+}
+
+/// Whether a node is on this machine: its pins are, or its agent's socket is named.
+pub fn is_here(args: &NodeArgs, node: &str) -> bool {
+    let here = pins::nodes(&args.bpffs_root).unwrap_or_default();
+    args.admin_socket.is_some() || here.iter().any(|one| one == node)
 }
 
 fn not_of(object: &Object, place: &str, hint: &str) -> Failure {

@@ -5,20 +5,21 @@
 //! forwards to. RBAC: `get` and `list` of pods, and `create` of `pods/exec` (in Karst's namespace) or of
 //! `pods/portforward` (in the waypoint's).
 //!
-//! Other commands reach an agent by [`Node::output`], and a waypoint by [`Forward::page`].
+//! Other commands reach both by [`Source`](crate::admin::Source), which connects to an agent by [`Node::relay`] and
+//! to a waypoint by [`Forward::stream`]; [`Node::output`] runs any command on a node.
 
+use std::fmt;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::Client;
-use kube::api::{Api, AttachParams, ListParams};
+use kube::api::{Api, AttachParams, AttachedProcess, ListParams, Portforwarder};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{Answer, Outcome};
-use crate::admin;
+use super::Answer;
+use crate::admin::Stream;
 use crate::args::{Inspect, Kubernetes};
 use crate::cluster::{self, SYSTEM_NAMESPACE};
 use crate::failure::{Failure, Kind};
@@ -41,6 +42,9 @@ const EXEC_LIMIT: Duration = Duration::from_secs(120);
 
 /// Largest output of a command on a node: a full map of 32,768 entries takes a fifth of it.
 const MAX_OUTPUT: u64 = 64 << 20;
+
+/// Most that a relay says about its end, bytes: one sentence.
+const MAX_WORDS: u64 = 16 << 10;
 
 /// Whom a pod stands for.
 pub enum Target {
@@ -86,42 +90,55 @@ fn is_waypoint(pod: &Pod) -> bool {
 }
 
 /// A waypoint's admin server.
+#[derive(Clone, Debug)]
 pub struct Forward {
     kubernetes: Kubernetes,
     namespace: String,
     pod: String,
 }
 
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.pod)
+    }
+}
+
+/// Ends the forwarding with the connection.
+struct Forwarding(Portforwarder);
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Forward {
-    /// A page of it.
+    /// A connection to it.
     ///
     /// # Errors
-    /// It cannot be reached, or answers with an error.
-    pub fn page(&self, path: &str) -> Result<Value, Failure> {
-        let Self { namespace, pod, .. } = self;
-        let whom = format!("the waypoint {namespace}/{pod}");
-        cluster::run(async {
-            let client = cluster::client(&self.kubernetes).await?;
-            let api: Api<Pod> = Api::namespaced(client, namespace);
-            let doing = format!("forwarding to port {ADMIN_PORT} of pod {namespace}/{pod}");
-            let mut forwarder = api
-                .portforward(pod, &[ADMIN_PORT])
-                .await
-                .map_err(|e| cluster::failure(&doing, &e))?;
-            let stream = forwarder.take_stream(ADMIN_PORT).ok_or_else(|| {
-                Failure::failed("cluster_unreachable", format!("{doing}: no stream"))
-            })?;
-            let answer = admin::over(TokioIo::new(stream), &whom, path).await;
-            forwarder.abort();
-            answer
-        })
+    /// The API server does not let us.
+    pub async fn stream(&self) -> Result<Stream, Failure> {
+        let client = cluster::client(&self.kubernetes).await?;
+        let api: Api<Pod> = Api::namespaced(client, &self.namespace);
+        let doing = format!("forwarding to port {ADMIN_PORT} of pod {self}");
+        let forwarder = api.portforward(&self.pod, &[ADMIN_PORT]).await;
+        let forwarder = forwarder.map_err(|e| cluster::failure(&doing, &e))?;
+        let mut forwarding = Forwarding(forwarder);
+        let stream = forwarding
+            .0
+            .take_stream(ADMIN_PORT)
+            .ok_or_else(|| Failure::failed("cluster_unreachable", format!("{doing}: no stream")))?;
+        Ok(Stream::new(stream).holding(forwarding))
     }
 }
 
 /// A node's agent.
+#[derive(Clone, Debug)]
 pub struct Node {
     kubernetes: Kubernetes,
     name: String,
+    /// Longest time of a command.
+    limit: Duration,
 }
 
 /// What a command on a node printed.
@@ -137,7 +154,21 @@ pub struct Output {
 impl Node {
     /// The node of this name.
     pub fn new(kubernetes: Kubernetes, name: String) -> Self {
-        Self { kubernetes, name }
+        Self {
+            kubernetes,
+            name,
+            limit: EXEC_LIMIT,
+        }
+    }
+
+    /// It, with so much time for each command.
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs `karst inspect WORDS` there.
@@ -158,57 +189,42 @@ impl Node {
         answer(self.output(&command)?, args)
     }
 
-    /// Runs `karst inspect diff` on the node, where nothing is known of Kubernetes objects.
-    ///
-    /// # Errors
-    /// There is no agent, or the API server does not let us.
-    pub fn diff(&self, args: &Inspect) -> Result<Outcome, Failure> {
-        let settle = format!("--settle={}", args.diff.settle);
-        let mut command = ["inspect", "diff", "--no-intent", &settle]
-            .map(str::to_owned)
-            .to_vec();
-        if args.output.is_json() {
-            let form = if args.output.pretty {
-                "--pretty"
-            } else {
-                "--json"
-            };
-            command.push(form.to_owned());
-        }
-        let output = self.output(&command)?;
-        Ok(Outcome {
-            out: output.out,
-            err: output.err,
-            code: output.code,
-        })
-    }
-
     /// Runs `karst ARGUMENTS` in the container of the node's agent, to its end.
     ///
     /// # Errors
     /// There is no agent, or the API server does not let us.
     pub fn output(&self, arguments: &[String]) -> Result<Output, Failure> {
         cluster::run(async {
-            let client = cluster::client(&self.kubernetes).await;
-            let client = client.map_err(|failure| Failure {
-                message: format!(
-                    "{} has no pins on this machine, and there is {}",
-                    self.name, failure.message
-                ),
-                ..failure
-            })?;
+            let client = self.client().await?;
             let running = self.execute(client, arguments);
-            match tokio::time::timeout(EXEC_LIMIT, running).await {
+            match tokio::time::timeout(self.limit, running).await {
                 Ok(output) => output,
                 Err(_) => Err(Failure::failed(
                     "exec_timeout",
-                    format!("karst on {} did not end within {EXEC_LIMIT:?}", self.name),
+                    format!("karst on {} did not end within {:?}", self.name, self.limit),
                 )),
             }
         })
     }
 
-    async fn execute(&self, client: Client, arguments: &[String]) -> Result<Output, Failure> {
+    async fn client(&self) -> Result<Client, Failure> {
+        let client = cluster::client(&self.kubernetes).await;
+        client.map_err(|failure| Failure {
+            message: format!(
+                "{} has no pins on this machine, and there is {}",
+                self.name, failure.message
+            ),
+            ..failure
+        })
+    }
+
+    /// Starts `karst ARGUMENTS` in the container of the node's agent. It is cut off with what is returned.
+    async fn start(
+        &self,
+        client: Client,
+        arguments: &[String],
+        stdin: bool,
+    ) -> Result<(AttachedProcess, String), Failure> {
         let pod = self.agent(&client).await?;
         let api: Api<Pod> = Api::namespaced(client, SYSTEM_NAMESPACE);
         let doing = format!(
@@ -218,17 +234,20 @@ impl Node {
         let command = std::iter::once(COMMAND).chain(arguments.iter().map(String::as_str));
         let how = AttachParams::default()
             .container(CONTAINER)
-            .stdin(false)
+            .stdin(stdin)
             .stdout(true)
             .stderr(true);
-        let mut process = api
-            .exec(&pod, command, &how)
-            .await
-            .map_err(|e| cluster::failure(&doing, &e))?;
-        let broken = |why: &str| Failure::failed("cluster_unreachable", format!("{doing}: {why}"));
+        let process = api.exec(&pod, command, &how).await;
+        let process = process.map_err(|e| cluster::failure(&doing, &e))?;
+        Ok((process, doing))
+    }
+
+    async fn execute(&self, client: Client, arguments: &[String]) -> Result<Output, Failure> {
+        let (mut process, doing) = self.start(client, arguments, false).await?;
+        let broken = |why: &str| broken(&doing, why);
         let status = process.take_status().ok_or_else(|| broken("no status"))?;
         let (out, err) = (process.stdout(), process.stderr());
-        let (out, err) = tokio::join!(text(out), text(err));
+        let (out, err) = tokio::join!(text(out, MAX_OUTPUT), text(err, MAX_OUTPUT));
         let status = status
             .await
             .ok_or_else(|| broken("the stream ended early"))?;
@@ -238,6 +257,33 @@ impl Node {
             err: err.map_err(|e| broken(&e))?,
             code,
         })
+    }
+
+    /// A connection to the agent, by `karst relay` in its container, which ends when the connection does.
+    ///
+    /// # Errors
+    /// There is no agent, or the API server does not let us.
+    pub async fn relay(&self) -> Result<Stream, Failure> {
+        let client = self.client().await?;
+        let (mut process, doing) = self.start(client, &["relay".to_owned()], true).await?;
+        let streams = (process.stdout(), process.stdin(), process.take_status());
+        let (Some(out), Some(input), Some(status)) = streams else {
+            return Err(broken(&doing, "no streams"));
+        };
+        let err = process.stderr();
+        let said = tokio::spawn(async move {
+            let said = text(err, MAX_WORDS).await.unwrap_or_else(|error| error);
+            let said = said.trim();
+            if !said.is_empty() {
+                return said.strip_prefix("Error: ").unwrap_or(said).to_owned();
+            }
+            // It may not have been started at all.
+            let status = status.await.and_then(|status| status.message);
+            status.unwrap_or_default()
+        });
+        Ok(Stream::new(tokio::io::join(out, input))
+            .holding(process)
+            .with_last_words(said))
     }
 
     /// The pod of the node's agent; of two during an upgrade, one that is ready.
@@ -270,15 +316,19 @@ impl Node {
     }
 }
 
-async fn text(stream: Option<impl AsyncRead + Unpin>) -> Result<String, String> {
+fn broken(doing: &str, why: &str) -> Failure {
+    Failure::failed("cluster_unreachable", format!("{doing}: {why}"))
+}
+
+async fn text(stream: Option<impl AsyncRead + Unpin>, most: u64) -> Result<String, String> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
-        let mut limited = stream.take(MAX_OUTPUT + 1);
+        let mut limited = stream.take(most + 1);
         let read = limited.read_to_end(&mut bytes).await;
         read.map_err(|error| error.to_string())?;
     }
-    if bytes.len() as u64 > MAX_OUTPUT {
-        return Err(format!("it printed more than {MAX_OUTPUT} bytes"));
+    if bytes.len() as u64 > most {
+        return Err(format!("it printed more than {most} bytes"));
     }
     String::from_utf8(bytes).map_err(|_| "it printed what is no text".to_owned())
 }

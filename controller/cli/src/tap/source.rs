@@ -1,24 +1,16 @@
-//! Who is asked, and the lines that come.
+//! Who is followed, and the lines that come.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::StatusCode;
-use http_body_util::{BodyExt, Empty, Limited};
+use http::Method;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 
+use crate::admin::Source;
 use crate::args::Sources;
 use crate::failure::Failure;
-use crate::kernel;
-
-/// Longest wait for a connection and for the head of an answer.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// Longest wait for the next line: twice what passes between two `status` lines, with room for a busy machine.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -26,144 +18,18 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Longest line, bytes. Events have some hundred, and a few fields of 2 KiB at most.
 const MAX_LINE: usize = 256 << 10;
 
-/// Longest answer that is read at once, bytes: some hundred thousand live connections.
-const MAX_ANSWER: usize = 256 << 20;
-
-/// Where events come from. What reaches an agent or a waypoint in another way, such as through the API server, is
-/// a variant here that opens its own stream for [`exchange`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The node's agent, by its admin socket.
-    Agent(PathBuf),
-    /// A waypoint or gateway, by its admin port.
-    Waypoint(String),
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Agent(socket) => write!(f, "the agent at {}", socket.display()),
-            Self::Waypoint(address) => write!(f, "the waypoint at {address}"),
-        }
+/// Everybody whom the arguments name.
+///
+/// # Errors
+/// There is no agent here, or several and none is named; or the cluster cannot be asked.
+pub fn all(args: &Sources) -> Result<Vec<Source>, Failure> {
+    let waypoints = args.waypoints.iter().cloned().map(Source::Waypoint);
+    let mut all: Vec<_> = waypoints.collect();
+    let is_named = args.place.node.is_some() || args.place.pod.is_some();
+    if all.is_empty() || args.agent || is_named {
+        all.insert(0, Source::find(&args.place, &args.kubernetes)?);
     }
-}
-
-impl Source {
-    /// Everybody whom the arguments name.
-    ///
-    /// # Errors
-    /// There is no agent here, or several and none is named.
-    pub fn all(args: &Sources) -> Result<Vec<Self>, Failure> {
-        let waypoints = args.waypoints.iter().cloned().map(Self::Waypoint);
-        let mut all: Vec<_> = waypoints.collect();
-        if all.is_empty() || args.agent {
-            all.insert(0, Self::Agent(socket(args)?));
-        }
-        Ok(all)
-    }
-
-    /// Whether it is a node agent, which sees connections and no HTTP.
-    pub fn is_agent(&self) -> bool {
-        matches!(self, Self::Agent(_))
-    }
-
-    /// Opens `path`, whose answer is lines without an end.
-    ///
-    /// # Errors
-    /// Nobody answers, or with an error.
-    pub async fn lines(&self, path: &str) -> Result<Lines, Failure> {
-        let body = self.ask(path).await?;
-        Ok(Lines {
-            source: self.to_string(),
-            body,
-            buffer: BytesMut::new(),
-        })
-    }
-
-    /// The document at `path`.
-    ///
-    /// # Errors
-    /// Nobody answers, or with an error.
-    pub async fn document(&self, path: &str) -> Result<Value, Failure> {
-        let body = self.ask(path).await?;
-        let read = async {
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let bytes = body.map_err(|error| self.broken(error))?.to_bytes();
-            serde_json::from_slice(&bytes).map_err(|error| self.broken(error))
-        };
-        match tokio::time::timeout(ANSWER, read).await {
-            Ok(value) => value,
-            Err(_) => Err(self.broken("no answer in time")),
-        }
-    }
-
-    async fn ask(&self, path: &str) -> Result<Incoming, Failure> {
-        let asked = async {
-            match self {
-                Self::Agent(socket) => match UnixStream::connect(socket).await {
-                    Ok(stream) => exchange(self, stream, path).await,
-                    Err(error) => Err(self.unreachable(error)),
-                },
-                Self::Waypoint(address) => match TcpStream::connect(address).await {
-                    Ok(stream) => exchange(self, stream, path).await,
-                    Err(error) => Err(self.unreachable(error)),
-                },
-            }
-        };
-        match tokio::time::timeout(ANSWER, asked).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.unreachable("no answer in time")),
-        }
-    }
-
-    fn unreachable(&self, why: impl fmt::Display) -> Failure {
-        let (reason, hint) = match self {
-            Self::Agent(_) => ("agent_unreachable", "is it running, and are you root?"),
-            Self::Waypoint(_) => (
-                "waypoint_unreachable",
-                "its admin port is on loopback inside its pod: run this there, or name the local end of a port-forward",
-            ),
-        };
-        Failure::failed(reason, format!("cannot ask {self}: {why} ({hint})"))
-    }
-
-    fn broken(&self, why: impl fmt::Display) -> Failure {
-        Failure::failed("stream_broken", format!("{self}: {why}"))
-    }
-}
-
-/// Asks for `path` over a stream to `source`.
-async fn exchange<S>(source: &Source, stream: S, path: &str) -> Result<Incoming, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let unreachable = |error: hyper::Error| source.unreachable(error);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(unreachable)?;
-    tokio::spawn(connection);
-    let request = http::Request::get(path)
-        .header(http::header::HOST, "karst")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| Failure::failed("request", error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(unreachable)?;
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response.into_body());
-    }
-    let body = Limited::new(response.into_body(), MAX_LINE).collect().await;
-    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-    let told: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let text = |key: &str| told[key].as_str().unwrap_or_default();
-    let message = format!("{source} answered {status}: {}", text("error"));
-    if status == StatusCode::BAD_REQUEST {
-        return Err(Failure::usage(message));
-    }
-    if status == StatusCode::NOT_FOUND {
-        let message = format!("{source} does not know {path}: is it of an older version?");
-        return Err(Failure::failed("not_supported", message));
-    }
-    Err(Failure::failed(text("reason"), message))
+    Ok(all)
 }
 
 /// Lines that come one after the other.
@@ -175,6 +41,18 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// Opens `path`, whose answer is lines without an end.
+    ///
+    /// # Errors
+    /// Nobody answers, or with an error.
+    pub async fn open(source: &Source, path: &str) -> Result<Self, Failure> {
+        Ok(Self {
+            source: source.to_string(),
+            body: source.open(Method::GET, path).await?,
+            buffer: BytesMut::new(),
+        })
+    }
+
     /// The next line without its end; `None` at the end of all.
     ///
     /// # Errors
@@ -212,17 +90,4 @@ impl Lines {
             }
         }
     }
-}
-
-fn socket(args: &Sources) -> Result<PathBuf, Failure> {
-    if let Some(socket) = &args.admin_socket {
-        return Ok(socket.clone());
-    }
-    let node = kernel::node(&args.bpffs_root, args.node.as_deref()).map_err(|mut failure| {
-        failure.message += "; this command asks the agent of the node that it runs on, or waypoints by \
-                            --waypoint: reaching them through the API server is not possible yet";
-        failure
-    })?;
-    let folder = Path::new("/run/karst").join(node);
-    Ok(folder.join("admin").join("agent.sock"))
 }

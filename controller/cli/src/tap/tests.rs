@@ -17,13 +17,15 @@ use karst_process::args::AccessLogFormat;
 use karst_process::tap::facts::{Event as Kind, Facts, Party, Verdict};
 use karst_process::tap::query::{Query, Sees};
 use karst_waypoint::access_log as proxy;
-use karst_waypoint::client::{Client, SourceWorkload};
+use karst_waypoint::client::Client;
+use karst_waypoint::workload::WorkloadLabels;
 use serde_json::{Map, Value};
 
 use super::event::{Line, Notice};
-use super::source::Source;
+use super::source::{self, Lines};
 use super::{Dropped, query};
-use crate::args::{Cli, Command};
+use crate::admin::Source;
+use crate::args::{Cli, Command, NodeArgs};
 use crate::failure::Kind as Failed;
 
 fn schema() -> Value {
@@ -128,10 +130,10 @@ fn connection() -> agent::Record {
 fn request() -> proxy::RequestRecord {
     let identity = SpiffeId::new("cluster.local", "shop", "client").ok();
     let mut client = Client::new("10.0.0.1:4000".parse().expect("address"), identity);
-    client.workload = Some(Arc::new(SourceWorkload {
+    client.workload = Some(Arc::new(WorkloadLabels {
         name: "client".to_owned(),
         namespace: "shop".to_owned(),
-        ..SourceWorkload::default()
+        ..WorkloadLabels::default()
     }));
     let mut record = proxy::RequestRecord::new(proxy::Reporter::Waypoint, client);
     record.uri = "/api/cart?token=secret".parse().expect("uri");
@@ -147,6 +149,11 @@ fn request() -> proxy::RequestRecord {
         uid: "Kubernetes//Pod/shop/web-0".into(),
         address: "10.0.0.2:8080".parse().expect("address"),
         identity: SpiffeId::new("cluster.local", "shop", "web").ok(),
+        workload: Some(Arc::new(WorkloadLabels {
+            service: "web".to_owned(),
+            version: "v1".to_owned(),
+            ..WorkloadLabels::default()
+        })),
     });
     record.status = 200;
     record.grpc_status = Some(0);
@@ -264,6 +271,9 @@ fn an_event_has_the_fields_of_the_access_log() {
             "dst.service_port",
             "dst.addr",
             "dst.workload",
+            "dst.namespace",
+            "dst.app",
+            "dst.version",
             "dst.identity",
             "reporter",
             "protocol",
@@ -361,22 +371,29 @@ fn nobody_to_ask_is_said() {
     let folder = tempfile::tempdir().expect("folder");
     let nobody = Source::Agent(folder.path().join("agent.sock"));
     let error = runtime
-        .block_on(nobody.lines("/v1/tap"))
+        .block_on(Lines::open(&nobody, "/v1/tap"))
         .expect_err("nobody");
     assert_eq!(
         (error.kind, &*error.reason),
-        (Failed::Failed, "agent_unreachable")
+        (Failed::Unreachable, "unreachable")
     );
-    let args = crate::args::Sources {
-        bpffs_root: folder.path().into(),
-        ..Default::default()
+    let nowhere = |node: Option<&str>| {
+        let args = crate::args::Sources {
+            place: NodeArgs {
+                node: node.map(str::to_owned),
+                bpffs_root: folder.path().into(),
+                ..NodeArgs::default()
+            },
+            ..crate::args::Sources::default()
+        };
+        source::all(&args)
     };
-    let error = Source::all(&args).expect_err("no node");
-    assert!(
-        error
-            .message
-            .contains("through the API server is not possible yet"),
-        "{}",
-        error.message
-    );
+    let error = nowhere(None).expect_err("no node");
+    assert_eq!(error.kind, Failed::NotFound);
+    for way in ["--node", "--pod", "--waypoint"] {
+        assert!(error.message.contains(way), "{}", error.message);
+    }
+    // One that is not here is reached through the API server.
+    let far = nowhere(Some("worker-1")).expect("a way");
+    assert!(matches!(&far[..], [Source::Node(node)] if node.name() == "worker-1"));
 }

@@ -96,6 +96,9 @@ pub(super) fn providers(
             true => Err(twice()),
             false => provider(name, item, &place, findings),
         };
+        if let Some(other) = collectors.get_mut(name) {
+            *other = Err(twice());
+        }
         if let Err(unusable) = &read
             && unusable.reason != NOT_SUPPORTED
         {
@@ -103,21 +106,44 @@ pub(super) fn providers(
         }
         by_name.insert(name.to_owned(), read);
     }
-    Ok(ExtensionProviders {
+    let providers = ExtensionProviders {
         by_name,
         collectors,
         default_collector,
-    })
+    };
+    let default = providers.default_collector();
+    if let Some(Err(unusable)) = default.map(|name| providers.collector(name)) {
+        let message = format!("defaultProviders.tracing: {}", unusable.message);
+        findings.faults.push(message);
+    }
+    Ok(providers)
 }
 
 /// The first of `defaultProviders.tracing`.
 fn default_collector(value: Option<&Value>, findings: &mut MeshConfigFindings) -> Option<String> {
-    let fields = value?.as_object()?;
+    let value = value.filter(|value| !value.is_null())?;
+    let Some(fields) = value.as_object() else {
+        let fault = "defaultProviders is no object; write defaultProviders: {tracing: [NAME]}";
+        findings.faults.push(fault.to_owned());
+        return None;
+    };
     let others = fields.keys().filter(|name| *name != "tracing");
     let others = others.map(|name| format!("defaultProviders.{name}"));
     findings.ignored.extend(others);
-    let names = fields.get("tracing")?.as_array()?;
-    names.first()?.as_str().map(str::to_owned)
+    let value = fields.get("tracing").filter(|value| !value.is_null())?;
+    let items = value.as_array().map(Vec::as_slice);
+    let names: Option<Vec<&str>> =
+        items.and_then(|items| items.iter().map(Value::as_str).collect());
+    let Some(names) = names else {
+        let fault = "defaultProviders.tracing is no list of names; write the name of one provider";
+        findings.faults.push(fault.to_owned());
+        return None;
+    };
+    if names.len() > 1 {
+        let others = "defaultProviders.tracing beyond the first, where spans go";
+        findings.ignored.push(others.to_owned());
+    }
+    names.first().map(|name| (*name).to_owned())
 }
 
 /// A collector of spans, by OTLP over gRPC.

@@ -227,3 +227,56 @@ fn others_are_named_and_left_alone() {
         assert_eq!(providers, ExtensionProviders::default());
     }
 }
+
+#[test]
+fn a_name_that_means_two_things_means_none() {
+    let grpc = json!({"name": "p", "envoyExtAuthzGrpc": merged(&json!({}))});
+    let spans = json!({"name": "p", "opentelemetry": {"service": "x", "port": 4317}});
+    for order in [[&grpc, &spans], [&spans, &grpc]] {
+        let config = json!({ "extensionProviders": order });
+        let (providers, findings) = ExtensionProviders::read(&config).unwrap();
+        assert_eq!(providers.usable(), 0, "{config}");
+        assert_eq!(findings.faults.len(), 1, "{findings:?}");
+        assert_eq!(providers.get("p").unwrap_err().reason, "ProviderInvalid");
+        let unusable = providers.collector("p").unwrap_err();
+        assert_eq!(unusable.reason, "ProviderInvalid");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_default_for_spans_is_told() {
+    let spans = json!([{"name": "p", "opentelemetry": {"service": "x", "port": 4317}},
+        {"name": "check", "envoyExtAuthzGrpc": merged(&json!({}))}]);
+    let told = |default: Value| {
+        let config = json!({"extensionProviders": spans, "defaultProviders": default});
+        let (providers, findings) = ExtensionProviders::read(&config).unwrap();
+        let default = providers.default_collector().map(str::to_owned);
+        (default, findings.faults.join("; "), findings.ignored)
+    };
+    for fine in [
+        json!(null),
+        json!({}),
+        json!({"tracing": null}),
+        json!({"tracing": []}),
+    ] {
+        assert_eq!(told(fine), (None, String::new(), Vec::new()));
+    }
+    let named = || Some("p".to_owned());
+    assert_eq!(
+        told(json!({"tracing": ["p"]})),
+        (named(), String::new(), Vec::new())
+    );
+    let (default, faults, ignored) = told(json!({"tracing": ["p", "q"], "metrics": []}));
+    assert_eq!((default, faults), (named(), String::new()));
+    assert!(ignored[1].contains("beyond the first"), "{ignored:?}");
+    for (bad, word) in [
+        (json!([]), "defaultProviders is no object"),
+        (json!({"tracing": "p"}), "no list of names"),
+        (json!({"tracing": [{"name": "p"}]}), "no list of names"),
+        (json!({"tracing": ["gone"]}), "no extension provider"),
+        (json!({"tracing": ["check"]}), "takes no spans"),
+    ] {
+        let (_, faults, _) = told(bad.clone());
+        assert!(faults.contains(word), "{bad}: {faults}");
+    }
+}

@@ -116,6 +116,8 @@ pub(super) struct L7 {
     bound_services: BTreeMap<GatewayName, BTreeSet<NsName>>,
     /// Pods that ask for a waypoint.
     bound_pods: BTreeMap<GatewayName, BTreeSet<NsName>>,
+    /// Pods that a waypoint takes the traffic of.
+    served_pods: BTreeMap<GatewayName, BTreeSet<NsName>>,
     /// Proxies that have backends of a Service.
     backend_users: BTreeMap<NsName, BTreeSet<GatewayName>>,
     proxies: BTreeMap<GatewayName, Proxy>,
@@ -159,13 +161,31 @@ impl L7 {
         self.bound_services.get(gateway).into_iter().flatten()
     }
 
+    /// The waypoint that takes the traffic to a pod's own addresses.
+    pub(super) fn server_of_pod(&self, pod: &NsName) -> Option<GatewayName> {
+        self.pods.get(pod)?.served_by().cloned()
+    }
+
+    /// Namespaces with pods that a waypoint takes the traffic of.
+    fn served_namespaces(&self, gateway: &GatewayName) -> BTreeSet<&str> {
+        let pods = self.served_pods.get(gateway).into_iter().flatten();
+        pods.map(|pod| pod.namespace.as_str()).collect()
+    }
+
+    /// Whether a waypoint takes the traffic of any pod of a namespace.
+    fn is_namespace_served(&self, gateway: &GatewayName, namespace: &str) -> bool {
+        self.served_pods.get(gateway).is_some_and(|pods| {
+            let mut from = pods.range(NsName::new(namespace, "")..);
+            from.next().is_some_and(|pod| pod.namespace == namespace)
+        })
+    }
+
     /// Everything that comes through a proxy may have other policies: its own ports, services and pods.
     pub(super) fn proxy_policies_changed(&mut self, gateway: GatewayName) {
         let services = self.bound_services.get(&gateway).into_iter().flatten();
         self.dirty.services.extend(services.cloned());
-        let served = |(_, pod): &(&NsName, &PodMesh)| pod.is_served_by(&gateway);
-        let pods = self.pods.iter().filter(served).map(|(key, _)| key.clone());
-        self.dirty.pods.extend(pods);
+        let pods = self.served_pods.get(&gateway).into_iter().flatten();
+        self.dirty.pods.extend(pods.cloned());
         self.dirty.proxies.insert(gateway);
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Telemetry {
     pub(crate) selector: Labels,
     /// What waypoints and gateways serve, or are; none for pods.
     pub(crate) targets: Vec<Target>,
+    /// Whom it is for could not be read, so that it is for nobody: it must not say anything of all others.
+    pub(crate) is_for_nobody: bool,
     pub(crate) logging: Vec<Logging>,
     /// Share of the access log, in millionths.
     pub(crate) log_sampling: Option<u32>,
@@ -112,16 +114,18 @@ impl Telemetry {
             let hint = "write one of them";
             reader.fault("spec.targetRefs", "is there beside spec.selector", hint);
         }
-        let (selector, _) = reader.selector(selector);
+        let (selector, is_whole) = reader.selector(selector);
         let targets = match has_targets {
             true => read_targets(refs, refs_field, reader),
             false => Vec::new(),
         };
+        let is_for_nobody = !is_whole || (has_targets && targets.is_empty());
         let logging = read::logging(logging, reader, &mut narrowed);
         let tracing = read::tracing(tracing, reader, &mut narrowed);
         Self {
             selector,
             targets,
+            is_for_nobody,
             logging,
             log_sampling: read::log_sampling(document, reader),
             tracing,

@@ -146,3 +146,25 @@ fn a_change_is_timed_from_when_it_came_until_it_is_acknowledged() {
     let took = subscription.propagation().expect("timed").as_secs();
     assert!((5..15).contains(&took), "{took}");
 }
+
+#[test]
+fn rejections_are_told_of_what_is_made_of_objects() {
+    let told = |kind| {
+        let first = DeltaDiscoveryRequest::default();
+        let mut subscription = Subscription::new(kind, &first).unwrap();
+        let rejected = ("v1".to_owned(), "bad rule".to_owned());
+        let name = "shop/readers".to_owned();
+        subscription.rejected.insert(name, rejected);
+        subscription.rejections().into_values().collect::<Vec<_>>()
+    };
+    for kind in [
+        ResourceKind::Route,
+        ResourceKind::AuthorizationPolicy,
+        ResourceKind::RequestAuthentication,
+    ] {
+        assert_eq!(told(kind), ["bad rule"], "{kind:?}");
+    }
+    for kind in [ResourceKind::Backend, ResourceKind::Address] {
+        assert_eq!(told(kind), [""; 0], "{kind:?}");
+    }
+}

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::DatapathError;
 use crate::map::{self, RawMap, kind_name};
@@ -61,7 +61,7 @@ pub struct ProgramInfo {
 }
 
 /// A pinned link: a program attached to a hook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkInfo {
     /// Pin name.
     pub name: String,
@@ -93,7 +93,7 @@ pub struct AttachedProgram {
 }
 
 /// A map of the programs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MapInfo {
     /// Name.
     pub name: String,
@@ -122,6 +122,7 @@ pub struct MapInfo {
     /// The pin; `None` for a map that only programs hold.
     pub pinned: Option<PathBuf>,
     /// What is special about reading it.
+    #[serde(skip_deserializing)]
     pub note: Option<&'static str>,
 }
 
@@ -145,7 +146,7 @@ impl Serialize for Fields {
 }
 
 /// An enrolled pod as the kernel knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodEntry {
     /// The pod's uid.
     pub uid: String,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, SystemTime};
 
 use super::Record;
@@ -30,20 +30,19 @@ pub fn append(
         Some(_) => "error",
         None => "info",
     };
-    let (time, message) = (time::rfc3339(when), record.message());
-    let head = match format {
+    let message = record.message();
+    let [before, after, and, end] = match format {
         AccessLogFormat::Json => [
             r#"{"time":""#,
-            &time,
             r#"","level":""#,
-            level,
             r#"","target":"access","message":""#,
-            message,
             "\"",
         ],
-        _ => ["", &time, " ", level, " access ", message, ""],
+        _ => ["", " ", " access ", ""],
     };
-    for part in head {
+    buffer.extend_from_slice(before.as_bytes());
+    buffer.extend_from_slice(&time::rfc3339(when));
+    for part in [after, level, and, message, end] {
         buffer.extend_from_slice(part.as_bytes());
     }
     let mut line = Line { buffer, format };
@@ -65,7 +64,7 @@ pub fn append_event<'a>(
     record: &impl Record,
 ) {
     buffer.extend_from_slice(br#"{"time":""#);
-    buffer.extend_from_slice(time::rfc3339(when).as_bytes());
+    buffer.extend_from_slice(&time::rfc3339(when));
     buffer.push(b'"');
     let format = AccessLogFormat::Json;
     let mut line = Line { buffer, format };
@@ -114,8 +113,10 @@ impl Line<'_> {
 
     /// A field with an address; none if it is not known.
     pub fn address(&mut self, name: &'static str, address: impl Into<Option<SocketAddr>>) {
-        if let Some(address) = address.into() {
-            self.plain(name, address);
+        match address.into() {
+            Some(SocketAddr::V4(address)) => self.v4(name, address),
+            Some(address) => self.plain(name, address),
+            None => {}
         }
     }
 
@@ -123,6 +124,27 @@ impl Line<'_> {
     pub fn duration(&mut self, name: &'static str, duration: Duration) {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         self.number(name, millis);
+    }
+
+    /// As [`Self::plain`] writes it, without the machinery of formatting: a line has several.
+    fn v4(&mut self, name: &'static str, address: SocketAddrV4) {
+        self.name(name);
+        let quote: &[u8] = match self.format {
+            AccessLogFormat::Json => b"\"",
+            _ => b"",
+        };
+        let mut digits = itoa::Buffer::new();
+        let mut before = quote;
+        for octet in address.ip().octets() {
+            self.buffer.extend_from_slice(before);
+            let octet = digits.format(octet).as_bytes();
+            self.buffer.extend_from_slice(octet);
+            before = b".";
+        }
+        self.buffer.push(b':');
+        let port = digits.format(address.port()).as_bytes();
+        self.buffer.extend_from_slice(port);
+        self.buffer.extend_from_slice(quote);
     }
 
     /// What no peer chose and what needs no quotes: no spaces, no `"`, `=` or `\`.

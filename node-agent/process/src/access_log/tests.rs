@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use super::{AccessLog, LANE_BYTES, Line, Record};
+use super::{AccessLog, LANE_BYTES, Line, Record, append};
 use crate::args::AccessLogFormat;
 
 /// Says its path, and why it failed.
@@ -134,6 +134,45 @@ fn each_record_is_an_object_of_json() {
     assert_eq!(value["duration_ms"], 3);
     assert_eq!(value["reason"], "self_call");
     assert_eq!(value["error"], "a \"quoted\" text");
+}
+
+#[test]
+fn addresses_are_written_as_everywhere() {
+    struct At(SocketAddr);
+    impl Record for At {
+        fn message(&self) -> &'static str {
+            "at"
+        }
+        fn reason(&self) -> Option<&str> {
+            None
+        }
+        fn error(&self) -> Option<&str> {
+            None
+        }
+        fn fields(&self, line: &mut Line<'_>) {
+            line.address("addr", self.0);
+        }
+    }
+    for address in [
+        "0.0.0.0:0",
+        "10.0.20.3:80",
+        "255.255.255.255:65535",
+        "[::1]:8080",
+        "[::ffff:10.0.0.1]:5",
+        "[fe80::1%3]:15008",
+    ] {
+        let at = At(address.parse().expect("address"));
+        let line = |format| {
+            let mut line = Vec::new();
+            append(&mut line, SystemTime::now(), &at, format);
+            String::from_utf8(line).expect("text")
+        };
+        let text = line(AccessLogFormat::Text);
+        assert!(text.ends_with(&format!(" at addr={address}\n")), "{text}");
+        let json = line(AccessLogFormat::Json);
+        let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(value["addr"], address);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::serve_unix;
 use crate::tap::query::Sees;
-use crate::tap::{Tap, answer};
+use crate::tap::{MAX_SUBSCRIBERS, Tap, answer};
 
 /// Longest wait for anything here.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -61,4 +61,42 @@ async fn a_stream_is_dropped_when_its_client_goes() {
         })
         .await;
     let _ = std::fs::remove_file(&folder);
+}
+
+#[tokio::test]
+async fn broken_streams_give_their_places_back() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).expect("bind");
+    let tap = Tap::new(Vec::new());
+    let served = tap.clone();
+    let ask = async || {
+        let mut client = UnixStream::connect(&path).await.expect("connect");
+        let head = b"GET /v1/tap HTTP/1.1\r\nHost: karst\r\n\r\n";
+        client.write_all(head).await.expect("asks");
+        let mut status = [0; 12];
+        client.read_exact(&mut status).await.expect("answer");
+        (String::from_utf8_lossy(&status).into_owned(), client)
+    };
+    let asked = async {
+        spawn_local(serve_unix(listener, move |request| {
+            let answer = answer(&served, Sees::Connections, request.uri().query(), drop);
+            async move { answer }
+        }));
+        for _ in 0..2 {
+            let mut clients = Vec::new();
+            for _ in 0..MAX_SUBSCRIBERS {
+                let (status, client) = ask().await;
+                assert_eq!(status, "HTTP/1.1 200");
+                clients.push(client);
+            }
+            assert_eq!(ask().await.0, "HTTP/1.1 503");
+            // What was sent and not read makes it an error on the other side.
+            drop(clients);
+            eventually("the subscriptions end", || !tap.is_on()).await;
+        }
+    };
+    let local = LocalSet::new();
+    let asked = local.run_until(asked);
+    assert!(tokio::time::timeout(LIMIT, asked).await.is_ok());
 }

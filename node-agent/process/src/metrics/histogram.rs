@@ -83,6 +83,17 @@ pub static BYTES: Scale = Scale {
     per: 1.0,
 };
 
+impl Scale {
+    /// The bounds in the unit that is shown.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a metric is shown as a floating point number"
+    )]
+    pub fn shown(&self) -> impl Iterator<Item = f64> + '_ {
+        self.bounds.iter().map(|bound| *bound as f64 / self.per)
+    }
+}
+
 /// Counts of observations by bucket.
 #[derive(Debug)]
 pub struct Histogram {
@@ -136,11 +147,7 @@ impl Histogram {
         reason = "a metric is shown as a floating point number"
     )]
     pub fn read(&self) -> Reading {
-        let bounds = self
-            .scale
-            .bounds
-            .iter()
-            .map(|bound| *bound as f64 / self.scale.per);
+        let bounds = self.scale.shown();
         // Without a bucket of that name Prometheus reckons no quantiles.
         let bounds = bounds.chain([f64::INFINITY]);
         let counts = self.buckets.iter().map(|b| b.load(Ordering::Relaxed));

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -406,6 +407,54 @@ fn there_are_only_so_many_subscribers() {
         assert_eq!(ask(Some("status=5xx")).status(), 400);
         assert_eq!(ask(None).status(), 200);
     });
+}
+
+#[test]
+fn subscribers_that_panic_give_their_places_back() {
+    local(async {
+        let tap = tap();
+        for _ in 0..2 {
+            let readers: Vec<_> = (0..MAX_SUBSCRIBERS)
+                .map(|_| {
+                    let mut subscription = tap.subscribe(query("")).expect("room");
+                    tokio::task::spawn_local(async move {
+                        assert_eq!(lines(&mut subscription).await[0]["tap"], "ended");
+                    })
+                })
+                .collect();
+            assert!(tap.is_on());
+            assert!(tap.subscribe(query("")).is_err());
+            for reader in readers {
+                assert!(reader.await.expect_err("it has started").is_panic());
+            }
+            assert!(!tap.is_on());
+        }
+        // Between the subscription and the answer.
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            answer(&tap, Sees::Connections, Some("live=true"), |_| {
+                panic!("cannot begin")
+            })
+        }));
+        assert!(begun.is_err());
+        assert!(!tap.is_on());
+    });
+}
+
+#[test]
+fn a_subscription_that_cannot_be_made_takes_no_place() {
+    let tap = tap();
+    // There is no runtime.
+    let made = catch_unwind(AssertUnwindSafe(|| tap.subscribe(query(""))));
+    assert!(made.is_err());
+    assert!(!tap.is_on());
+    local(async {
+        let all: Vec<_> = (0..MAX_SUBSCRIBERS)
+            .map(|_| tap.subscribe(query("")))
+            .collect();
+        assert!(all.iter().all(Result::is_ok));
+    });
+    // Its runtime has gone, and with it everybody who read.
+    assert!(!tap.is_on());
 }
 
 #[test]

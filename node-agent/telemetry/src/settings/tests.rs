@@ -144,3 +144,33 @@ fn tags_are_what_was_asked_for() {
         ]
     );
 }
+
+#[test]
+fn a_collector_is_a_port_of_a_service() {
+    let read = |collector: &str| {
+        Reporting::read(&wire::Reporting {
+            tracing: Some(wire::Tracing {
+                collector: collector.to_owned(),
+                sampling: ALL,
+                ..wire::Tracing::default()
+            }),
+            ..wire::Reporting::default()
+        })
+    };
+    let (taken, problem) = read("obs/otel.obs.svc.cluster.local/4317");
+    assert!(taken.tracing().is_some() && problem.is_none());
+    for (collector, said) in [
+        ("https://otel.obs:4317", "neither https nor http"),
+        ("http://otel.obs:4318/v1/traces", "neither https nor http"),
+        ("", "NAMESPACE/HOSTNAME/PORT"),
+        ("otel.obs/4317", "NAMESPACE/HOSTNAME/PORT"),
+        ("obs/otel/0", "NAMESPACE/HOSTNAME/PORT"),
+        ("obs/otel/grpc", "NAMESPACE/HOSTNAME/PORT"),
+        ("obs//4317", "NAMESPACE/HOSTNAME/PORT"),
+        ("obs/otel/4317/x", "NAMESPACE/HOSTNAME/PORT"),
+    ] {
+        let (refused, problem) = read(collector);
+        assert!(refused.tracing().is_none(), "{collector}");
+        assert!(problem.is_some_and(|p| p.contains(said)), "{collector}");
+    }
+}

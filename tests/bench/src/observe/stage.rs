@@ -1,11 +1,24 @@
-//! The lab of `observe`: three nodes with agents that are set differently, three waypoints likewise.
+//! The lab of `observe`: a node and a waypoint for each process, which are set differently.
 
-use std::{fmt::Write as _, fs, path::Path, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{BufReader, Read},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use karst_harness::{Lab, LabOptions, Running, until};
+use karst_harness::{Lab, LabOptions, Running, get_in, until};
 
-use super::{Carrier, nginx};
+use super::{
+    Carrier, PATHS, nginx,
+    settings::{PROCESSES, Process},
+};
+use crate::parts::{
+    NGINX, WAYPOINT_CLASS, karst_waypoint, waypoint_gateway, waypoint_pod, widen_ports,
+};
 
 /// The benchmark's lab; a second run on the same machine replaces the first.
 const LAB: &str = "observe";
@@ -13,36 +26,76 @@ const LAB: &str = "observe";
 /// How long everything may take to be in force.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What is on.
-pub struct Setting {
-    /// Name in the result, and part of names in the lab.
-    pub name: &'static str,
-    /// Arguments of agent and waypoint.
-    args: &'static [&'static str],
-}
+/// How long a subscriber may take to be there, or to be gone.
+const TAP_LIMIT: Duration = Duration::from_secs(10);
 
-/// In the order in which they add up. The first one is what the others are compared with.
-pub const SETTINGS: &[Setting] = &[
-    Setting {
-        name: "off",
-        args: &["--access-log=off", "--without-traffic-metrics"],
-    },
-    Setting {
-        name: "metrics",
-        args: &["--access-log=off"],
-    },
-    Setting {
-        name: "log",
-        args: &["--access-log=json"],
-    },
-];
+/// Where a waypoint serves metrics and its admin pages, inside its pod.
+const WAYPOINT_METRICS: &str = "127.0.0.1:15020";
+const WAYPOINT_ADMIN: &str = "127.0.0.1:15000";
 
 /// The running lab.
 pub struct Stage {
     pub lab: Lab,
-    /// One for each setting, which took over from the lab's own.
+    /// The script by which wrk asks for several paths.
+    pub paths: PathBuf,
+    /// One for each process, which took over from the lab's own.
     agents: Vec<(u32, Running)>,
     waypoints: Vec<u32>,
+}
+
+/// Who carries a load, and what the load is.
+pub struct Way {
+    /// The process whose CPU is measured.
+    pub pid: u32,
+    /// The pod that makes the load.
+    pub client: String,
+    /// What it asks for.
+    pub url: String,
+    carrier: Carrier,
+    /// The node of an agent, the pod of a waypoint.
+    place: String,
+    log: PathBuf,
+}
+
+impl Way {
+    /// Empties the log, which would fill the machine's memory otherwise.
+    pub fn begin_log(&self) -> Result<()> {
+        let log = fs::File::options().write(true).open(&self.log);
+        log.and_then(|log| log.set_len(0))
+            .with_context(|| format!("emptying {}", self.log.display()))
+    }
+
+    /// Its lines.
+    pub fn log_lines(&self) -> Result<f64> {
+        let log =
+            fs::File::open(&self.log).with_context(|| format!("opening {}", self.log.display()))?;
+        let (mut log, mut part, mut lines) = (BufReader::new(log), vec![0; 1 << 16], 0_u32);
+        loop {
+            let length = log.read(&mut part)?;
+            if length == 0 {
+                return Ok(f64::from(lines));
+            }
+            let ends = part[..length].iter().filter(|byte| **byte == b'\n');
+            lines += u32::try_from(ends.count())?;
+        }
+    }
+}
+
+/// Subscribers that read until they are dropped.
+pub struct Taps<'a> {
+    stage: &'a Stage,
+    way: &'a Way,
+    readers: Vec<Running>,
+}
+
+impl Taps<'_> {
+    /// Ends them, and waits until the process has seen it.
+    pub fn end(self) -> Result<()> {
+        for reader in self.readers {
+            reader.kill()?;
+        }
+        self.stage.wait_subscribers(self.way, 0)
+    }
 }
 
 impl Stage {
@@ -50,115 +103,164 @@ impl Stage {
     pub fn raise(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         fs::write(nginx(folder), NGINX).context("writing nginx's configuration")?;
+        let paths = folder.join("observe-paths.lua");
+        fs::write(&paths, PATHS).context("writing wrk's script")?;
         Lab::tear_down(LAB)?;
         let lab = Lab::up(LabOptions {
-            nodes: u8::try_from(SETTINGS.len())?,
+            nodes: u8::try_from(PROCESSES.len())?,
             ..LabOptions::new(LAB)
         })?;
-        match Self::set(&lab, folder) {
-            Ok((agents, waypoints)) => Ok(Self {
-                lab,
-                agents,
-                waypoints,
-            }),
+        let mut stage = Self {
+            lab,
+            paths,
+            agents: Vec::new(),
+            waypoints: Vec::new(),
+        };
+        match stage.set(folder) {
+            Ok(()) => Ok(stage),
             Err(error) => {
                 // The first error says more than one of tearing down would.
-                let _ = lab.down();
+                let _ = stage.down();
                 Err(error)
             }
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "named where it is kept")]
-    fn set(lab: &Lab, folder: &Path) -> Result<(Vec<(u32, Running)>, Vec<u32>)> {
-        let mut text = CLASS.to_owned();
-        for (number, setting) in SETTINGS.iter().enumerate() {
-            text += &pods(number, setting, folder);
+    fn set(&mut self, folder: &Path) -> Result<()> {
+        let lab = &self.lab;
+        let mut text = WAYPOINT_CLASS.to_owned();
+        for (number, process) in PROCESSES.iter().enumerate() {
+            text += &pods(number, process, folder);
         }
         lab.apply(&text)?;
-        let mut agents = Vec::new();
-        for (number, setting) in SETTINGS.iter().enumerate() {
+        for (number, process) in PROCESSES.iter().enumerate() {
             for pod in ["client", "server"] {
                 lab.wait_enrolled(&format!("near{number}/{pod}"))?;
                 lab.wait_enrolled(&format!("way{number}/{pod}"))?;
             }
             let node = node(number);
-            let mut agent = lab.spawn_successor(&node, setting.name, setting.args)?;
+            let mut agent = lab.spawn_successor(&node, process.name, process.args)?;
             let pid = agent.child()?.id();
             until("the agent to take over", START_LIMIT, || {
-                lab.successor_ready(&node, setting.name)
+                lab.successor_ready(&node, process.name)
             })?;
-            agents.push((pid, agent));
+            self.agents.push((pid, agent));
         }
         let status = lab.status()?;
-        let mut waypoints = Vec::new();
-        for number in 0..SETTINGS.len() {
+        for number in 0..PROCESSES.len() {
             let namespace = format!("way{number}");
             let mut pods = status.pods.iter();
             let pod = pods
                 .find(|pod| pod.namespace == namespace && pod.name == "waypoint")
                 .context("there is no waypoint")?;
-            waypoints.push(pod.pid.context("the waypoint has ended")?);
+            self.waypoints
+                .push(pod.pid.context("the waypoint has ended")?);
             for client in [
                 format!("near{number}/client"),
                 format!("way{number}/client"),
             ] {
-                lab.exec_ok(
-                    &client,
-                    &[
-                        "sysctl",
-                        "-q",
-                        "-w",
-                        "net.ipv4.ip_local_port_range=1024 65000",
-                        "net.ipv4.tcp_tw_reuse=1",
-                    ],
-                )?;
+                widen_ports(lab, &client)?;
             }
             let url = waypoint_url(lab, number)?;
             until("the waypoint to answer", START_LIMIT, || {
                 let client = format!("way{number}/client");
-                let argv = [
-                    "curl",
-                    "-sS",
-                    "-o",
-                    "/dev/null",
-                    "-w",
-                    "%{http_code}",
-                    "--max-time",
-                    "2",
-                    &url,
-                ];
+                let format = ["-o", "/dev/null", "-w", "%{http_code}", "--max-time", "2"];
+                let argv = [&["curl", "-sS"], &format[..], &[&url]].concat();
                 let answer = lab.exec_ok(&client, &argv)?;
                 ensure!(answer == "200", "{answer}");
                 Ok(())
             })?;
         }
-        Ok((agents, waypoints))
+        Ok(())
     }
 
-    /// Who carries the load of a setting, the pod that makes it, and where to.
-    pub fn way(&self, carrier: Carrier, setting: usize) -> Result<(u32, String, String)> {
+    /// Who carries the load of a process, and how.
+    pub fn way(&self, carrier: Carrier, process: usize) -> Result<Way> {
+        let lab = &self.lab;
         match carrier {
             Carrier::Agent => {
-                let (pid, _) = self.agents.get(setting).context("no such agent")?;
-                let server = format!("near{setting}/server");
-                let addresses = self.lab.pod_addresses(&server)?;
+                let (pid, _) = self.agents.get(process).context("no such agent")?;
+                let addresses = lab.pod_addresses(&format!("near{process}/server"))?;
                 let address = addresses
                     .iter()
                     .find(|a| a.is_ipv4())
                     .context("no address")?;
-                Ok((
-                    *pid,
-                    format!("near{setting}/client"),
-                    format!("http://{address}/"),
-                ))
+                let place = node(process);
+                Ok(Way {
+                    pid: *pid,
+                    client: format!("near{process}/client"),
+                    url: format!("http://{address}/"),
+                    carrier,
+                    log: lab.agent_log_file(&place),
+                    place,
+                })
             }
             Carrier::Waypoint => {
-                let pid = self.waypoints.get(setting).context("no such waypoint")?;
-                let url = waypoint_url(&self.lab, setting)?;
-                Ok((*pid, format!("way{setting}/client"), url))
+                let pid = self.waypoints.get(process).context("no such waypoint")?;
+                let place = format!("way{process}/waypoint");
+                Ok(Way {
+                    pid: *pid,
+                    client: format!("way{process}/client"),
+                    url: waypoint_url(lab, process)?,
+                    carrier,
+                    log: lab.pod_log(&place)?,
+                    place,
+                })
             }
         }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self, way: &Way) -> Result<String> {
+        match way.carrier {
+            Carrier::Agent => self.lab.agent_metrics(&way.place),
+            Carrier::Waypoint => {
+                let netns = self.lab.pod_netns(&way.place)?;
+                get_in(&netns, WAYPOINT_METRICS, "/metrics")
+            }
+        }
+    }
+
+    /// Begins to read all events, as many times as there are selectors.
+    pub fn tap<'a>(&'a self, way: &'a Way, selectors: &[&str]) -> Result<Taps<'a>> {
+        let mut readers = Vec::new();
+        for selector in selectors {
+            let page = format!("/v1/tap?max_rps=10000&{selector}");
+            let mut command = match way.carrier {
+                Carrier::Agent => {
+                    let socket = self.lab.admin_socket(&way.place);
+                    let mut command = std::process::Command::new("curl");
+                    command
+                        .args(["-sSfN", "--unix-socket"])
+                        .arg(socket)
+                        .arg(format!("http://agent{page}"));
+                    command
+                }
+                Carrier::Waypoint => {
+                    let url = format!("http://{WAYPOINT_ADMIN}{page}");
+                    self.lab.pod_command(&way.place, &["curl", "-sSfN", &url])?
+                }
+            };
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            let reader = command.spawn().context("starting a tap")?;
+            readers.push(Running::new(reader));
+        }
+        let wanted = readers.len();
+        let taps = Taps {
+            stage: self,
+            way,
+            readers,
+        };
+        self.wait_subscribers(way, wanted)?;
+        Ok(taps)
+    }
+
+    fn wait_subscribers(&self, way: &Way, wanted: usize) -> Result<()> {
+        until("the tap's subscribers", TAP_LIMIT, || {
+            let subscribers = super::written::sum(&self.metrics(way)?, "karst_tap_subscribers")?;
+            ensure!(subscribers == wanted as f64, "{subscribers}, not {wanted}");
+            Ok(())
+        })
     }
 
     /// Removes the lab, the agents first.
@@ -181,33 +283,8 @@ fn node(number: usize) -> String {
     format!("node{}", number + 1)
 }
 
-const CLASS: &str = "\
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: karst-waypoint}
-spec: {controllerName: karst.dev/waypoint-controller}
-";
-
-const NGINX: &str = "\
-user root;
-worker_processes 1;
-worker_rlimit_nofile 16384;
-daemon off;
-error_log stderr;
-events { worker_connections 16000; }
-http {
-    access_log off;
-    keepalive_timeout 600s;
-    keepalive_requests 1000000000;
-    server {
-        listen 80 backlog=4096;
-        location / { return 200 \"Hello from the server of Karst! \\n\"; }
-    }
-}
-";
-
-/// A client and a server on the setting's node, and the same in a namespace with a waypoint that has the setting.
-fn pods(number: usize, setting: &Setting, folder: &Path) -> String {
+/// A client and a server on the process's node, and the same in a namespace with a waypoint that is set as it is.
+fn pods(number: usize, process: &Process, folder: &Path) -> String {
     let mut text = String::new();
     let node = node(number);
     for (namespace, label) in [
@@ -246,56 +323,19 @@ spec:
             folder = folder.display(),
         );
     }
-    let args = setting.args.join(", ");
+    let namespace = format!("way{number}");
+    let args: Vec<String> = process.args.iter().map(ToString::to_string).collect();
+    text += &waypoint_gateway(&namespace);
+    text += &waypoint_pod(&namespace, &node, &karst_waypoint(&namespace, &args));
     let _ = write!(
         text,
         "---
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: waypoint, namespace: way{number}}}
-spec:
-  gatewayClassName: karst-waypoint
-  listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]
----
 apiVersion: v1
 kind: Service
-metadata: {{name: waypoint, namespace: way{number}}}
-spec:
-  selector: {{gateway.networking.k8s.io/gateway-name: waypoint}}
-  ports: [{{name: mesh, port: 15008, appProtocol: hbone}}]
----
-apiVersion: v1
-kind: Service
-metadata: {{name: web, namespace: way{number}}}
+metadata: {{name: web, namespace: {namespace}}}
 spec:
   selector: {{app: server}}
   ports: [{{name: http, port: 80, targetPort: 80, appProtocol: http}}]
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: waypoint
-  namespace: way{number}
-  labels:
-    gateway.networking.k8s.io/gateway-name: waypoint
-    gateway.networking.k8s.io/gateway-class-name: karst-waypoint
-spec:
-  nodeName: {node}
-  serviceAccountName: waypoint
-  containers:
-  - name: waypoint
-    image: karst-waypoint
-    command: [karst-waypoint, {args}]
-    env:
-    - {{name: KARST_GATEWAY_NAMESPACE, value: way{number}}}
-    - {{name: KARST_GATEWAY_NAME, value: waypoint}}
-    - {{name: KARST_CONTROLLER, value: $(LAB_CONTROLLER)}}
-    - {{name: KARST_CONTROLLER_NAME, value: $(LAB_CONTROLLER_NAME)}}
-    - {{name: KARST_ROOT_CERT, value: $(LAB_ROOT_CERT)}}
-    - {{name: KARST_TOKEN, value: $(LAB_TOKEN)}}
-    - {{name: KARST_NODE_NAME, value: $(NODE_NAME)}}
-    - {{name: KARST_POD_NAME, value: $(POD_NAME)}}
-    readinessProbe: {{httpGet: {{port: 15021, path: /healthz/ready}}}}
 "
     );
     text

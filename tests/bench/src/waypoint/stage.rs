@@ -16,7 +16,10 @@ use super::{
     count, envoy,
     measure::{Body, Protocol, Routes},
 };
-use crate::own::{self, Pace, Target, this_program};
+use crate::{
+    own::{self, Pace, Target, this_program},
+    parts::{WAYPOINT_CLASS, karst_waypoint, waypoint_gateway, waypoint_pod},
+};
 
 /// The benchmark's lab; a second run on the same machine replaces the first.
 const LAB: &str = "bench_waypoint";
@@ -146,7 +149,7 @@ impl Stage {
 
     fn set(lab: &Lab, options: &Options) -> Result<(Addresses, Vec<Proxy>)> {
         let folder = &options.folder;
-        let mut first = CLASS.to_owned();
+        let mut first = WAYPOINT_CLASS.to_owned();
         for way in Way::ALL {
             first += &pair(way, folder);
             if way != Way::Direct {
@@ -295,13 +298,6 @@ http {{
 /// p99 of whatever row they fall into. Reno is in every kernel, and does nothing where no packet is lost.
 const CONGESTION: &[(&str, &str)] = &[("net/ipv4/tcp_congestion_control", "reno")];
 
-const CLASS: &str = "\
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: karst-waypoint}
-spec: {controllerName: karst.dev/waypoint-controller}
-";
-
 /// A namespace with a client and a server.
 fn pair(way: Way, folder: &Path) -> String {
     let (name, folder) = (way.name(), folder.display());
@@ -349,23 +345,7 @@ fn service_name(protocol: Protocol, routes: Routes) -> String {
 /// The services of a namespace and the Gateway in front of them; whatever runs for it is a pod `waypoint`.
 fn services(way: Way) -> String {
     let namespace = way.name();
-    let mut text = format!(
-        "---
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: waypoint, namespace: {namespace}}}
-spec:
-  gatewayClassName: karst-waypoint
-  listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]
----
-apiVersion: v1
-kind: Service
-metadata: {{name: waypoint, namespace: {namespace}}}
-spec:
-  selector: {{gateway.networking.k8s.io/gateway-name: waypoint}}
-  ports: [{{name: mesh, port: 15008, appProtocol: hbone}}]
-"
-    );
+    let mut text = waypoint_gateway(namespace);
     for (protocol, port) in PORTS {
         let declared = match protocol {
             Protocol::Http1 => "http",
@@ -416,50 +396,14 @@ spec:
     text
 }
 
-fn waypoint_pod(way: Way, container: &str) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Pod
-metadata:
-  name: waypoint
-  namespace: {}
-  labels:
-    gateway.networking.k8s.io/gateway-name: waypoint
-    gateway.networking.k8s.io/gateway-class-name: karst-waypoint
-spec:
-  nodeName: {}
-  serviceAccountName: waypoint
-  containers:
-{container}",
-        way.name(),
-        NODES[1],
-    )
-}
-
 fn karst(options: &Options) -> String {
     let log = if options.access_log { "text" } else { "off" };
-    let container = format!(
-        "  - name: waypoint
-    image: karst-waypoint
-    command: [karst-waypoint]
-    env:
-    - {{name: KARST_GATEWAY_NAMESPACE, value: {namespace}}}
-    - {{name: KARST_GATEWAY_NAME, value: waypoint}}
-    - {{name: KARST_CONTROLLER, value: $(LAB_CONTROLLER)}}
-    - {{name: KARST_CONTROLLER_NAME, value: $(LAB_CONTROLLER_NAME)}}
-    - {{name: KARST_ROOT_CERT, value: $(LAB_ROOT_CERT)}}
-    - {{name: KARST_TOKEN, value: $(LAB_TOKEN)}}
-    - {{name: KARST_NODE_NAME, value: $(NODE_NAME)}}
-    - {{name: KARST_POD_NAME, value: $(POD_NAME)}}
-    - {{name: KARST_WORKERS, value: '{workers}'}}
-    - {{name: KARST_ACCESS_LOG, value: '{log}'}}
-    readinessProbe: {{httpGet: {{port: 15021, path: /healthz/ready}}}}
-",
-        namespace = Way::Karst.name(),
-        workers = options.workers,
-    );
-    waypoint_pod(Way::Karst, &container)
+    let args = [
+        format!("--workers={}", options.workers),
+        format!("--access-log={log}"),
+    ];
+    let namespace = Way::Karst.name();
+    waypoint_pod(namespace, NODES[1], &karst_waypoint(namespace, &args))
 }
 
 fn identity(way: Way, account: &str) -> String {
@@ -488,7 +432,7 @@ fn envoy_pod(options: &Options, config: &Path) -> Result<String> {
         workers = options.workers,
         identity = identity(Way::Envoy, "waypoint"),
     );
-    Ok(waypoint_pod(Way::Envoy, &container))
+    Ok(waypoint_pod(Way::Envoy.name(), NODES[1], &container))
 }
 
 /// Where clients find each kind of service: the server itself, or a service of the mesh.

@@ -7,17 +7,14 @@ use karst_cluster::Cluster;
 use karst_harness::until;
 use serde_json::Value;
 
-use crate::mesh::{pod, text, with_karst};
+use crate::mesh::{karst_output, pod, text, with_karst};
 use crate::shared::{APP_IMAGE, LIMIT, shared};
-use crate::waypoint::with_gateway_api;
+use crate::waypoint::{weights, with_gateway_api};
 
 const NAMESPACE: &str = "inspect";
 
-/// `karst inspect WORDS`, where the API server is all that can be reached.
 fn inspect(cluster: &Cluster, words: &[&str]) -> Result<Output> {
-    let program = karst_cluster::binary("karst")?.display().to_string();
-    let argv = [&[program.as_str(), "inspect"], words].concat();
-    Ok(cluster.exec_command(&argv)?.output()?)
+    karst_output(cluster, &[&["inspect"], words].concat())
 }
 
 fn json(cluster: &Cluster, words: &[&str]) -> Result<Value> {
@@ -35,6 +32,7 @@ fn items(list: &Value) -> Result<&Vec<Value>> {
     list.as_array().context("no list")
 }
 
+/// Opens the shop; gives the waypoint's pod.
 fn open(cluster: &Cluster) -> Result<String> {
     with_karst(cluster);
     with_gateway_api(cluster);
@@ -42,17 +40,7 @@ fn open(cluster: &Cluster) -> Result<String> {
         .replace("NAMESPACE", NAMESPACE)
         .replace("IMAGE", APP_IMAGE);
     cluster.apply(&yaml)?;
-    let route = format!(
-        "apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: web, namespace: {NAMESPACE}}}
-spec:
-  parentRefs: [{{group: '', kind: Service, name: web, port: 80}}]
-  rules:
-  - backendRefs: [{{name: web-v1, port: 80, weight: 3}}, {{name: web-v2, port: 80, weight: 1}}]
-"
-    );
-    cluster.apply(&route)?;
+    cluster.apply(&weights(NAMESPACE, 3, 1))?;
     for name in ["client", "web-v1", "web-v2", "waypoint"] {
         let what = [&format!("deployment/{name}"), "-n", NAMESPACE];
         cluster.wait_for(&what, "condition=Available", LIMIT)?;
@@ -68,8 +56,7 @@ spec:
     Ok(format!("{NAMESPACE}/{name}"))
 }
 
-fn look(cluster: &Cluster) -> Result<()> {
-    let waypoint = open(cluster)?;
+fn look(cluster: &Cluster, waypoint: &str) -> Result<()> {
     let client = pod(cluster, NAMESPACE, "client");
     let uid = text(&client, "/metadata/uid").to_owned();
     let client = format!("{NAMESPACE}/{}", text(&client, "/metadata/name"));
@@ -110,20 +97,20 @@ fn look(cluster: &Cluster) -> Result<()> {
         backends.map(|list| list.iter().map(percent).collect::<Vec<_>>())
     };
     until("the route to be in force", LIMIT, || {
-        let routes = json(cluster, &["route", "--pod", &waypoint])?;
+        let routes = json(cluster, &["route", "--pod", waypoint])?;
         ensure!(weights(&routes[0]) == Some(vec![75.0, 25.0]), "{routes}");
         Ok(())
     })?;
-    let endpoints = json(cluster, &["endpoint", "--pod", &waypoint])?;
+    let endpoints = json(cluster, &["endpoint", "--pod", waypoint])?;
     let v1 = items(&endpoints)?.iter().filter(|e| {
         let service = format!("web-v1.{NAMESPACE}.svc.cluster.local");
         e["service"] == service.as_str()
     });
     ensure!(v1.count() == 2, "{endpoints}");
-    let certificates = json(cluster, &["cert", "--pod", &waypoint])?;
+    let certificates = json(cluster, &["cert", "--pod", waypoint])?;
     ensure!(certificates[0]["state"] == "available", "{certificates}");
     // What a waypoint does not have, its node has.
-    let links = json(cluster, &["link", "--pod", &waypoint])?;
+    let links = json(cluster, &["link", "--pod", waypoint])?;
     ensure!(
         items(&links)?.iter().any(|l| l["name"] == "connect4"),
         "{links}"
@@ -220,8 +207,7 @@ subjects: [{kind: ServiceAccount, name: looker, namespace: inspect}]
 ";
 
 /// The documented rights are enough, and without them nothing is shown.
-fn rights(cluster: &Cluster) -> Result<()> {
-    let waypoint = open(cluster)?;
+fn rights(cluster: &Cluster, waypoint: &str) -> Result<()> {
     cluster.apply(LOOKER)?;
     let token = cluster.kubectl(&["create", "token", "looker", "-n", NAMESPACE])?;
     let view = ["config", "view", "--raw", "--minify", "-o", "json"];
@@ -233,7 +219,7 @@ fn rights(cluster: &Cluster) -> Result<()> {
     let json = |words: &[&str]| json(cluster, &[words, &as_looker].concat());
     let looked = until("the rights to be known", LIMIT, || {
         ensure!(items(&json(&["prog", "--node", "node1"])?)?.len() == 6);
-        ensure!(!items(&json(&["xds", "--pod", &waypoint])?)?.is_empty());
+        ensure!(!items(&json(&["xds", "--pod", waypoint])?)?.is_empty());
         Ok(())
     });
     let role = ["delete", "role", "karst-inspect", "-n", "karst-system"];
@@ -255,7 +241,8 @@ fn rights(cluster: &Cluster) -> Result<()> {
 #[test]
 fn nodes_and_waypoints_are_looked_into_from_afar() {
     let cluster = shared();
-    look(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
+    let waypoint = open(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
+    look(&cluster, &waypoint).unwrap_or_else(|error| panic!("{error:#}"));
     pass_on(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
-    rights(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
+    rights(&cluster, &waypoint).unwrap_or_else(|error| panic!("{error:#}"));
 }

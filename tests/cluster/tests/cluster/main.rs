@@ -10,8 +10,10 @@
 mod access;
 mod base;
 mod bugreport;
+mod diagnosis;
 mod faults;
 mod inspect;
+mod live;
 mod mesh;
 mod outage;
 mod policy;

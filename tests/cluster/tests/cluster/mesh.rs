@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -24,11 +25,16 @@ pub const ENROLMENT: Duration = Duration::from_secs(30);
 /// Whether Karst is on the shared cluster.
 static INSTALLED: Mutex<bool> = Mutex::new(false);
 
-/// A command of `karst`, and what it printed.
-pub fn karst(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+/// A command of `karst`, where the API server is all that can be reached.
+pub fn karst_output(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<Output> {
     let program = karst_cluster::binary("karst")?.display().to_string();
     let argv = [&[program.as_str()], arguments].concat();
-    let output = cluster.exec_command(&argv)?.output()?;
+    Ok(cluster.exec_command(&argv)?.output()?)
+}
+
+/// The same, and what it printed; it has to end well.
+pub fn karst(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = karst_output(cluster, arguments)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),

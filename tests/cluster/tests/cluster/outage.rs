@@ -28,7 +28,7 @@ const NEW_LEADER: Duration = Duration::from_secs(40);
 /// The controller's account in the audit log.
 const CONTROLLER: &str = "system:serviceaccount:karst-system:karst-controller";
 
-fn scale(cluster: &Cluster, replicas: usize) {
+pub fn scale(cluster: &Cluster, replicas: usize) {
     let replicas = replicas.to_string();
     let what = ["deployment/karst-controller", "-n", SYSTEM];
     let to = format!("--replicas={replicas}");

@@ -34,7 +34,7 @@ spec: {controllerName: karst.dev/waypoint-controller}
 }
 
 /// Runs the test application in the client's pod; gives what it reports.
-fn ask(cluster: &Cluster, namespace: &str, argv: &[&str]) -> anyhow::Result<Value> {
+pub fn ask(cluster: &Cluster, namespace: &str, argv: &[&str]) -> anyhow::Result<Value> {
     let client = pod(cluster, namespace, "client");
     let name = text(&client, "/metadata/name");
     let exec = ["exec", "-n", namespace, name, "--", "/karst-testapp"];
@@ -45,7 +45,8 @@ fn ask(cluster: &Cluster, namespace: &str, argv: &[&str]) -> anyhow::Result<Valu
         .map_err(|_| anyhow::anyhow!("{said}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-fn weights(namespace: &str, v1: u32, v2: u32) -> String {
+/// A route to `web` by weights.
+pub fn weights(namespace: &str, v1: u32, v2: u32) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute

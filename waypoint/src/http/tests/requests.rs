@@ -324,6 +324,7 @@ fn a_workload_is_reached_at_the_port_that_was_asked_for() {
             policies: Vec::new(),
             authentications: Vec::new(),
             telemetry: None,
+            workload: None,
         };
         proxy.listener("workload/a", wire::listener::Frontend::Workload(frontend));
         let workload = Arc::clone(&proxy.tables.load().workloads[&address.ip()]);

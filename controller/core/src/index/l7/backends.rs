@@ -1,6 +1,9 @@
 //! Backends: where requests for a port of a Service go.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use karst_api::{
     convert::address_bytes,
@@ -18,6 +21,9 @@ use crate::{
     },
     proxy::WAYPOINT_PORT,
 };
+
+/// An endpoint, and what it is a part of.
+type Member = (wire::Endpoint, wire::Workload);
 
 impl Index {
     /// A pod has changed, or is about to.
@@ -88,11 +94,13 @@ impl Index {
             // TLS towards the application, and its policy, are that waypoint's to apply.
             let usable = mesh.and_then(|mesh| mesh.binding.as_ref());
             if usable.is_some_and(super::binding::Binding::is_usable) {
-                backend.endpoints = self.waypoint_endpoints(waypoint, key, service, *number);
+                let endpoints = self.waypoint_endpoints(waypoint, key, service, *number);
+                set_endpoints(&mut backend, endpoints);
             }
             return (backend, BTreeSet::new());
         }
-        backend.endpoints = self.endpoints(key, service, port);
+        let endpoints = self.endpoints(key, service, port);
+        set_endpoints(&mut backend, endpoints);
         backend.policy = self.traffic_policy(key, port);
         let secrets = match self.backend_tls(gateway, key, port) {
             BackendTls::None => BTreeSet::new(),
@@ -119,7 +127,7 @@ impl Index {
         key: &NsName,
         service: &Service,
         port: u16,
-    ) -> Vec<wire::Endpoint> {
+    ) -> Vec<Member> {
         let host = match service.vips.first() {
             Some(IpAddr::V6(ip)) => format!("[{ip}]"),
             Some(ip) => ip.to_string(),
@@ -130,24 +138,20 @@ impl Index {
         let endpoints = pods.iter().filter_map(|pod| {
             let health = self.health(self.pods.get(pod)?, Unready::Avoided)?;
             let endpoint = self.pod_endpoint(pod, service.vips.first().copied(), WAYPOINT_PORT)?;
-            Some(wire::Endpoint {
+            let endpoint = wire::Endpoint {
                 tunnel: wire::Tunnel::Hbone.into(),
                 identity: self.proxy_identity(waypoint),
                 authority: authority.clone(),
                 port: port.into(),
                 health: health.into(),
                 ..endpoint
-            })
+            };
+            Some((endpoint, self.pod_workload(pod)?))
         });
         endpoints.collect()
     }
 
-    fn endpoints(
-        &self,
-        key: &NsName,
-        service: &Service,
-        port: &ServicePort,
-    ) -> Vec<wire::Endpoint> {
+    fn endpoints(&self, key: &NsName, service: &Service, port: &ServicePort) -> Vec<Member> {
         let mut endpoints = Vec::new();
         for pod in self.pods_of_service(key) {
             let Some(entry) = self.pods.get(&pod) else {
@@ -161,30 +165,35 @@ impl Index {
                 continue;
             };
             let near = service.vips.first().copied();
-            if let Some(endpoint) = self.pod_endpoint(&pod, near, target) {
-                endpoints.push(wire::Endpoint {
+            if let (Some(endpoint), Some(workload)) = (
+                self.pod_endpoint(&pod, near, target),
+                self.pod_workload(&pod),
+            ) {
+                let endpoint = wire::Endpoint {
                     health: health.into(),
                     ..endpoint
-                });
+                };
+                endpoints.push((endpoint, workload));
             }
         }
         for name in self.relations.slices_of_service(key) {
             if let Some(slice) = self.slices.get(name) {
-                self.slice_endpoints(name, slice, (service, port), &mut endpoints);
+                self.slice_endpoints((name, slice), key, (service, port), &mut endpoints);
             }
         }
-        endpoints.sort_by(|one, other| (&one.uid, one.port).cmp(&(&other.uid, other.port)));
-        endpoints.dedup_by(|one, other| one.uid == other.uid && one.port == other.port);
+        endpoints
+            .sort_by(|(one, _), (other, _)| (&one.uid, one.port).cmp(&(&other.uid, other.port)));
+        endpoints.dedup_by(|(one, _), (other, _)| one.uid == other.uid && one.port == other.port);
         endpoints
     }
 
     /// Endpoints of a slice that are no pods.
     fn slice_endpoints(
         &self,
-        name: &NsName,
-        slice: &EndpointSlice,
+        (name, slice): (&NsName, &EndpointSlice),
+        key: &NsName,
         (service, port): (&Service, &ServicePort),
-        endpoints: &mut Vec<wire::Endpoint>,
+        endpoints: &mut Vec<Member>,
     ) {
         let mut ports = slice.ports.iter();
         let Some(target) = ports.find(|each| each.name == port.name) else {
@@ -198,7 +207,7 @@ impl Index {
             };
             let others = endpoint.ips.iter();
             for ip in others.filter(|ip| self.relations.pod_of_ip(**ip).is_none()) {
-                endpoints.push(wire::Endpoint {
+                let endpoint = wire::Endpoint {
                     uid: self
                         .config
                         .endpoint_workload_uid(&name.namespace, &name.name, *ip),
@@ -209,7 +218,16 @@ impl Index {
                     node: endpoint.node.clone().unwrap_or_default(),
                     health: health.into(),
                     ..wire::Endpoint::default()
-                });
+                };
+                // As agents are told.
+                let workload = wire::Workload {
+                    namespace: name.namespace.clone(),
+                    name: name.name.clone(),
+                    canonical_name: key.name.clone(),
+                    canonical_revision: "latest".to_owned(),
+                    cluster: self.config.cluster_id.clone(),
+                };
+                endpoints.push((endpoint, workload));
             }
         }
     }
@@ -256,6 +274,19 @@ impl Index {
             locality: self.wire_locality(pod.node.as_deref()),
             node: pod.node.clone().unwrap_or_default(),
             health: wire::Health::Healthy.into(),
+            workload: 0,
+        })
+    }
+
+    /// What a pod is a part of.
+    pub(super) fn pod_workload(&self, key: &NsName) -> Option<wire::Workload> {
+        let pod = &self.pods.get(key)?.pod;
+        Some(wire::Workload {
+            namespace: key.namespace.clone(),
+            name: pod.workload_name.clone(),
+            canonical_name: pod.canonical_name.clone(),
+            canonical_revision: pod.canonical_revision.clone(),
+            cluster: self.config.cluster_id.clone(),
         })
     }
 
@@ -275,6 +306,19 @@ impl Index {
         }
         let slices = self.relations.slices_of_service(key);
         slices.flat_map(|slice| self.slice_pods(slice)).collect()
+    }
+}
+
+/// Puts endpoints into a backend; what they are parts of is there once, however many there are.
+fn set_endpoints(backend: &mut wire::Backend, members: Vec<Member>) {
+    let mut places = HashMap::new();
+    for (mut endpoint, workload) in members {
+        endpoint.workload = *places.entry(workload).or_insert_with_key(|workload| {
+            backend.workloads.push(workload.clone());
+            // There is no way to have as many endpoints.
+            u32::try_from(backend.workloads.len()).unwrap_or(0)
+        });
+        backend.endpoints.push(endpoint);
     }
 }
 

@@ -118,9 +118,9 @@ pub(super) struct PodMesh {
 }
 
 impl PodMesh {
-    /// Whether a waypoint takes the traffic to the pod's own addresses.
-    pub(super) fn is_served_by(&self, gateway: &GatewayName) -> bool {
-        self.served_by.as_ref() == Some(gateway)
+    /// The waypoint that takes the traffic to the pod's own addresses.
+    pub(super) fn served_by(&self) -> Option<&GatewayName> {
+        self.served_by.as_ref()
     }
 }
 
@@ -289,6 +289,7 @@ impl Index {
                 if let Some(binding) = &now.binding {
                     super::link(&mut self.l7.bound_pods, &binding.gateway, &key);
                 }
+                self.server_changed(&key, former.served_by.as_ref(), now.served_by.as_ref());
                 self.render_pod(&key, changes);
             }
             // A pod whose waypoint is the same may have other addresses or ports.
@@ -297,6 +298,29 @@ impl Index {
             for gateway in servers {
                 self.put_workload_listener(gateway, &key, changes);
             }
+        }
+    }
+
+    /// The waypoint that takes a pod's traffic is another one. What it needs depends on the namespaces that it serves.
+    fn server_changed(
+        &mut self,
+        pod: &NsName,
+        former: Option<&GatewayName>,
+        now: Option<&GatewayName>,
+    ) {
+        if former == now {
+            return;
+        }
+        if let Some(gateway) = former {
+            super::unlink(&mut self.l7.served_pods, gateway, pod);
+        }
+        for gateway in former.into_iter().chain(now) {
+            if !self.l7.is_namespace_served(gateway, &pod.namespace) {
+                self.l7.dirty.proxies.insert(gateway.clone());
+            }
+        }
+        if let Some(gateway) = now {
+            super::link(&mut self.l7.served_pods, gateway, pod);
         }
     }
 
@@ -410,6 +434,7 @@ impl Index {
             frontend: Some(wire::listener::Frontend::Workload(wire::WorkloadFrontend {
                 addresses: pod.ips.iter().copied().map(address_bytes).collect(),
                 endpoint: self.pod_endpoint(key, None, 0),
+                workload: self.pod_workload(key),
                 ports: ports.collect(),
                 policies: self.policies_at(gateway, ProxyClass::Waypoint, None),
                 authentications: self.authentications_at(gateway, ProxyClass::Waypoint, None),

@@ -125,6 +125,7 @@ impl Index {
         let needed = || {
             !routes.is_empty()
                 || self.has_traffic_policy(key)
+                || self.has_telemetry(key)
                 || binding.as_ref().is_some_and(|binding| {
                     let class = ProxyClass::Waypoint;
                     let gateway = &binding.gateway;

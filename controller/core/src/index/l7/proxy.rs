@@ -121,10 +121,11 @@ impl Index {
         class: ProxyClass,
         served: &Served,
     ) -> BTreeSet<BackendKey> {
-        let mut namespaces = BTreeSet::from([gateway.namespace.as_str()]);
-        let pods = self.l7.pods.iter();
-        let pods = pods.filter(|(_, pod)| pod.is_served_by(gateway));
-        namespaces.extend(pods.map(|(key, _)| key.namespace.as_str()));
+        if !self.has_telemetries() {
+            return BTreeSet::new();
+        }
+        let mut namespaces = self.l7.served_namespaces(gateway);
+        namespaces.insert(&gateway.namespace);
         let own = namespaces.into_iter().map(|namespace| (namespace, None));
         let services = served.services.iter();
         let services = services.map(|key| (key.namespace.as_str(), Some(key)));

@@ -332,7 +332,7 @@ impl Index {
     }
 }
 
-fn naming_service<T: HasTargets>(
+pub(super) fn naming_service<T: HasTargets>(
     policies: &BTreeMap<NsName, Held<T>>,
     service: &NsName,
 ) -> Vec<ObjectKey> {

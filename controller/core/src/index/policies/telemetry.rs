@@ -32,6 +32,8 @@ const DEFAULT_SAMPLING: u32 = 10_000;
 const WITHOUT_FORMER: &str =
     "What could not be understood is left out so that more is logged and less traced";
 
+const FOR_NOBODY: &str = "Whom it is for is not known, so it has no effect";
+
 impl Policy for Telemetry {
     fn selector(&self) -> &Labels {
         &self.selector
@@ -47,6 +49,14 @@ impl HasTargets for Telemetry {
 
     fn targets(&self) -> &[Target] {
         &self.targets
+    }
+
+    fn problem(&self, index: &Index, key: &NsName) -> Option<Condition> {
+        let lost = index.lost_targets(key, self);
+        (!lost.is_empty() && lost.len() == self.targets.len()).then(|| {
+            let message = format!("{}, so this one has no effect", listed(&lost, "; "));
+            Condition::no(ACCEPTED, "Conflicted", message)
+        })
     }
 }
 
@@ -72,9 +82,11 @@ impl Index {
                 self.telemetry_scope_changed(&key.namespace, held, changes);
             }
         }
-        // Which one counts may have changed for the others of its namespace.
-        let others = in_namespace(&self.policies.telemetry, &key.namespace);
-        let others = others.map(|(key, _)| object_key(Kind::Telemetry, key));
+        // Which one counts may have changed for the others of its namespace, and of the mesh what they take from it.
+        let is_root = key.namespace == self.config.root_namespace;
+        let others = self.policies.telemetry.keys();
+        let others = others.filter(|other| is_root || other.namespace == key.namespace);
+        let others = others.map(|key| object_key(Kind::Telemetry, key));
         let others: Vec<ObjectKey> = others.collect();
         self.l7.dirty.statuses.extend(others);
     }
@@ -86,6 +98,9 @@ impl Index {
         held: &Held<Telemetry>,
         changes: &mut Changes,
     ) {
+        if held.in_force.is_for_nobody {
+            return;
+        }
         let selector = &held.in_force.selector;
         let wanted = |labels: &Labels| selector.is_empty() || held.selects(labels);
         for pod in self.pods_under(namespace, wanted) {
@@ -103,8 +118,21 @@ impl Index {
         let services = self.services.keys();
         let services = services.filter(|service| service.namespace == namespace);
         self.l7.dirty.services.extend(services.cloned());
-        let pods = self.pods_of_namespace(namespace);
-        self.l7.dirty.pods.extend(pods);
+        for pod in self.pods_of_namespace(namespace) {
+            // Who serves it may need another collector.
+            self.l7.dirty.proxies.extend(self.l7.server_of_pod(&pod));
+            self.l7.dirty.pods.insert(pod);
+        }
+    }
+
+    /// Whether there is any Telemetry.
+    pub(in crate::index) fn has_telemetries(&self) -> bool {
+        !self.policies.telemetry.is_empty()
+    }
+
+    /// Whether a Telemetry is for a Service, which its waypoint has to report then.
+    pub(in crate::index) fn has_telemetry(&self, service: &NsName) -> bool {
+        !super::targets::naming_service(&self.policies.telemetry, service).is_empty()
     }
 
     /// Collectors, or the Services of these, have come, changed or gone.
@@ -144,7 +172,7 @@ impl Index {
         is_for: impl Fn(&Telemetry) -> bool,
     ) -> Option<(&'a NsName, &'a Telemetry)> {
         let all = in_namespace(&self.policies.telemetry, namespace);
-        let all = all.filter(|(_, held)| is_for(&held.in_force));
+        let all = all.filter(|(_, held)| !held.in_force.is_for_nobody && is_for(&held.in_force));
         let oldest = all.min_by_key(|(key, held)| (held.meta.created, *key));
         oldest.map(|(key, held)| (key, &held.in_force))
     }
@@ -287,7 +315,11 @@ impl Index {
             false => self.target_conditions(&name, held, None, WITHOUT_FORMER),
         };
         let mut narrowed = held.in_force.narrowed.clone();
-        narrowed.extend(self.tracing_problems(&held.in_force));
+        let lost = self.lost_targets(&name, &held.in_force);
+        if lost.len() < held.in_force.targets.len() {
+            narrowed.extend(lost);
+        }
+        narrowed.extend(self.tracing_problems(&name, &held.in_force));
         if !narrowed.is_empty() {
             let narrowed = listed(&narrowed, "; ");
             conditions.push(Condition::no(FULLY_ENFORCED, "UnsupportedValue", narrowed));
@@ -299,13 +331,20 @@ impl Index {
         if !held.faults.is_empty() {
             let effect = match held.is_former {
                 true => status::FORMER,
+                false if held.in_force.is_for_nobody => FOR_NOBODY,
                 false => WITHOUT_FORMER,
             };
             return status::invalid(&held.faults, effect);
         }
         let selector = &held.in_force.selector;
-        let alike = |policy: &Telemetry| policy.targets.is_empty() && policy.selector == *selector;
-        match self.oldest_telemetry(&name.namespace, alike) {
+        // One that wants fewer labels selects the same pods, and more.
+        let covers = |policy: &Telemetry| {
+            policy.targets.is_empty()
+                && policy.selector.is_empty() == selector.is_empty()
+                && super::matches(&policy.selector, selector)
+        };
+        let age = |name: &NsName, held: &Held<Telemetry>| (held.meta.created, name.clone());
+        match self.oldest_telemetry(&name.namespace, covers) {
             Some((oldest, _)) if oldest != name => {
                 let message = format!(
                     "Telemetry {}/{} is older and for the same, so this one has no effect",
@@ -315,21 +354,69 @@ impl Index {
             }
             _ => {
                 let root = &self.config.root_namespace;
-                let message = format!(
+                let mut message = format!(
                     "What it says is reported {}",
                     status::whom(name, !selector.is_empty(), root)
                 );
+                // A pod can have the labels of two that want different ones.
+                let all = in_namespace(&self.policies.telemetry, &name.namespace);
+                let overlapping = all.filter(|(other, other_held)| {
+                    let policy = &other_held.in_force;
+                    !selector.is_empty()
+                        && !policy.selector.is_empty()
+                        && !policy.is_for_nobody
+                        && age(other, other_held) < age(name, held)
+                        && are_compatible(&policy.selector, selector)
+                });
+                let names = overlapping.map(|(other, _)| super::resource_name(other));
+                let names: Vec<String> = names.collect();
+                if !names.is_empty() {
+                    message.push_str(&format!(
+                        ", but for those that an older Telemetry selects too: {}",
+                        listed(&names, ", ")
+                    ));
+                }
                 Condition::yes(ACCEPTED, "Accepted", message)
             }
         }
     }
 
-    fn tracing_problems(&self, policy: &Telemetry) -> Vec<String> {
+    /// The targets of a Telemetry of which an older one counts, with that one.
+    fn lost_targets(&self, name: &NsName, policy: &Telemetry) -> Vec<String> {
+        let winner = |target: &Target| {
+            let names_it = |policy: &Telemetry| policy.targets.contains(target);
+            let (winner, _) = self.oldest_telemetry(&name.namespace, names_it)?;
+            (winner != name).then_some(winner)
+        };
+        let lost = policy.targets.iter().filter_map(|target| {
+            let NsName { namespace, name } = winner(target)?;
+            let (kind, of) = match target {
+                Target::Service(of) => ("Service", of),
+                Target::Gateway(of) => ("Gateway", of),
+                Target::GatewayClass(of) => ("GatewayClass", of),
+                Target::Other(_) => return None,
+            };
+            Some(format!(
+                "Telemetry {namespace}/{name} is older and for {kind} {of} too"
+            ))
+        });
+        lost.collect()
+    }
+
+    fn tracing_problems(&self, name: &NsName, policy: &Telemetry) -> Vec<String> {
         let mut problems = BTreeSet::new();
-        for entry in &policy.tracing {
+        for entry in policy.tracing.iter().filter(|it| it.disabled != Some(true)) {
             let named = entry.provider.as_deref();
-            // Without one of its own it may be that of a level above, which has a status itself.
-            let Some(provider) = named.filter(|_| entry.disabled != Some(true)) else {
+            // It can be that of another one for the same, which has a status itself.
+            if named.is_none() && self.do_others_name_provider(name) {
+                continue;
+            }
+            let Some(provider) = named.or_else(|| self.providers.default_collector()) else {
+                problems.insert(
+                    "spec.tracing names no provider, neither does another Telemetry of the namespace or the mesh, and \
+                     the mesh's configuration has no defaultProviders.tracing. There are no spans"
+                        .to_owned(),
+                );
                 continue;
             };
             if let Err(unusable) = self.collector(provider) {
@@ -338,6 +425,25 @@ impl Index {
         }
         problems.into_iter().collect()
     }
+
+    /// Whether another Telemetry of the mesh or of the namespace has a provider for spans.
+    fn do_others_name_provider(&self, name: &NsName) -> bool {
+        let root = self.config.root_namespace.as_str();
+        let namespaces = BTreeSet::from([root, name.namespace.as_str()]);
+        let mut all = namespaces
+            .into_iter()
+            .flat_map(|namespace| in_namespace(&self.policies.telemetry, namespace));
+        all.any(|(other, held)| {
+            let mut tracing = held.in_force.tracing.iter();
+            other != name && tracing.any(|entry| entry.provider.is_some())
+        })
+    }
+}
+
+/// Whether a pod can have all of both.
+fn are_compatible(one: &Labels, other: &Labels) -> bool {
+    let differs = |(key, value): (&String, &String)| other.get(key).is_some_and(|it| it != value);
+    !one.iter().any(differs)
 }
 
 fn is_for_all(policy: &Telemetry) -> bool {

@@ -131,6 +131,67 @@ fn endpoints_of_slices_are_reached_plainly() {
     assert_eq!(backend.endpoints[1].tunnel(), wire::Tunnel::None);
 }
 
+/// An endpoint's name with what it is a part of: workload, canonical service and revision.
+fn parts(backend: &wire::Backend) -> Vec<(&str, &str, &str, &str)> {
+    let endpoints = backend.endpoints.iter();
+    endpoints
+        .map(|each| {
+            let place = usize::try_from(each.workload).unwrap();
+            let workload = &backend.workloads[place - 1];
+            assert_eq!(
+                (workload.namespace.as_str(), workload.cluster.as_str()),
+                ("shop", "Kubernetes")
+            );
+            (
+                each.uid.rsplit('/').next().unwrap(),
+                workload.name.as_str(),
+                workload.canonical_name.as_str(),
+                workload.canonical_revision.as_str(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn endpoints_say_what_they_are_parts_of_and_share_it() {
+    let part = |version: &str| {
+        json!({"metadata": {
+            "labels": {"version": version, "pod-template-hash": "5d4f8"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-5d4f8", "controller": true,
+                "apiVersion": "apps/v1", "uid": "u"}]}})
+    };
+    let mut mesh = Mesh::bound([
+        pod("a", "10.0.1.1", part("v1")),
+        pod("b", "10.0.1.2", part("v2")),
+        pod("c", "10.0.1.3", part("v1")),
+    ]);
+    let backend = mesh.backend();
+    assert_eq!(
+        parts(&backend),
+        [
+            ("a", "web", "web", "v1"),
+            ("b", "web", "web", "v2"),
+            ("c", "web", "web", "v1")
+        ]
+    );
+    assert_eq!(backend.workloads.len(), 2);
+    let changes = mesh.apply(pod("b", "10.0.1.2", part("v1")));
+    assert!(touched(&changes).contains(&WEB_80), "{changes:?}");
+    assert_eq!(mesh.backend().workloads.len(), 1);
+}
+
+#[test]
+fn endpoints_of_slices_are_parts_of_their_slice() {
+    let mesh = Mesh::bound([
+        service(json!({"spec": {"selector": null}})),
+        slice("s", json!({"endpoints": [{"addresses": ["192.0.2.1"]}]})),
+    ]);
+    assert_eq!(
+        parts(&mesh.backend()),
+        [("192.0.2.1", "s", "web", "latest")]
+    );
+}
+
 #[test]
 fn of_two_addresses_that_of_the_services_family_is_taken() {
     let both = json!({"status": {"podIPs": [{"ip": "10.0.1.1"}, {"ip": "fd00::1"}]}});

@@ -14,6 +14,7 @@ use super::{
         bound_namespace, gateway, gateway_api, gateway_pod, gateway_service, grant,
         other_namespace, route,
     },
+    telemetry::{collector, config, off, otel, target, telemetry},
     traffic_policies::policy,
 };
 use crate::{Changes, GatewayName, Kind, ProxyKind};
@@ -285,7 +286,43 @@ fn pool() -> Vec<Vec<Value>> {
             "karst-waypoint",
             json!({"controllerName": "karst.dev/waypoint-controller"}),
         )],
+        vec![
+            telemetry("karst-system", "mesh", traced()),
+            telemetry("karst-system", "mesh", off("SERVER")),
+            telemetry("karst-system", "mesh", web_only(off("CLIENT"))),
+        ],
+        vec![
+            telemetry("shop", "t", target("Service", "web", traced())),
+            telemetry("shop", "t", target("Gateway", "wp", off("SERVER"))),
+            telemetry("shop", "t", web_only(traced())),
+            telemetry("shop", "t", off("SERVER")),
+        ],
+        vec![
+            older(telemetry("shop", "u", web_only(off("SERVER")))),
+            older(telemetry("shop", "u", target("Service", "web", json!({})))),
+            telemetry("shop", "u", sampled()),
+        ],
+        vec![collector()],
     ]
+}
+
+/// Spans go to the only provider there is.
+fn traced() -> Value {
+    json!({"tracing": [{"providers": [{"name": "otel"}]}]})
+}
+
+fn sampled() -> Value {
+    json!({"tracing": [{"randomSamplingPercentage": 7}]})
+}
+
+/// A mesh with a provider for spans.
+fn mesh(objects: impl IntoIterator<Item = Value>) -> Mesh {
+    let mut mesh = Mesh::new([]);
+    config(&mut mesh, json!({"extensionProviders": [otel("otel")]}));
+    for value in objects {
+        mesh.apply(value);
+    }
+    mesh
 }
 
 /// All that the index holds.
@@ -387,7 +424,7 @@ fn is_namespace(value: &Value) -> bool {
 
 fn check(steps: &[(usize, Option<usize>)]) {
     let pool = pool();
-    let mut mesh = Mesh::new([pool[0][0].clone()]);
+    let mut mesh = mesh([pool[0][0].clone()]);
     let mut known = answers(&mesh);
     let mut held: BTreeMap<usize, Value> = BTreeMap::from([(0, pool[0][0].clone())]);
     for (index, version) in steps {
@@ -409,7 +446,7 @@ fn check(steps: &[(usize, Option<usize>)]) {
     }
     let now = answers(&mesh);
     assert_eq!(known, now, "something was not announced");
-    let fresh = Mesh::new(held.into_values());
+    let fresh = self::mesh(held.into_values());
     assert_eq!(now, answers(&fresh), "a fresh index ends elsewhere");
 }
 
@@ -443,8 +480,8 @@ fn everything_at_once_is_as_one_by_one() {
         .into_iter()
         .map(|versions| versions[0].clone())
         .collect();
-    let one_by_one = Mesh::new(values.clone());
-    let mut at_once = Mesh::new([]);
+    let one_by_one = mesh(values.clone());
+    let mut at_once = mesh([]);
     for value in values.into_iter() {
         at_once.0.stage(super::support::object(value)).unwrap();
     }

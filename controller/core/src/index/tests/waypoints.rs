@@ -262,6 +262,11 @@ fn a_workload_is_reached_by_its_own_address() {
     let endpoint = found.endpoint.unwrap();
     assert_eq!(endpoint.tunnel(), wire::Tunnel::Hbone);
     assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/web");
+    let workload = found.workload.unwrap();
+    assert_eq!(
+        (workload.name.as_str(), workload.canonical_name.as_str()),
+        ("a", "web")
+    );
     assert_eq!(
         found.ports,
         [wire::WorkloadPort {

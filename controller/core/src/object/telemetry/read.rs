@@ -33,7 +33,20 @@ pub(super) fn log_sampling(document: &PolicyDocument, reader: &mut Reader<'_>) -
         let hint = "write percent, 0 to 100, as in \"12.5\"";
         reader.fault(&field, "is no percentage", hint);
     }
-    share
+    Some(share.unwrap_or(ALL))
+}
+
+/// Says which entries have no effect, because later ones are for the same.
+fn superseded(section: &str, sides: &[(usize, Side)], narrowed: &mut Vec<String>) {
+    for (at, (index, side)) in sides.iter().enumerate() {
+        let later = |one: Side| sides[at + 1..].iter().any(|(_, side)| side.is_for(one));
+        let is_left = |one: Side| side.is_for(one) && !later(one);
+        if !is_left(Side::Client) && !is_left(Side::Server) {
+            narrowed.push(format!(
+                "spec.{section}[{index}] has no effect, as what comes after it is for the same match.mode"
+            ));
+        }
+    }
 }
 
 fn entries<'v>(value: &'v Value, field: &str, reader: &mut Reader<'_>) -> &'v [Value] {
@@ -43,7 +56,7 @@ fn entries<'v>(value: &'v Value, field: &str, reader: &mut Reader<'_>) -> &'v [V
         reader.fault(
             field,
             problem,
-            "use at most 16: one for each mode is enough",
+            "use at most 16; one for each mode is enough",
         );
     }
     &items[..items.len().min(MAX_ENTRIES)]
@@ -55,25 +68,33 @@ pub(super) fn logging(
     narrowed: &mut Vec<String>,
 ) -> Vec<Logging> {
     let mut all = Vec::new();
+    let mut sides = Vec::new();
     for (index, item) in entries(value, "spec.accessLogging", reader)
         .iter()
         .enumerate()
     {
         let field = format!("spec.accessLogging[{index}]");
-        let mut entry = Logging {
+        let everything = Logging {
             side: Side::Both,
             disabled: false,
             filter: String::new(),
         };
-        let mut is_ours = true;
+        let mut entry = everything.clone();
+        let (mut is_ours, mut is_clear) = (true, true);
         for (name, value) in reader.fields(item, &field).unwrap_or_default() {
             let field = format!("{field}.{name}");
             match name {
-                "match" => entry.side = side(value, &field, reader),
+                "match" => match side(value, &field, reader) {
+                    Some(side) => entry.side = side,
+                    None => is_clear = false,
+                },
                 "disabled" => entry.disabled = boolean(value, &field, reader).unwrap_or_default(),
                 "filter" => entry.filter = filter(value, &field, reader, narrowed),
                 "providers" => {
-                    let names = providers(value, &field, reader);
+                    let Some(names) = providers(value, &field, reader) else {
+                        is_clear = false;
+                        continue;
+                    };
                     let is_own = |name: &String| OWN_PROVIDERS.contains(&name.as_str());
                     is_ours = names.is_empty() || names.iter().any(is_own);
                     for name in names.iter().filter(|name| !is_own(name)) {
@@ -88,11 +109,17 @@ pub(super) fn logging(
                 _ => reader.unknown(&field),
             }
         }
+        // Of whom it switches something off is not known.
+        if !is_clear {
+            entry = everything;
+        }
         // What is for others says nothing of ours.
         if is_ours {
+            sides.push((index, entry.side));
             all.push(entry);
         }
     }
+    superseded("accessLogging", &sides, narrowed);
     all
 }
 
@@ -102,6 +129,7 @@ pub(super) fn tracing(
     narrowed: &mut Vec<String>,
 ) -> Vec<Tracing> {
     let mut all = Vec::new();
+    let mut sides = Vec::new();
     for (index, item) in entries(value, "spec.tracing", reader).iter().enumerate() {
         let field = format!("spec.tracing[{index}]");
         let mut entry = Tracing {
@@ -111,20 +139,31 @@ pub(super) fn tracing(
             sampling: None,
             tags: None,
         };
+        let mut is_clear = true;
         for (name, value) in reader.fields(item, &field).unwrap_or_default() {
             let field = format!("{field}.{name}");
             match name {
-                "match" => entry.side = side(value, &field, reader),
-                "disableSpanReporting" => entry.disabled = boolean(value, &field, reader),
+                "match" => match side(value, &field, reader) {
+                    Some(side) => entry.side = side,
+                    None => is_clear = false,
+                },
+                "disableSpanReporting" => {
+                    let disabled = boolean(value, &field, reader);
+                    entry.disabled = Some(disabled.unwrap_or(true));
+                }
                 "randomSamplingPercentage" => {
-                    entry.sampling = value.as_f64().and_then(millionths);
-                    if entry.sampling.is_none() {
+                    let share = value.as_f64().and_then(millionths);
+                    if share.is_none() {
                         let problem = "is no percentage";
                         reader.fault(&field, problem, "write a number from 0 to 100");
                     }
+                    entry.sampling = Some(share.unwrap_or(0));
                 }
                 "providers" => {
-                    let names = providers(value, &field, reader);
+                    let Some(names) = providers(value, &field, reader) else {
+                        is_clear = false;
+                        continue;
+                    };
                     if names.len() > 1 {
                         let problem = "has several entries; spans go to the first";
                         reader.note(&field, problem, "write one");
@@ -141,8 +180,14 @@ pub(super) fn tracing(
                 _ => reader.unknown(&field),
             }
         }
+        // Of whom there are spans, or where they go, is not known.
+        if !is_clear {
+            (entry.side, entry.disabled) = (Side::Both, Some(true));
+        }
+        sides.push((index, entry.side));
         all.push(entry);
     }
+    superseded("tracing", &sides, narrowed);
     all
 }
 
@@ -153,41 +198,56 @@ fn boolean(value: &Value, field: &str, reader: &mut Reader<'_>) -> Option<bool> 
     value.as_bool()
 }
 
-fn side(value: &Value, field: &str, reader: &mut Reader<'_>) -> Side {
-    let mut side = Side::Both;
-    for (name, value) in reader.fields(value, field).unwrap_or_default() {
+/// `None` if it cannot be read whole.
+fn side(value: &Value, field: &str, reader: &mut Reader<'_>) -> Option<Side> {
+    let mut side = Some(Side::Both);
+    for (name, value) in reader.fields(value, field)? {
         let field = format!("{field}.{name}");
         if name != "mode" {
             reader.unknown(&field);
+            side = None;
             continue;
         }
-        side = match value.as_str() {
-            Some("CLIENT") => Side::Client,
-            Some("SERVER") => Side::Server,
-            Some("CLIENT_AND_SERVER" | "UNDEFINED") => Side::Both,
-            _ => {
-                let hint = "write CLIENT, SERVER or CLIENT_AND_SERVER";
-                reader.fault(&field, "is no mode", hint);
-                Side::Both
-            }
+        let named = match value.as_str() {
+            Some("CLIENT") => Some(Side::Client),
+            Some("SERVER") => Some(Side::Server),
+            Some("CLIENT_AND_SERVER" | "UNDEFINED") => Some(Side::Both),
+            _ => None,
         };
+        if named.is_none() {
+            let hint = "write CLIENT, SERVER or CLIENT_AND_SERVER";
+            reader.fault(&field, "is no mode", hint);
+        }
+        side = side.and(named);
     }
     side
 }
 
-fn providers(value: &Value, field: &str, reader: &mut Reader<'_>) -> Vec<String> {
-    let items = reader.items(value, field).unwrap_or_default();
+/// Their names; `None` if they cannot be read whole.
+fn providers(value: &Value, field: &str, reader: &mut Reader<'_>) -> Option<Vec<String>> {
+    let items = entries(value, field, reader);
+    let before = reader.problems.len();
     let mut names = Vec::new();
-    for (index, item) in items.iter().take(MAX_ENTRIES).enumerate() {
-        let name = item.get("name").and_then(Value::as_str).unwrap_or_default();
-        if name.is_empty() {
-            let field = format!("{field}[{index}].name");
-            reader.fault(&field, "is missing", "name a provider");
+    for (index, item) in items.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let mut named = "";
+        for (name, value) in reader.fields(item, &field).unwrap_or_default() {
+            match name {
+                "name" => named = value.as_str().unwrap_or_default(),
+                _ => reader.unknown(&format!("{field}.{name}")),
+            }
+        }
+        if named.is_empty() || named.len() > MAX_TAG_NAME_BYTES {
+            let field = format!("{field}.name");
+            let problem = "is missing, or too long for the name of a provider";
+            reader.fault(&field, problem, "name a provider");
         } else {
-            names.push(name.chars().take(MAX_TAG_NAME_BYTES).collect());
+            names.push(named.to_owned());
         }
     }
-    names
+    (value.is_null() || value.is_array())
+        .then_some(names)
+        .filter(|_| reader.problems.len() == before)
 }
 
 /// The expression; empty if there is none that could be used, which the status says.
@@ -257,10 +317,10 @@ fn tag(
         reader.fault(field, "is not of exactly one kind", hint);
         return None;
     };
-    let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+    let field = &format!("{field}.{kind}");
     match *kind {
         "literal" => {
-            let text = text("value");
+            let [text] = texts(value, field, ["value"], reader)?;
             if text.is_empty() || text.len() > MAX_TAG_VALUE_BYTES {
                 let problem = "has no value, or one that is too long";
                 reader.fault(field, problem, "write 1 to 256 bytes");
@@ -269,7 +329,8 @@ fn tag(
             Some(span_tag::Kind::Literal(text.to_owned()))
         }
         "header" => {
-            let (name, default_value) = (text("name").to_ascii_lowercase(), text("defaultValue"));
+            let [name, default_value] = texts(value, field, ["name", "defaultValue"], reader)?;
+            let name = name.to_ascii_lowercase();
             let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
             if name.is_empty() || name.len() > MAX_TAG_NAME_BYTES || !name.bytes().all(fits) {
                 reader.fault(field, "names no header", "write header.name");
@@ -284,11 +345,34 @@ fn tag(
                 default_value: default_value.to_owned(),
             }))
         }
-        other => {
-            let problem = format!("is of kind {other}, which is not supported");
-            reader.note(field, &problem, "use literal or header");
+        _ => {
+            let problem = "is not supported";
+            reader.note(field, problem, "use literal or header");
             narrowed.push(format!("{field} {problem}"));
             None
         }
     }
+}
+
+/// The texts of an object with these fields and no others; empty where there is none. `None` if they cannot be read.
+fn texts<'v, const N: usize>(
+    value: &'v Value,
+    field: &str,
+    names: [&str; N],
+    reader: &mut Reader<'_>,
+) -> Option<[&'v str; N]> {
+    let before = reader.problems.len();
+    let mut found = [""; N];
+    for (name, value) in reader.fields(value, field)? {
+        let field = format!("{field}.{name}");
+        match (
+            names.iter().position(|known| *known == name),
+            value.as_str(),
+        ) {
+            (None, _) => reader.unknown(&field),
+            (Some(_), None) => reader.fault(&field, "is no text", "put it in quotes"),
+            (Some(at), Some(text)) => found[at] = text,
+        }
+    }
+    (reader.problems.len() == before).then_some(found)
 }

@@ -19,13 +19,13 @@ groups:
           summary: "An agent or proxy has never received a complete state"
           description: "Connections of the pods of its node, or requests through it, are refused until it has."
       - alert: KarstResourceRejected
-        expr: 'sum by (type) (increase(karst_controller_xds_nacks_total[15m])) > 0'
+        expr: 'sum by (type) (increase(karst_controller_xds_nacks_total[15m])) > 0 or sum by (type) (karst_controller_xds_nacks_total unless karst_controller_xds_nacks_total offset 15m) > 0'
         for: 0m
         labels:
           severity: warning
         annotations:
           summary: "Agents or proxies reject what the controller sends"
-          description: "The last good version stays in force where it was rejected. The log of the controller names resource and reason (xds_rejected), and so does the status of the object it is made of."
+          description: "The last good version stays in force where it was rejected; what a policy is for that a proxy rejects is refused. The log of the controller names resource and reason (xds_rejected); where a proxy rejects a route or policy, so does the condition Programmed of that object."
       - alert: KarstPropagationSlow
         expr: 'histogram_quantile(0.99, sum by (le, type) (rate(karst_controller_xds_propagation_seconds_bucket[10m]))) > 5'
         for: 10m

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::client::{Target, addresses};
+use crate::client_spans::{self, ClientSpan, TRACEPARENT};
 use crate::http_server::grpc_frame;
 
 /// Arguments of `http`.
@@ -38,6 +39,35 @@ pub struct Http {
     /// How many requests, one after the other on one connection.
     #[arg(long, default_value_t = 1)]
     requests: u32,
+    /// Begin a trace with each request, pass it on as `traceparent`, and export the client's spans by OTLP over gRPC
+    /// to the collector at this host:port.
+    #[arg(long, value_name = "HOST:PORT")]
+    otlp: Option<String>,
+}
+
+impl Http {
+    /// The method that requests have.
+    fn method(&self) -> &str {
+        let usual = if self.body.is_some() { "POST" } else { "GET" };
+        self.method.as_deref().unwrap_or(usual)
+    }
+
+    fn has_header(&self, name: &str) -> bool {
+        let mut headers = self.headers.iter();
+        headers.any(|(its_name, _)| its_name.eq_ignore_ascii_case(name))
+    }
+
+    /// A span for the next request, if spans are asked for.
+    fn span(&self) -> Result<Option<ClientSpan>> {
+        if self.otlp.is_none() {
+            return Ok(None);
+        }
+        ensure!(
+            !self.has_header(TRACEPARENT),
+            "--otlp sends a {TRACEPARENT} of its own; leave the header out"
+        );
+        Ok(Some(ClientSpan::begin(self.method())))
+    }
 }
 
 /// `NAME: VALUE` in its parts.
@@ -50,44 +80,53 @@ pub fn header(text: &str) -> Result<(String, String), String> {
 pub async fn http(http: &Http) -> Result<Value> {
     let stream = dial(&http.target).await?;
     let local = stream.local_addr()?;
-    let mut last = None;
+    let (mut last, mut spans, mut traces) = (None, Vec::new(), Vec::new());
+    let mut end = |span: Option<ClientSpan>, answer: Answer| -> Result<()> {
+        if let Some(span) = span {
+            traces.push(span.traceparent());
+            spans.push(span.end(answer.0)?);
+        }
+        last = Some(answer);
+        Ok(())
+    };
     if http.http2 {
         let (mut sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         for _ in 0..http.requests {
-            last = Some(read(sender.send_request(request(http, Version::HTTP_2)?).await?).await?);
+            let span = http.span()?;
+            let request = request(http, Version::HTTP_2, span.as_ref())?;
+            end(span, read(sender.send_request(request).await?).await?)?;
         }
     } else {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         for _ in 0..http.requests {
             sender.ready().await?;
-            last = Some(
-                read(
-                    sender
-                        .send_request(request(http, Version::HTTP_11)?)
-                        .await?,
-                )
-                .await?,
-            );
+            let span = http.span()?;
+            let request = request(http, Version::HTTP_11, span.as_ref())?;
+            end(span, read(sender.send_request(request).await?).await?)?;
         }
+    }
+    if let Some(collector) = &http.otlp {
+        client_spans::export(collector, spans).await?;
     }
     let (status, headers, body) = last.context("no request was asked for")?;
     let page = serde_json::from_str(&body).unwrap_or(Value::String(body));
     Ok(
-        json!({"ok": status < 400, "status": status, "headers": headers, "page": page, "getsockname": local}),
+        json!({"ok": status < 400, "status": status, "headers": headers, "page": page, "getsockname": local, "traceparents": traces}),
     )
 }
 
 /// Reads a page that comes bit by bit, and tells when each bit came.
 pub async fn events(http: &Http) -> Result<Value> {
+    ensure!(http.otlp.is_none(), "--otlp is for `http` alone");
     let stream = dial(&http.target).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let begun = Instant::now();
     let response = sender
-        .send_request(request(http, Version::HTTP_11)?)
+        .send_request(request(http, Version::HTTP_11, None)?)
         .await?;
     let status = response.status().as_u16();
     let mut body = response.into_body();
@@ -100,32 +139,37 @@ pub async fn events(http: &Http) -> Result<Value> {
     Ok(json!({"ok": status < 400, "status": status, "arrivals_ms": arrivals}))
 }
 
-fn request(http: &Http, version: Version) -> Result<Request<Full<Bytes>>> {
+fn request(
+    http: &Http,
+    version: Version,
+    span: Option<&ClientSpan>,
+) -> Result<Request<Full<Bytes>>> {
     let body = http.body.clone().unwrap_or_default();
     let address = &http.target.address;
-    let usual = if http.body.is_some() { "POST" } else { "GET" };
     let mut request = Request::builder()
-        .method(http.method.as_deref().unwrap_or(usual))
+        .method(http.method())
         .version(version)
         .uri(if version == Version::HTTP_2 {
             format!("http://{address}{}", http.path)
         } else {
             http.path.clone()
         });
-    let host_is_given = http
-        .headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("host"));
-    if version != Version::HTTP_2 && !host_is_given {
+    if version != Version::HTTP_2 && !http.has_header("host") {
         request = request.header("host", address);
     }
     for (name, value) in &http.headers {
         request = request.header(name, value);
     }
+    if let Some(span) = span {
+        request = request.header(TRACEPARENT, span.traceparent());
+    }
     Ok(request.body(Full::new(Bytes::from(body)))?)
 }
 
-async fn read(response: Response<Incoming>) -> Result<(u16, Value, String)> {
+/// Status, headers and body.
+type Answer = (u16, Value, String);
+
+async fn read(response: Response<Incoming>) -> Result<Answer> {
     let status = response.status().as_u16();
     let headers: serde_json::Map<String, Value> = response
         .headers()

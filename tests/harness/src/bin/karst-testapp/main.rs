@@ -7,6 +7,7 @@
 
 mod bulk;
 mod client;
+mod client_spans;
 mod crowd;
 mod http_client;
 mod http_server;

@@ -5,8 +5,9 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use karst_harness::{Lab, until};
 use serde_json::Value;
+
+use crate::{Lab, until};
 
 /// How long a fault may take to be said, and a mesh to be well again.
 const SAID_WITHIN: Duration = Duration::from_secs(40);
@@ -95,6 +96,19 @@ impl<'a> Doctor<'a> {
             named
                 .cloned()
                 .with_context(|| format!("only {}", summary(&found)))
+        })
+    }
+
+    /// Waits until no difference with this code is said of an object that contains `object`.
+    pub fn finds_no(&self, node: &str, code: &str, object: &str) -> Result<()> {
+        until(&format!("no {code} {object}"), SAID_WITHIN, || {
+            let mut found = self.differences(node)?;
+            found.retain(|one| {
+                let text = one["object"].as_str().unwrap_or_default();
+                one["code"] == code && text.contains(object)
+            });
+            ensure!(found.is_empty(), "{}", summary(&found));
+            Ok(())
         })
     }
 
