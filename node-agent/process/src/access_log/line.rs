@@ -86,10 +86,17 @@ impl Line<'_> {
         }
         let value = &value[..value.floor_char_boundary(MAX_TEXT)];
         self.name(name);
-        let plain = |byte: u8| byte.is_ascii_graphic() & !matches!(byte, b'"' | b'=' | b'\\');
+        // Nearly all texts stand in the line as they are, and looking at all bytes at once is quicker than escaping.
+        let all = |plain: fn(u8) -> bool| value.bytes().fold(true, |all, byte| all & plain(byte));
         if self.format == AccessLogFormat::Json {
-            let _ = serde_json::to_writer(&mut *self.buffer, value);
-        } else if value.bytes().fold(true, |all, byte| all & plain(byte)) {
+            if all(|byte| (byte >= b' ') & (byte != b'"') & (byte != b'\\')) {
+                self.buffer.push(b'"');
+                self.buffer.extend_from_slice(value.as_bytes());
+                self.buffer.push(b'"');
+            } else {
+                let _ = serde_json::to_writer(&mut *self.buffer, value);
+            }
+        } else if all(|byte| byte.is_ascii_graphic() & !matches!(byte, b'"' | b'=' | b'\\')) {
             self.buffer.extend_from_slice(value.as_bytes());
         } else {
             let _ = write!(self.buffer, "{value:?}");

@@ -137,6 +137,22 @@ fn each_record_is_an_object_of_json() {
 }
 
 #[test]
+fn every_character_comes_back_out_of_json() {
+    let characters = (0..=0x7f).map(char::from).chain(['é', '\u{2028}', '🙂']);
+    for character in characters {
+        let path = format!("before{character}after");
+        let records = [Sample {
+            path: path.clone(),
+            error: None,
+        }];
+        let line = written(AccessLogFormat::Json, &records);
+        assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+        let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(value["path"], path);
+    }
+}
+
+#[test]
 fn addresses_are_written_as_everywhere() {
     struct At(SocketAddr);
     impl Record for At {
