@@ -6,6 +6,7 @@
 //! other machines. `README.md` has the method; [`tunnel`] and [`waypoint`] are the benchmarks, [`load`]
 //! the load that no ordinary program makes, [`process`] what agents and proxies use.
 
+mod cpus;
 mod load;
 mod observe;
 mod own;

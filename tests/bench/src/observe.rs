@@ -20,6 +20,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    cpus::Cpus,
     process::cpu_us,
     tools::{Reuse, wrk_with},
 };
@@ -68,9 +69,10 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let executable = std::env::current_exe().context("finding this program")?;
     let folder = executable.with_file_name("karst-bench.files");
+    let cpus = Cpus::split()?;
     eprintln!("==> raising the lab");
     let stage = Stage::raise(&folder)?;
-    let measured = measure(&stage, args);
+    let measured = measure(&stage, &cpus, args);
     eprintln!("==> removing the lab");
     let downed = stage.down();
     let report = measured?;
@@ -125,11 +127,11 @@ impl Carrier {
     }
 }
 
-fn measure(stage: &Stage, args: &Args) -> Result<Report> {
+fn measure(stage: &Stage, cpus: &Cpus, args: &Args) -> Result<Report> {
     let mut rows = Vec::new();
     for carrier in [Carrier::Agent, Carrier::Waypoint] {
         if args.only.is_empty() || args.only.contains(&carrier) {
-            rows.push(row(stage, carrier, args)?);
+            rows.push(row(stage, cpus, carrier, args)?);
         }
     }
     Ok(Report {
@@ -139,12 +141,12 @@ fn measure(stage: &Stage, args: &Args) -> Result<Report> {
     })
 }
 
-fn row(stage: &Stage, carrier: Carrier, args: &Args) -> Result<Row> {
+fn row(stage: &Stage, cpus: &Cpus, carrier: Carrier, args: &Args) -> Result<Row> {
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); SETTINGS.len()];
     for round in 0..=args.rounds {
         for setting in order(SETTINGS.len(), round) {
             let name = SETTINGS[setting].name;
-            let sample = sample(stage, carrier, &SETTINGS[setting], args.seconds)
+            let sample = sample(stage, cpus, carrier, &SETTINGS[setting], args.seconds)
                 .with_context(|| format!("{} with {name}", carrier.name()))?;
             eprintln!(
                 "==> {} with {name}, round {round} of {}: {:.1} us",
@@ -180,7 +182,13 @@ fn order(settings: usize, round: u32) -> Vec<usize> {
 }
 
 /// One setting for some seconds.
-fn sample(stage: &Stage, carrier: Carrier, setting: &Setting, seconds: u32) -> Result<Sample> {
+fn sample(
+    stage: &Stage,
+    cpus: &Cpus,
+    carrier: Carrier,
+    setting: &Setting,
+    seconds: u32,
+) -> Result<Sample> {
     let way = stage.way(carrier, setting.process)?;
     let reuse = match carrier {
         Carrier::Agent => Reuse::Never,
@@ -190,6 +198,7 @@ fn sample(stage: &Stage, carrier: Carrier, setting: &Setting, seconds: u32) -> R
         Tap::Off => None,
         Tap::ReadAll => Some(stage.tap(&way, carrier.taps())?),
     };
+    let alone = cpus.give(way.pid)?;
     way.begin_log()?;
     let counted = Written::read(stage, &way)?;
     let before = cpu_us(way.pid)?;
@@ -201,6 +210,7 @@ fn sample(stage: &Stage, carrier: Carrier, setting: &Setting, seconds: u32) -> R
     let (client, url) = (&way.client, &way.url);
     let achieved = wrk_with(&stage.lab, client, url, CONNECTIONS, reuse, seconds, more)?;
     let used = cpu_us(way.pid)? - before;
+    drop(alone);
     ensure!(achieved.total > 0.0, "nothing was answered");
     ensure!(used > 0.0, "no CPU was used, so the load went elsewhere");
     let (wanted, ended) = (achieved.total * carrier.ends(), Instant::now());

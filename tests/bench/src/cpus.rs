@@ -1,0 +1,113 @@
+//! Which CPU runs what. Processes that move between CPUs and wait for each other there use more or less CPU for the same
+//! work from one second to the next; one that has a CPU for itself uses the same.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    errno::Errno,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// The CPUs that this process may use: one for what is measured, the others for all else.
+pub struct Cpus {
+    measured: CpuSet,
+    others: CpuSet,
+}
+
+impl Cpus {
+    /// Leaves the last CPU, and starts all that is started from now on on the others.
+    ///
+    /// # Errors
+    /// There is one CPU only.
+    pub fn split() -> Result<Self> {
+        let here = Pid::from_raw(0);
+        let mut others = sched_getaffinity(here).context("reading which CPUs may be used")?;
+        let mut all = Vec::new();
+        for cpu in 0..CpuSet::count() {
+            if others.is_set(cpu)? {
+                all.push(cpu);
+            }
+        }
+        ensure!(
+            all.len() > 1,
+            "what is measured needs a CPU for itself, and there is one in all"
+        );
+        let mut measured = CpuSet::new();
+        if let Some(last) = all.last() {
+            measured.set(*last)?;
+            others.unset(*last)?;
+        }
+        sched_setaffinity(here, &others).context("leaving a CPU to what is measured")?;
+        Ok(Self { measured, others })
+    }
+
+    /// Gives a process the CPU until the result is dropped.
+    pub fn give(&self, pid: u32) -> Result<Given<'_>> {
+        move_to(pid, &self.measured)?;
+        Ok(Given { cpus: self, pid })
+    }
+}
+
+/// A process that has a CPU for itself.
+pub struct Given<'a> {
+    cpus: &'a Cpus,
+    pid: u32,
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        // It has ended, then.
+        let _ = move_to(self.pid, &self.cpus.others);
+    }
+}
+
+/// Moves all threads of a process.
+fn move_to(pid: u32, cpus: &CpuSet) -> Result<()> {
+    let tasks = format!("/proc/{pid}/task");
+    for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
+        let name = task?.file_name();
+        let thread = name.to_str().and_then(|name| name.parse().ok());
+        let thread = thread.with_context(|| format!("{tasks} has {}", name.display()))?;
+        match sched_setaffinity(Pid::from_raw(thread), cpus) {
+            // It has ended meanwhile.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("moving thread {thread} of process {pid}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::sched_getaffinity;
+    use nix::unistd::Pid;
+
+    use super::Cpus;
+
+    #[test]
+    fn what_is_measured_has_a_cpu_for_itself() {
+        // The affinity of a thread is its own, so other tests go on everywhere.
+        let before = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let cpus = Cpus::split().unwrap();
+        let here = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(other.id()).unwrap());
+        let started = sched_getaffinity(pid).unwrap();
+        let given = cpus.give(other.id()).unwrap();
+        let alone = sched_getaffinity(pid).unwrap();
+        drop(given);
+        let again = sched_getaffinity(pid).unwrap();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_ne!(here, before);
+        assert_eq!((started, again), (here, here));
+        assert_eq!(alone, cpus.measured);
+    }
+}
