@@ -190,6 +190,7 @@ mod tests {
         assert_eq!(
             missing(&[Need::Bench], |_| false),
             [
+                "curl",
                 "iperf3",
                 "nghttp2-client",
                 "nginx-light",
