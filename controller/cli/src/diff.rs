@@ -1,7 +1,7 @@
 //! `karst inspect diff`: what should be on a node, what its agent believes, what the kernel holds and which
 //! sockets live there, layer against layer.
 //!
-//! Everything is read again, four times, before anything is reported: what is different once may be a change on its
+//! Everything is read again, twice, before anything is reported: what is different once may be a change on its
 //! way, what is different in the same way every time is a difference. A layer that cannot be read is said, and the others are
 //! compared without it. Of a node elsewhere this command there reads ([`far`]), and the comparison is made here,
 //! where the objects are. Start with [`run`], or of all nodes with [`nodes`]; [`layers`] reads, the other modules
@@ -29,9 +29,9 @@ use crate::args::Inspect;
 use crate::failure::{Failure, Kind};
 use crate::inspect::{self, place::Place};
 
-/// How often what differs is looked at again before it is reported. Once or twice is not enough on a busy node: changes
-/// one after the other may be met at the same moment of their way.
-const CONFIRMATIONS: usize = 4;
+/// How often what differs is looked at again before it is reported. Once is not enough on a busy node: two
+/// changes one after the other may be met at the same moment of their way.
+const CONFIRMATIONS: usize = 2;
 
 /// Whether this word of the command line asks for it.
 pub fn is_meant(word: &str) -> bool {
@@ -86,16 +86,8 @@ fn settled(
         let intent = layers::intended(&args.diff, node)?;
         let proxies = intent.as_ref().map(Intent::proxy_pods);
         let reading = read(&proxies.unwrap_or_default())?;
-        let mut layers = Layers::new(node, intent, reading);
-        let mut differences = compare(&layers);
-        if !differences.is_empty() {
-            // Objects may have changed while the node was read: it must differ from what they asked for before that and
-            // from what they ask for now.
-            layers.intent = layers::intended(&args.diff, node)?;
-            let now = compare(&layers);
-            differences.retain(|one| now.contains(one));
-        }
-        if certain.add(differences) {
+        let layers = Layers::new(node, intent, reading);
+        if certain.add(compare(&layers)) {
             return Ok(certain.report(&layers));
         }
         std::thread::sleep(Duration::from_secs(args.diff.settle.into()));
