@@ -1,9 +1,9 @@
 //! `karst inspect diff`: what should be on a node, what its agent believes, what the kernel holds and which
 //! sockets live there, layer against layer.
 //!
-//! Everything is read again, twice, before anything is reported: what is different once may be a change on its
-//! way, what is different in the same way every time is a difference. A layer that cannot be read is said, and the others are
-//! compared without it. Of a node elsewhere this command there reads ([`far`]), and the comparison is made here,
+//! Everything is read again, several times, before anything is reported: what is different once may be a change on its
+//! way, what never is as it should be is a difference ([`Certain`]). A layer that cannot be read is said, and the others
+//! are compared without it. Of a node elsewhere this command there reads ([`far`]), and the comparison is made here,
 //! where the objects are. Start with [`run`], or of all nodes with [`nodes`]; [`layers`] reads, the other modules
 //! compare two layers each.
 
@@ -29,9 +29,9 @@ use crate::args::Inspect;
 use crate::failure::{Failure, Kind};
 use crate::inspect::{self, place::Place};
 
-/// How often what differs is looked at again before it is reported. Once is not enough on a busy node: two
-/// changes one after the other may be met at the same moment of their way.
-const CONFIRMATIONS: usize = 2;
+/// How often what differs is looked at again before it is reported. Once or twice is not enough on a busy node: changes
+/// one after the other may be met at the same moment of their way.
+const CONFIRMATIONS: u32 = 5;
 
 /// Whether this word of the command line asks for it.
 pub fn is_meant(word: &str) -> bool {
@@ -81,42 +81,60 @@ fn settled(
     node: &str,
     mut read: impl FnMut(&[String]) -> Result<Reading, Failure>,
 ) -> Result<Report, Failure> {
+    let settle = Duration::from_secs(args.diff.settle.into());
     let mut certain = Certain::default();
     loop {
         let intent = layers::intended(&args.diff, node)?;
         let proxies = intent.as_ref().map(Intent::proxy_pods);
         let reading = read(&proxies.unwrap_or_default())?;
-        let layers = Layers::new(node, intent, reading);
-        if certain.add(compare(&layers)) {
-            return Ok(certain.report(&layers));
+        if let Some(report) = certain.add(Layers::new(node, intent, reading)) {
+            return Ok(report);
         }
-        std::thread::sleep(Duration::from_secs(args.diff.settle.into()));
+        std::thread::sleep(certain.pause(settle));
     }
 }
 
-/// What differed in every reading so far.
+/// What differed in every reading so far, of what was asked for all the time.
 #[derive(Default)]
 pub struct Certain {
-    readings: usize,
+    readings: u32,
     differences: Vec<Difference>,
     passing: usize,
+    last: Option<Layers>,
 }
 
 impl Certain {
-    /// Takes what a further reading has; whether it was the last that is needed.
-    fn add(&mut self, mut now: Vec<Difference>) -> bool {
-        let count = now.len();
-        if self.readings > 0 {
-            now.retain(|one| self.differences.contains(one));
-            self.passing += self.differences.len().max(count) - now.len();
+    /// Takes a further reading; the report, where it was the last that is needed.
+    fn add(&mut self, mut layers: Layers) -> Option<Report> {
+        let mut now = compare(&layers);
+        if let Some(mut last) = self.last.take() {
+            // Objects may have changed while the node was read, or since: what the reading before found must differ
+            // from what is asked for now as well.
+            std::mem::swap(&mut last.intent, &mut layers.intent);
+            let meanwhile = compare(&last);
+            std::mem::swap(&mut last.intent, &mut layers.intent);
+            let (before, count) = (self.differences.len(), now.len());
+            now.retain(|one| {
+                let is_in = |list: &[Difference]| list.iter().any(|other| one.is_still(other));
+                is_in(&self.differences) && is_in(&meanwhile)
+            });
+            self.passing += before.max(count) - now.len();
         }
         self.differences = now;
         self.readings += 1;
-        self.differences.is_empty() || self.readings > CONFIRMATIONS
+        if self.differences.is_empty() || self.readings > CONFIRMATIONS {
+            let differences = std::mem::take(&mut self.differences);
+            return Some(Report::new(&layers, differences, self.passing));
+        }
+        self.last = Some(layers);
+        None
     }
 
-    fn report(self, layers: &Layers) -> Report {
-        Report::new(layers, self.differences, self.passing)
+    /// How long to wait for the next reading where all are to be made within `settle`. No two waits are the same:
+    /// what changes at regular times must not be met at the same point of its way each time.
+    fn pause(&self, settle: Duration) -> Duration {
+        let all = CONFIRMATIONS * (CONFIRMATIONS + 1) / 2;
+        settle * self.readings / all
     }
 }
 

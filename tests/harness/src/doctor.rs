@@ -47,7 +47,7 @@ impl<'a> Doctor<'a> {
         let manifests = lab.manifests_dir().display().to_string();
         let source = manifests.clone();
         Self::new(
-            move |node| lab.inspect(node, &["diff", "--source", &source, "--settle=1", "-j"]),
+            move |node| lab.inspect(node, &["diff", "--source", &source, "--settle=3", "-j"]),
             move |args| {
                 let all = [&["explain"], args, &["--source", &manifests, "-j"]].concat();
                 lab.karst(&all)

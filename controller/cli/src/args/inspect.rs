@@ -74,8 +74,8 @@ pub struct Diff {
     /// diff: compare nothing with what Kubernetes objects ask for.
     #[arg(long)]
     pub no_intent: bool,
-    /// diff: time between readings; what differs must do so in three of them.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=600))]
+    /// diff: time in which what differs is read again, five times; it must differ in all of them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=600))]
     pub settle: u16,
     /// Where container runtimes bind network namespaces, for pods whose agent is gone.
     #[arg(

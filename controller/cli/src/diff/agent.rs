@@ -143,7 +143,7 @@ fn certificates(agent: &Agent, found: &mut Found) {
     let authority = format!("certificate authority {}", text(&controller, "address"));
     // One line for each reason: the authority's fault is the same for all identities.
     let mut reasons: BTreeMap<&str, &Value> = BTreeMap::new();
-    for one in &agent.certificates {
+    for one in by_id.into_values() {
         // That ours expired is no answer of the authority's.
         let reason = text(one, "reason");
         if !reason.is_empty() && reason != "certificate_expired" {

@@ -451,9 +451,13 @@ fn absent_waypoints(world: &World) -> BTreeMap<String, (String, String)> {
             (None, true) => "the Gateway has no address or no pod that is ready".to_owned(),
             (None, false) => "the Gateway is not there, or not for it".to_owned(),
         };
-        let gateway = binding.gateway.to_string();
-        let first = absent.entry(gateway);
-        first.or_insert_with(|| (problem, format!("{namespace}/{name}")));
+        // Services come in no order, and every reading must name the same.
+        let found = (problem, format!("{namespace}/{name}"));
+        let first = absent.entry(binding.gateway.to_string());
+        let first = first.or_insert_with(|| found.clone());
+        if found.1 < first.1 {
+            *first = found;
+        }
     }
     absent
 }

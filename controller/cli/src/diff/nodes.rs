@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::codes::{APPLICATION_SILENT, Code, MAP_NEARLY_FULL, WAYPOINT_ABSENT};
 use super::layers::{self, Intent, Layers, Reading};
 use super::report::Difference;
-use super::{Certain, compare, far};
+use super::{Certain, far};
 use crate::args::{Kubernetes, Objects};
 use crate::check::Finding;
 use crate::cluster;
@@ -25,8 +25,8 @@ const MAX_NODES: usize = 1_000;
 /// Longest wait for one node, and for one that takes connections and does not answer.
 const NODE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Time between two readings of a node that differs.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Time in which a node that differs is read again.
+const SETTLE: Duration = Duration::from_secs(6);
 
 /// Differences of a node that are named.
 const SHOWN: usize = 5;
@@ -96,15 +96,17 @@ fn of_nodes(
             }
         };
         let round = round(pending.keys(), &input, &read);
+        let mut pause = Duration::ZERO;
         for (name, layers) in round {
             let Some(mut certain) = pending.remove(&name) else {
                 continue;
             };
             match layers {
-                Ok(layers) => match certain.add(compare(&layers)) {
-                    true if certain.differences.is_empty() => well += 1,
-                    true => findings.push(differing(&name, &certain.differences)),
-                    false => {
+                Ok(layers) => match certain.add(layers) {
+                    Some(report) if report.differences.is_empty() => well += 1,
+                    Some(report) => findings.push(differing(&name, &report.differences)),
+                    None => {
+                        pause = certain.pause(settle);
                         pending.insert(name, certain);
                     }
                 },
@@ -116,7 +118,7 @@ fn of_nodes(
             }
         }
         if !pending.is_empty() {
-            std::thread::sleep(settle);
+            std::thread::sleep(pause);
         }
     }
     if let Some((failure, count)) = forbidden {

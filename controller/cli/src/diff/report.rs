@@ -22,6 +22,14 @@ pub struct Difference {
     pub found: String,
 }
 
+impl Difference {
+    /// Whether this is the other one still. What is found may have changed: it is not what is expected all the same.
+    pub fn is_still(&self, other: &Self) -> bool {
+        let key = |one: &Self| (one.code.id, one.between);
+        key(self) == key(other) && self.object == other.object && self.expected == other.expected
+    }
+}
+
 /// What differs. A pod that comes after another one of its name is another object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Object {

@@ -6,7 +6,7 @@ use karst_core::GatewayName;
 use karst_datapath::inspect::{LinkInfo, MapInfo, PodEntry, node_links};
 use serde_json::{Value, json};
 
-use super::compare;
+use super::{CONFIRMATIONS, Certain, compare};
 use super::layers::{
     Agent, Intent, Kernel, Layers, Mesh, PodSockets, Proxy, WantedPod, WantedProxy,
 };
@@ -520,6 +520,65 @@ node's agent; its log says why it ended
 }
 
 /// What the report says to programs is the sample that the schema is held to; KARST_BLESS=1 writes it anew.
+/// Layers with a workload that is wanted so and is so at the agent.
+fn workload(wanted: &str, held: &str) -> Layers {
+    let mut layers = healthy();
+    let of = |protocol: &str| json!({"uid": "w", "addresses": [IP], "protocol": protocol});
+    let intent = layers.intent.as_mut().expect("intent");
+    intent.mesh.workloads.insert("w".to_owned(), of(wanted));
+    let agent = layers.agent.as_mut().expect("agent");
+    agent.mesh.workloads.insert("w".to_owned(), of(held));
+    layers
+}
+
+/// What is reported, `object: found`, and how many readings it took.
+fn readings(layers: impl IntoIterator<Item = Layers>) -> (Vec<String>, u32) {
+    let mut certain = Certain::default();
+    let mut last = layers.into_iter();
+    let report = last.find_map(|layers| certain.add(layers));
+    let list = report.expect("a report").differences.into_iter();
+    let found = list.map(|one| format!("{}: {}", one.object.text, one.found));
+    (found.collect(), certain.readings)
+}
+
+#[test]
+fn what_is_never_as_it_should_be_is_reported() {
+    let all = CONFIRMATIONS + 1;
+    assert_eq!(readings([healthy()]), (Vec::new(), 1));
+    let lasting = || (0..all).map(|_| workload("hbone", "tcp"));
+    let expected = vec!["workload w: \"tcp\"".to_owned()];
+    assert_eq!(readings(lasting()), (expected, all));
+    // Wrong each time, but not in the same way.
+    let changing = (0..all).map(|n| workload("hbone", &format!("tcp{n}")));
+    let expected = vec![format!("workload w: \"tcp{}\"", all - 1)];
+    assert_eq!(readings(changing), (expected, all));
+    // The last reading has nothing.
+    let passing = lasting().skip(1).chain([workload("hbone", "hbone")]);
+    assert_eq!(readings(passing), (Vec::new(), all));
+}
+
+#[test]
+fn what_is_asked_for_otherwise_meanwhile_is_a_change_on_its_way() {
+    // Every reading finds what is no longer asked for, and by the next it is asked for again.
+    let flapping = [workload("hbone", "tcp"), workload("tcp", "hbone")];
+    assert_eq!(readings(flapping), (Vec::new(), 2));
+    // The agent has what is asked for when the next reading begins.
+    let late = [workload("hbone", "tcp"), workload("tcp", "udp")];
+    assert_eq!(readings(late), (Vec::new(), 2));
+}
+
+#[test]
+fn all_readings_are_made_in_the_time_that_is_given() {
+    let settle = std::time::Duration::from_secs(6);
+    let mut certain = Certain::default();
+    let mut pauses = Vec::new();
+    while certain.add(workload("hbone", "tcp")).is_none() {
+        pauses.push(certain.pause(settle));
+    }
+    assert_eq!(pauses.iter().sum::<std::time::Duration>(), settle);
+    assert!(pauses.is_sorted_by(|a, b| a < b), "{pauses:?}");
+}
+
 #[test]
 fn a_report_is_as_its_schema_says() {
     let mut layers = healthy();

@@ -53,7 +53,7 @@ fn from_afar(cluster: &Cluster) -> Doctor<'_> {
         |node| {
             karst_output(
                 cluster,
-                &["inspect", "diff", "--settle=1", "-j", "--node", node],
+                &["inspect", "diff", "--settle=3", "-j", "--node", node],
             )
         },
         |arguments| explain(cluster, arguments),
@@ -71,7 +71,7 @@ fn on_node(cluster: &Cluster) -> Doctor<'_> {
             // A node sees the machine's files, but for those of /tmp and /run.
             let program = std::fs::canonicalize(karst_cluster::binary("karst")?)?;
             let program = program.display().to_string();
-            let diff = ["inspect", "diff", "--settle=1", "-j", "--node", node];
+            let diff = ["inspect", "diff", "--settle=3", "-j", "--node", node];
             let argv = [&[program.as_str()], &diff[..], &["--kubeconfig", CONFIG]].concat();
             Ok(cluster.node_command(node, &argv)?.output()?)
         },
