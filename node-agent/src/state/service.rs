@@ -56,7 +56,7 @@ pub enum HealthPolicy {
 }
 
 /// A service as received, without its endpoints.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct ServiceSpec {
     /// `namespace/hostname`.
     pub key: Arc<str>,

@@ -40,6 +40,9 @@ enum Command {
     Waypoint(waypoint::Args),
     /// What metrics, access log and tap cost an agent and a waypoint.
     Observe(observe::Args),
+    /// Used by `observe`: what the recorders of agents and waypoints use by themselves.
+    #[command(hide = true)]
+    Recorders(observe::alone::Args),
     /// Used inside a pod: becomes Envoy, with the pod's certificate.
     #[command(hide = true)]
     Envoy(waypoint::launch::Args),
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
         Command::Tunnel(args) => tunnel::run(&args),
         Command::Waypoint(args) => waypoint::run(&args),
         Command::Observe(args) => observe::run(&args),
+        Command::Recorders(args) => observe::alone::run(&args),
         Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),
         Command::Hold(args) => load::hold(&args),

@@ -5,6 +5,7 @@
 //! connection are the same agent's. Waypoints: each namespace has one. A tap is begun and ended on one that runs.
 //! Settings take turns in many short rounds, and which comes first changes with the round.
 
+pub mod alone;
 mod interval;
 mod report;
 mod settings;
@@ -24,6 +25,7 @@ use crate::{
     process::cpu_us,
     tools::{Reuse, wrk_with},
 };
+use alone::{Alone, Used};
 use report::{Cost, Report, Row, Sample};
 use settings::{SETTINGS, Setting, Tap};
 use stage::Stage;
@@ -70,9 +72,11 @@ pub fn run(args: &Args) -> Result<()> {
     let executable = std::env::current_exe().context("finding this program")?;
     let folder = executable.with_file_name("karst-bench.files");
     let cpus = Cpus::split()?;
+    eprintln!("==> measuring recorders by themselves");
+    let recorders = alone::measure()?;
     eprintln!("==> raising the lab");
     let stage = Stage::raise(&folder)?;
-    let measured = measure(&stage, &cpus, args);
+    let measured = measure(&stage, &cpus, args, &recorders);
     eprintln!("==> removing the lab");
     let downed = stage.down();
     let report = measured?;
@@ -117,6 +121,14 @@ impl Carrier {
         }
     }
 
+    /// What its recorders use.
+    fn of(self, recorders: &Alone) -> &Used {
+        match self {
+            Self::Agent => &recorders.agent,
+            Self::Waypoint => &recorders.waypoint,
+        }
+    }
+
     /// Selectors of the subscribers that read all together: one gets at most 10,000 events a second. An agent says
     /// four of a connection; requests to a waypoint go to [`PATHS`] in turn.
     fn taps(self) -> &'static [&'static str] {
@@ -127,11 +139,12 @@ impl Carrier {
     }
 }
 
-fn measure(stage: &Stage, cpus: &Cpus, args: &Args) -> Result<Report> {
+fn measure(stage: &Stage, cpus: &Cpus, args: &Args, recorders: &Alone) -> Result<Report> {
     let mut rows = Vec::new();
     for carrier in [Carrier::Agent, Carrier::Waypoint] {
         if args.only.is_empty() || args.only.contains(&carrier) {
-            rows.push(row(stage, cpus, carrier, args)?);
+            let used = carrier.of(recorders);
+            rows.push(row(stage, cpus, carrier, args, used)?);
         }
     }
     Ok(Report {
@@ -141,7 +154,7 @@ fn measure(stage: &Stage, cpus: &Cpus, args: &Args) -> Result<Report> {
     })
 }
 
-fn row(stage: &Stage, cpus: &Cpus, carrier: Carrier, args: &Args) -> Result<Row> {
+fn row(stage: &Stage, cpus: &Cpus, carrier: Carrier, args: &Args, used: &Used) -> Result<Row> {
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); SETTINGS.len()];
     for round in 0..=args.rounds {
         for setting in order(SETTINGS.len(), round) {
@@ -168,6 +181,7 @@ fn row(stage: &Stage, cpus: &Cpus, carrier: Carrier, args: &Args) -> Result<Row>
         carrier.name(),
         carrier.unit(),
         costs.collect::<Option<_>>().context("no rounds")?,
+        (used, carrier.ends()),
     ))
 }
 

@@ -1,6 +1,6 @@
 //! How well a median is known.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::report::median;
 
@@ -8,7 +8,7 @@ use crate::report::median;
 const OUTSIDE: f64 = 0.025;
 
 /// A median and an interval that has the true one with 95 % of certainty, whatever the values' distribution.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     pub median: f64,
     pub low: f64,
@@ -35,6 +35,26 @@ impl Interval {
             low: self.low - by,
             high: self.high + by,
             ..self
+        }
+    }
+
+    /// So many times.
+    pub fn scaled(self, by: f64) -> Self {
+        Self {
+            median: self.median * by,
+            low: self.low * by,
+            high: self.high * by,
+        }
+    }
+
+    /// As a share of something positive that is not known exactly either.
+    pub fn over(self, whole: Self) -> Self {
+        let bounds = [self.low, self.high].map(|it| (it / whole.low, it / whole.high));
+        let [(a, b), (c, d)] = bounds;
+        Self {
+            median: self.median / whole.median,
+            low: a.min(b),
+            high: c.max(d),
         }
     }
 
@@ -85,5 +105,16 @@ mod tests {
         assert_eq!(Interval::of(&values[..5]), None);
         let wide = before.widened(1.0);
         assert_eq!((wide.median, wide.width()), (5.5, 9.0));
+        let interval = |low, median, high| Interval { low, median, high };
+        let whole = interval(8.0, 10.0, 16.0);
+        assert_eq!(
+            interval(1.0, 2.0, 4.0).over(whole),
+            interval(0.0625, 0.2, 0.5)
+        );
+        assert_eq!(
+            interval(-1.0, 2.0, 4.0).over(whole),
+            interval(-0.125, 0.2, 0.5)
+        );
+        assert_eq!(whole.scaled(2.0), interval(16.0, 20.0, 32.0));
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
+    alone::Used,
     interval::Interval,
     settings::{COMPARISONS, CONTROL, Comparison, Setting},
 };
@@ -73,6 +74,21 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// On a share with this interval.
+    fn of(share: Interval, goal: Option<f64>) -> (Self, Option<String>) {
+        let verdict = match goal {
+            None => Self::NoGoal,
+            Some(goal) if share.width() > goal => {
+                let why = "the interval is wider than the goal".to_owned();
+                return (Self::NotMeasuredWell, Some(why));
+            }
+            Some(goal) if share.high <= goal => Self::Holds,
+            Some(goal) if share.low > goal => Self::DoesNotHold,
+            Some(_) => Self::Undecided,
+        };
+        (verdict, None)
+    }
+
     fn text(self) -> &'static str {
         match self {
             Self::Holds => "holds",
@@ -119,16 +135,7 @@ impl Added {
                 let why = format!("with {name} {done:.1} % was counted, logged and told");
                 (Verdict::NotMeasuredWell, Some(why))
             }
-            (Some(share), None) => match goal {
-                None => (Verdict::NoGoal, None),
-                Some(goal) if share.width() > goal => {
-                    let why = "the interval is wider than the goal".to_owned();
-                    (Verdict::NotMeasuredWell, Some(why))
-                }
-                Some(goal) if share.high <= goal => (Verdict::Holds, None),
-                Some(goal) if share.low > goal => (Verdict::DoesNotHold, None),
-                Some(_) => (Verdict::Undecided, None),
-            },
+            (Some(share), None) => Verdict::of(share, goal),
         };
         Self {
             setting: comparison.more,
@@ -138,6 +145,43 @@ impl Added {
             verdict,
             why,
         }
+    }
+}
+
+/// What the recorders that a setting turns on use by themselves.
+#[derive(Serialize)]
+pub struct Recorders {
+    /// Which.
+    pub setting: &'static str,
+    /// CPU for 10,000 units in milliseconds.
+    pub cpu_ms_per_10000: Interval,
+    /// To which it is added.
+    pub to: &'static str,
+    /// The share of that.
+    pub share: Interval,
+    /// What it may add.
+    pub goal: Option<f64>,
+    /// Whether it does.
+    pub verdict: Verdict,
+    /// Why it was not measured well.
+    pub why: Option<String>,
+}
+
+impl Recorders {
+    /// `used` is for one record, of which a unit has `ends`.
+    fn new(comparison: &Comparison, less: &Cost, used: Interval, ends: f64) -> Option<Self> {
+        let cpu = used.scaled(ends * 10.0);
+        let share = cpu.over(Interval::of(&less.rounds)?);
+        let (verdict, why) = Verdict::of(share, comparison.goal);
+        Some(Self {
+            setting: comparison.more,
+            cpu_ms_per_10000: cpu,
+            to: comparison.less,
+            share,
+            goal: comparison.goal,
+            verdict,
+            why,
+        })
     }
 }
 
@@ -152,11 +196,18 @@ pub struct Row {
     pub costs: Vec<Cost>,
     /// What settings add; the first one is the control.
     pub added: Vec<Added>,
+    /// What of that the recorders use by themselves; none with too few rounds.
+    pub recorders: Vec<Recorders>,
 }
 
 impl Row {
     /// With what is added reckoned from the costs.
-    pub fn new(name: &'static str, unit: &'static str, costs: Vec<Cost>) -> Self {
+    pub fn new(
+        name: &'static str,
+        unit: &'static str,
+        costs: Vec<Cost>,
+        (used, ends): (&Used, f64),
+    ) -> Self {
         let of = |setting: &str| costs.iter().find(|cost| cost.setting == setting);
         let added = |comparison: &Comparison, doubt| {
             let (less, more) = (of(comparison.less)?, of(comparison.more)?);
@@ -175,11 +226,21 @@ impl Row {
             added(comparison, if one_process { 0.0 } else { between })
         });
         let added = control.into_iter().chain(asked).collect();
+        let recorders = COMPARISONS.iter().filter_map(|comparison| {
+            let used = match comparison.more {
+                "metrics" => used.metrics,
+                "log" => used.log,
+                _ => return None,
+            };
+            Recorders::new(comparison, of(comparison.less)?, used, ends)
+        });
+        let recorders = recorders.collect();
         Self {
             name,
             unit,
             costs,
             added,
+            recorders,
         }
     }
 }
@@ -214,27 +275,27 @@ impl Report {
                 );
             }
             for added in &row.added {
-                let share = added.share.map_or_else(
-                    || "an unknown share".to_owned(),
-                    |share| {
-                        let [median, low, high] =
-                            [share.median, share.low, share.high].map(|it| it * 100.0);
-                        format!("{median:+.1} % [{low:+.1}..{high:+.1}]")
-                    },
-                );
+                let share = added
+                    .share
+                    .map_or_else(|| "an unknown share".to_owned(), percent);
                 let _ = write!(
                     text,
                     "{:9} {} adds {share} to {}; ",
                     row.name, added.setting, added.to
                 );
-                if let Some(goal) = added.goal {
-                    let _ = write!(text, "goal: at most {:.0} %: ", goal * 100.0);
-                }
-                text.push_str(added.verdict.text());
-                if let Some(why) = &added.why {
-                    let _ = write!(text, ": {why}");
-                }
-                text.push('\n');
+                text.push_str(&verdict(added.goal, added.verdict, added.why.as_deref()));
+            }
+            for one in &row.recorders {
+                let _ = write!(
+                    text,
+                    "{:9} {}'s recorders use {:.1} ms by themselves, {} of {}; ",
+                    row.name,
+                    one.setting,
+                    one.cpu_ms_per_10000.median,
+                    percent(one.share),
+                    one.to
+                );
+                text.push_str(&verdict(one.goal, one.verdict, one.why.as_deref()));
             }
             text.push('\n');
         }
@@ -243,8 +304,23 @@ impl Report {
     }
 }
 
+fn percent(share: Interval) -> String {
+    let [median, low, high] = [share.median, share.low, share.high].map(|it| it * 100.0);
+    format!("{median:+.1} % [{low:+.1}..{high:+.1}]")
+}
+
+/// The end of a line.
+fn verdict(goal: Option<f64>, verdict: Verdict, why: Option<&str>) -> String {
+    let goal = goal.map(|goal| format!("goal: at most {:.0} %: ", goal * 100.0));
+    let why = why.map(|why| format!(": {why}"));
+    let (goal, why) = (goal.unwrap_or_default(), why.unwrap_or_default());
+    format!("{goal}{}{why}\n", verdict.text())
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::alone::Used;
+    use super::super::interval::Interval;
     use super::super::settings::SETTINGS;
     use super::{Cost, Report, Row, Sample, Verdict};
 
@@ -266,8 +342,22 @@ mod tests {
                 .collect();
             Cost::new(setting, &samples).unwrap()
         });
-        Row::new("agent", "connections", costs.collect())
+        Row::new("agent", "connections", costs.collect(), (&USED, 2.0))
     }
+
+    /// At two ends 2 us and 6 us.
+    const USED: Used = Used {
+        metrics: Interval {
+            median: 1.0,
+            low: 0.9,
+            high: 1.1,
+        },
+        log: Interval {
+            median: 3.0,
+            low: 2.9,
+            high: 3.1,
+        },
+    };
 
     const ALL: [f64; 5] = [1.0; 5];
 
@@ -297,6 +387,51 @@ mod tests {
         ] {
             assert!(table.contains(line), "{table}");
         }
+    }
+
+    #[test]
+    fn recorders_are_a_share_of_what_they_are_added_to() {
+        let equal = |us: f64| {
+            let sample = Sample {
+                units: 1000.0,
+                cpu_us: us * 1000.0,
+                done: 1.0,
+            };
+            let costs = SETTINGS.iter();
+            let costs = costs.map(|it| Cost::new(it, &[sample; 20]).unwrap());
+            Row::new("agent", "connections", costs.collect(), (&USED, 2.0))
+        };
+        let row_ = equal(100.0);
+        let [metrics, log] = &row_.recorders[..] else {
+            panic!("{} recorders", row_.recorders.len())
+        };
+        assert!((metrics.share.median - 0.02).abs() < 1e-9, "2 us of 100");
+        assert!((log.share.high - 0.062).abs() < 1e-9, "6.2 us of 100");
+        assert!((metrics.cpu_ms_per_10000.median - 20.0).abs() < 1e-9);
+        assert_eq!(
+            (metrics.verdict, log.verdict),
+            (Verdict::Holds, Verdict::Holds)
+        );
+        let table = |row| {
+            Report {
+                rows: vec![row],
+                rounds: 20,
+                seconds: 1,
+            }
+            .table()
+        };
+        let line = "agent     metrics's recorders use 20.0 ms by themselves, +2.0 % [+1.8..+2.2] of off; goal: at most 3 %: holds\n";
+        let table_ = table(row_);
+        assert!(table_.contains(line), "{table_}");
+        let verdicts = equal(40.0).recorders.into_iter().map(|it| it.verdict);
+        assert_eq!(verdicts.collect::<Vec<_>>(), [Verdict::DoesNotHold; 2]);
+        // What it is a share of is not known well either.
+        let vague = row(0.3, [100.0; 5], ALL).recorders;
+        assert!(vague[0].share.width() > metrics_width(&equal(100.0)));
+    }
+
+    fn metrics_width(row: &Row) -> f64 {
+        row.recorders[0].share.width()
     }
 
     #[test]
@@ -339,11 +474,12 @@ mod tests {
         let costs = SETTINGS
             .iter()
             .map(|it| Cost::new(it, &[sample; 2]).unwrap());
-        let row = Row::new("agent", "connections", costs.collect());
+        let row = Row::new("agent", "connections", costs.collect(), (&USED, 2.0));
         assert!(
             row.added
                 .iter()
                 .all(|it| it.verdict == Verdict::NotMeasuredWell)
         );
+        assert!(row.recorders.is_empty());
     }
 }
