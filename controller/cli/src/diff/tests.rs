@@ -11,7 +11,7 @@ use super::layers::{
     Agent, Intent, Kernel, Layers, Mesh, PodSockets, Proxy, WantedPod, WantedProxy,
 };
 use super::report::Report;
-use crate::args::Output;
+use crate::args::{Objects, Output};
 
 const UID: &str = "u-1";
 const IP: &str = "10.0.0.1";
@@ -363,6 +363,35 @@ fn waypoints_and_proxies() {
         pages(|(status, _)| status["controller"]["connected"] = json!(false)),
         [format!("KARST1003 {proxy}")]
     );
+}
+
+#[test]
+fn a_missing_waypoint_is_said_of_the_same_service_each_time() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {\
+                    karst.dev/dataplane-mode: ambient, karst.dev/use-waypoint: ghost}}\n"
+        .to_owned();
+    for number in 0..16 {
+        text.push_str(&format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{number:02}, namespace: shop}}\n\
+             spec: {{clusterIP: 10.96.0.{}, ports: [{{port: 80}}]}}\n",
+            number + 1
+        ));
+    }
+    std::fs::write(folder.path().join("all.yaml"), text).expect("writes");
+    let objects = Objects {
+        source: Some(folder.path().to_owned()),
+        ..Objects::default()
+    };
+    let input = crate::source::offline(&objects).ok().flatten();
+    let input = input.expect("reads");
+    // Each index has its services in an order of its own.
+    for _ in 0..4 {
+        let intent = super::layers::wanted(&input, "n", "manifests").expect("is read");
+        let found = intent.waypoints.get("shop/ghost");
+        let service = found.map(|(_, service)| service.as_str());
+        assert_eq!(service, Some("shop/s00"), "{:?}", intent.waypoints);
+    }
 }
 
 #[test]
