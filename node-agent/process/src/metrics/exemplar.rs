@@ -64,13 +64,14 @@ impl TracedHistogram {
     }
 
     fn keep(&self, value: u64, of: TraceSpan) {
-        let at = SystemTime::now();
         let scale = self.histogram.scale();
         let kept = self
             .kept
             .get_or_init(|| Mutex::new(vec![None; scale.buckets()].into()));
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = kept.get_mut(scale.bucket_of(value)) {
+            // Asked under the lock, so that a later one never has an earlier time.
+            let at = SystemTime::now();
             *place = Some(Kept { of, value, at });
         }
     }
