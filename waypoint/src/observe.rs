@@ -145,6 +145,12 @@ impl Observed {
         self.trace.as_ref().map(|trace| trace.own)
     }
 
+    /// The same if the trace is sampled, so that there is a span of it.
+    #[must_use]
+    pub fn sampled(&self) -> Option<TraceParent> {
+        self.context().filter(|own| own.is_sampled())
+    }
+
     /// Whether a request is logged.
     #[must_use]
     pub fn request_verdict(&self, record: &RequestRecord) -> Verdict {

@@ -1,5 +1,6 @@
 //! Metrics as the text of a scrape.
 
+pub mod exemplar;
 mod format;
 pub mod handshakes;
 pub mod histogram;
@@ -19,6 +20,7 @@ use crate::http_server::{Reply, reply};
 
 pub use format::Format;
 
+use exemplar::{Marked, TracedReading};
 use histogram::Reading;
 
 /// The answer to a scrape, in the format that its headers ask for.
@@ -46,7 +48,7 @@ pub fn scrape(registry: &Registry, asked: &HeaderMap) -> Reply {
 pub fn text(registry: &Registry) -> Result<String, fmt::Error> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, registry)?;
-    Ok(text)
+    Ok(exemplar::in_place(text))
 }
 
 /// A number of things as the value of a gauge.
@@ -146,6 +148,32 @@ impl<'a> Out<'a> {
         for (labels, reading) in values {
             metric
                 .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    reading.sum,
+                    reading.count,
+                    &reading.buckets,
+                    None,
+                )?;
+        }
+        Ok(())
+    }
+
+    /// The same of readings whose buckets may have exemplars.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn traced_histograms<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, TracedReading)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, TracedReading { reading, exemplars }) in values {
+            metric
+                .encode_family(&Marked::new(labels, exemplars))?
                 .encode_histogram::<NoLabelSet>(
                     reading.sum,
                     reading.count,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use karst_harness::{Lab, Running, until};
@@ -98,6 +98,22 @@ impl<'a> Prometheus<'a> {
             ensure!(is(value), "{expression} is {value}");
             Ok(value)
         })
+    }
+
+    /// Exemplars of the last ten minutes that it has of what a selector selects: each with its series.
+    pub fn exemplars(&self, selector: &str) -> Result<Vec<(Value, Value)>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let (start, end) = (now - 600, now + 60);
+        let query = percent(selector);
+        let path = format!("/api/v1/query_exemplars?query={query}&start={start}&end={end}");
+        let answer = self.api(&path)?;
+        let all = answer["data"].as_array().context("no data")?;
+        let of = |one: &Value| {
+            let exemplars = one["exemplars"].as_array().cloned().unwrap_or_default();
+            let series = one["seriesLabels"].clone();
+            exemplars.into_iter().map(move |it| (series.clone(), it))
+        };
+        Ok(all.iter().flat_map(of).collect())
     }
 
     /// A page of the HTTP API.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use karst_harness::until;
+use karst_lab_tests::prometheus::Prometheus;
 use karst_lab_tests::shop::Shop;
 use serde_json::Value;
 
@@ -211,6 +212,7 @@ fn agents_and_waypoint_are_in_one_trace() -> Result<()> {
     a_span_of_the_client_begins_the_trace(&traced)?;
     a_trace_of_the_application_is_followed(&traced)?;
     a_trace_that_is_not_sampled_stays_so(&traced)?;
+    a_sampled_request_is_an_exemplar(&traced)?;
     the_access_log_is_what_was_asked_for(&traced)
 }
 
@@ -347,6 +349,66 @@ fn a_trace_that_is_not_sampled_stays_so(traced: &Traced) -> Result<()> {
         ensure!(unwanted.is_none(), "{unwanted:?}");
         Ok(())
     })
+}
+
+/// A real Prometheus gets the waypoint's span from how long requests took, as the exemplar of the bucket; a request
+/// that is not sampled takes nobody's place.
+fn a_sampled_request_is_an_exemplar(traced: &Traced) -> Result<()> {
+    let (shop, world) = (&traced.shop, &traced.shop.world);
+    let waypoint = world.at("shop/waypoint", 15020)?;
+    let targets = [("waypoint", waypoint.clone())];
+    let prometheus = Prometheus::start(&world.lab, "node1", &targets)?;
+    let sent = |trace: &str, flags: &str| -> Result<String> {
+        let header = format!("traceparent: 00-{trace}-b7ad6b7169203331-{flags}");
+        let answer = shop.get("web:80", &["--header", &header])?;
+        let sent = answer["page"]["headers"]["traceparent"].as_str();
+        Ok(sent.context("no traceparent")?.to_owned())
+    };
+    let (sampled, unsampled) = (
+        "3df7651916cd43dd8448eb211c80319c",
+        "4ef7651916cd43dd8448eb211c80319c",
+    );
+    let went_on = sent(sampled, "01")?;
+    sent(unsampled, "00")?;
+    let selector = "istio_request_duration_milliseconds_bucket{reporter=\"waypoint\",\
+                    destination_service=\"web.shop.svc.cluster.local\",response_code=\"200\"}";
+    until("the exemplar", SOON, || {
+        let all = prometheus.exemplars(selector)?;
+        let is_it = |(_, one): &&(Value, Value)| one["labels"]["trace_id"] == sampled;
+        let found = all.iter().find(is_it);
+        let (series, one) = found.with_context(|| format!("{all:?}"))?;
+        let span = one["labels"]["span_id"].as_str().unwrap_or_default();
+        ensure!(went_on == format!("00-{sampled}-{span}-01"), "{one}");
+        let number = |value: &Value| -> Result<f64> {
+            let text = value.as_str().context("no number")?;
+            text.parse().with_context(|| format!("{text} in {one}"))
+        };
+        let (le, took) = (number(&series["le"])?, number(&one["value"])?);
+        ensure!(took > 0.0 && took <= le, "{one} of {series}");
+        Ok(())
+    })?;
+    prometheus.no_scrape_fails()?;
+    let url = format!("http://{waypoint}/metrics");
+    let scrape = |accept: &str| -> Result<String> {
+        let accept = format!("Accept: {accept}");
+        let argv = ["curl", "-sS", "--max-time", "10", "-H", &accept, &url];
+        let output = world.lab.node_exec("node1", &argv)?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let open = scrape("application/openmetrics-text;version=1.0.0")?;
+    let exemplar = format!(" # {{trace_id=\"{sampled}\",span_id=\"");
+    let has = |line: &str| {
+        line.starts_with("istio_request_duration_milliseconds_bucket{") && line.contains(&exemplar)
+    };
+    ensure!(open.lines().any(has), "{open}");
+    ensure!(!open.contains(unsampled), "{open}");
+    let text = scrape("text/plain;version=0.0.4")?;
+    ensure!(
+        text.contains("istio_request_duration_milliseconds_bucket{"),
+        "{text}"
+    );
+    ensure!(!text.contains("trace_id"), "{text}");
+    Ok(())
 }
 
 /// A filter by a header: what has it is in the waypoint's log, what has not is not.

@@ -132,7 +132,7 @@ type Requests<'a> = (Labels<'a>, bool, &'a RequestCounts);
 
 fn requests(out: &mut Out<'_>, series: &[Requests<'_>]) -> fmt::Result {
     let all = series.iter();
-    let counts = all.map(|(labels, _, counts)| (borrowed(labels), counts.duration.read().count));
+    let counts = all.map(|(labels, _, counts)| (borrowed(labels), counts.duration.count()));
     out.counters("istio_requests", "Requests", counts)?;
     type Messages = fn(&RequestCounts) -> &AtomicU64;
     let messages: [(&str, &str, Messages); 2] = [
@@ -153,13 +153,12 @@ fn requests(out: &mut Out<'_>, series: &[Requests<'_>]) -> fmt::Result {
             grpc.map(|(labels, _, counts)| (borrowed(labels), get(counts).load(Ordering::Relaxed)));
         out.counters(name, help, values)?;
     }
+    let durations = series.iter();
+    let durations = durations.map(|(labels, _, counts)| (borrowed(labels), counts.duration.read()));
+    let help = "Time from a request's head to the end of its response";
+    out.traced_histograms("istio_request_duration_milliseconds", help, durations)?;
     type Get = fn(&RequestCounts) -> &Histogram;
-    let histograms: [(&str, &str, Get); 3] = [
-        (
-            "istio_request_duration_milliseconds",
-            "Time from a request's head to the end of its response",
-            |c| &c.duration,
-        ),
+    let histograms: [(&str, &str, Get); 2] = [
         ("istio_request_bytes", "Bytes of requests' bodies", |c| {
             &c.request_bytes
         }),

@@ -2,13 +2,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashSet;
+use http::header::HeaderMap;
+use karst_api::telemetry as wire;
 use karst_identity::SpiffeId;
-use karst_process::metrics::text;
+use karst_process::metrics::{Format, text};
+use karst_telemetry::settings::Reporting;
 
 use super::{GONE_TICKS, MAX_SERIES, SILENT_TICKS, Traffic, TrafficCache};
 use crate::access_log::{ConnectionRecord, Destination, EndpointRecord, Reporter, RequestRecord};
 use crate::client::Client;
 use crate::metrics::{Metrics, encode};
+use crate::observe::Observed;
 use crate::reason::Reason;
 use crate::workload::WorkloadLabels;
 
@@ -197,4 +201,141 @@ fn clients_do_not_make_series_without_end() {
     }
     assert_eq!(traffic.len(), MAX_SERIES + 1);
     assert_eq!(traffic.folded(), 100);
+}
+
+/// What is observed of a request with this `traceparent`, where no trace begins at the proxy itself.
+fn observed(traceparent: &str) -> Option<Box<Observed>> {
+    let (reporting, problem) = Reporting::read(&wire::Reporting {
+        tracing: Some(wire::Tracing {
+            collector: "obs/otel/4317".to_owned(),
+            ..wire::Tracing::default()
+        }),
+        ..wire::Reporting::default()
+    });
+    assert_eq!(problem, None);
+    let mut headers = HeaderMap::new();
+    headers.insert("traceparent", traceparent.parse().expect("value"));
+    Some(Observed::request(&Arc::new(reporting), &headers, None))
+}
+
+/// A request of a trace, and the id of its own span.
+fn traced(trace: u128, flags: &str, millis: u64) -> (RequestRecord, u64) {
+    let mut record = request("cart");
+    record.duration = Duration::from_millis(millis);
+    record.observed = observed(&format!("00-{trace:032x}-b7ad6b7169203331-{flags}"));
+    let own = record.observed.as_ref().and_then(|it| it.context());
+    let span = own.expect("a trace").span_id();
+    (record, span)
+}
+
+/// The buckets of `istio_request_duration_milliseconds` with their exemplars, of the series with these labels.
+fn durations(text: &str, label: &str) -> Vec<(String, String, String)> {
+    let start = r#"istio_request_duration_milliseconds_bucket{le=""#;
+    let lines = text.lines().filter(|line| line.contains(label));
+    let buckets = lines.filter_map(|line| line.strip_prefix(start));
+    let parts = |line: &str| {
+        let (le, line) = line.split_once('"').expect("a bound");
+        let (_, count) = line.split_once("} ").expect("labels");
+        let (count, exemplar) = count.split_once(" # ").unwrap_or((count, ""));
+        (le.to_owned(), count.to_owned(), exemplar.to_owned())
+    };
+    buckets.map(parts).collect()
+}
+
+fn bucket(text: &str, label: &str, le: &str) -> (String, String) {
+    let all = durations(text, label);
+    assert_eq!(all.len(), 20, "{label} in {text}");
+    let found = all.into_iter().find(|(bound, _, _)| bound == le);
+    let (_, count, exemplar) = found.expect("the bound is there");
+    (count, exemplar)
+}
+
+const GOOD: &str = r#"response_code="200""#;
+
+#[test]
+fn sampled_requests_are_exemplars_of_how_long_they_took() {
+    let metrics = Arc::new(Metrics::default());
+    let (first, _) = traced(0xa, "01", 7);
+    let (second, span) = traced(0xb, "01", 8);
+    let (unsampled, _) = traced(0xc, "00", 9);
+    let (other, other_span) = traced(0xd, "01", 40);
+    let (longest, longest_span) = traced(0xe, "01", 4_000_000);
+    let (mut failed, failed_span) = traced(0xf, "01", 7);
+    failed.status = 503;
+    let plain = request("cart");
+    for record in [
+        &first, &second, &unsampled, &plain, &other, &longest, &failed,
+    ] {
+        metrics.request_finished(record);
+    }
+    let text = text(&encode::registry(&metrics)).expect("encodes");
+    let labels =
+        |trace: u128, span: u64| format!("{{trace_id=\"{trace:032x}\",span_id=\"{span:016x}\"}} ");
+    // The last sampled one is it, and what is not sampled does not take its place.
+    let (count, exemplar) = bucket(&text, GOOD, "10.0");
+    assert_eq!(count, "4");
+    let start = format!("{}8.0 ", labels(0xb, span));
+    assert!(exemplar.starts_with(&start), "{exemplar}");
+    let (count, exemplar) = bucket(&text, GOOD, "50.0");
+    assert_eq!(count, "5");
+    let start = format!("{}40.0 ", labels(0xd, other_span));
+    assert!(exemplar.starts_with(&start), "{exemplar}");
+    let (count, exemplar) = bucket(&text, GOOD, "+Inf");
+    assert_eq!(count, "6");
+    let start = format!("{}4000000.0 ", labels(0xe, longest_span));
+    assert!(exemplar.starts_with(&start), "{exemplar}");
+    let all = durations(&text, GOOD);
+    assert_eq!(all.iter().filter(|it| !it.2.is_empty()).count(), 3);
+    // Another series has its own.
+    let (count, exemplar) = bucket(&text, r#"response_code="503""#, "10.0");
+    assert_eq!(count, "1");
+    let start = format!("{}7.0 ", labels(0xf, failed_span));
+    assert!(exemplar.starts_with(&start), "{exemplar}");
+    // Nothing else has any, and who does not ask for OpenMetrics gets none.
+    assert_eq!(text.matches("trace_id").count(), 4, "{text}");
+    assert!(!text.contains("__"), "{text}");
+    let plain = Format::Text.of(text);
+    assert!(!plain.contains("trace_id"), "{plain}");
+    assert_eq!(bucket(&plain, GOOD, "10.0").0, "4");
+}
+
+#[test]
+fn exemplars_go_with_their_series() {
+    let metrics = Arc::new(Metrics::default());
+    let mut cache = TrafficCache::new(Arc::clone(&metrics.traffic));
+    let (record, span) = traced(0xa, "01", 7);
+    cache.request(&record);
+    let read = || text(&encode::registry(&metrics)).expect("encodes");
+    assert!(read().contains(&format!("span_id=\"{span:016x}\"")));
+    for _ in 0..=SILENT_TICKS {
+        metrics.traffic.expire(&HashSet::new());
+    }
+    assert!(metrics.traffic.is_empty());
+    assert!(!read().contains("span_id"));
+    // The series comes back without what it had.
+    cache.request(&request("cart"));
+    let text = read();
+    assert_eq!(bucket(&text, GOOD, "10.0"), ("1".to_owned(), String::new()));
+    let (record, span) = traced(0xb, "01", 7);
+    cache.request(&record);
+    let (count, exemplar) = bucket(&read(), GOOD, "10.0");
+    assert_eq!(count, "2");
+    assert!(exemplar.contains(&format!("{span:016x}")), "{exemplar}");
+}
+
+/// What a span was made of is what the exemplar names.
+#[test]
+fn an_exemplar_is_of_the_span_that_is_exported() {
+    for (flags, is_sampled) in [("01", true), ("00", false)] {
+        let (record, span) = traced(0xa, flags, 7);
+        let observed = record.observed.as_ref().expect("observed");
+        let exported = observed.request_span(&record).map(|(_, span)| span);
+        assert_eq!(exported.is_some(), is_sampled);
+        let sampled = observed.sampled();
+        assert_eq!(
+            exported.map(|it| (it.trace_id, it.span_id)),
+            sampled.map(|it| (it.trace_id(), it.span_id()))
+        );
+        assert_eq!(sampled.is_some_and(|it| it.span_id() == span), is_sampled);
+    }
 }

@@ -85,12 +85,27 @@ pub static BYTES: Scale = Scale {
 
 impl Scale {
     /// The bounds in the unit that is shown.
+    pub fn shown(&self) -> impl Iterator<Item = f64> + '_ {
+        self.bounds.iter().map(|bound| self.show(*bound))
+    }
+
+    /// A value in the unit that is shown.
     #[expect(
         clippy::cast_precision_loss,
         reason = "a metric is shown as a floating point number"
     )]
-    pub fn shown(&self) -> impl Iterator<Item = f64> + '_ {
-        self.bounds.iter().map(|bound| *bound as f64 / self.per)
+    pub(super) fn show(&self, value: u64) -> f64 {
+        value as f64 / self.per
+    }
+
+    /// How many buckets there are: one for each bound, and one for what is above all.
+    pub(super) fn buckets(&self) -> usize {
+        self.bounds.len() + 1
+    }
+
+    /// Which of the buckets a value belongs in: a bound is a part of the one below it.
+    pub(super) fn bucket_of(&self, value: u64) -> usize {
+        self.bounds.partition_point(|bound| *bound < value)
     }
 }
 
@@ -118,7 +133,7 @@ impl Histogram {
     /// An empty one.
     #[must_use]
     pub fn new(scale: &'static Scale) -> Self {
-        let buckets = (0..=scale.bounds.len()).map(|_| AtomicU64::new(0));
+        let buckets = (0..scale.buckets()).map(|_| AtomicU64::new(0));
         Self {
             scale,
             sum: AtomicU64::new(0),
@@ -126,10 +141,13 @@ impl Histogram {
         }
     }
 
+    pub(super) fn scale(&self) -> &'static Scale {
+        self.scale
+    }
+
     /// Counts a value, in the unit that is observed.
     pub fn observe(&self, value: u64) {
-        let index = self.scale.bounds.partition_point(|bound| *bound < value);
-        if let Some(bucket) = self.buckets.get(index) {
+        if let Some(bucket) = self.buckets.get(self.scale.bucket_of(value)) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
         self.sum.fetch_add(value, Ordering::Relaxed);
@@ -142,10 +160,6 @@ impl Histogram {
 
     /// What has been observed so far.
     #[must_use]
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a metric is shown as a floating point number"
-    )]
     pub fn read(&self) -> Reading {
         let bounds = self.scale.shown();
         // Without a bucket of that name Prometheus reckons no quantiles.
@@ -153,7 +167,7 @@ impl Histogram {
         let counts = self.buckets.iter().map(|b| b.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
         Reading {
-            sum: self.sum.load(Ordering::Relaxed) as f64 / self.scale.per,
+            sum: self.scale.show(self.sum.load(Ordering::Relaxed)),
             count: buckets.iter().map(|(_, count)| count).sum(),
             buckets,
         }
