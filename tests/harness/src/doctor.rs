@@ -87,7 +87,18 @@ impl<'a> Doctor<'a> {
 
     /// Waits until a difference with this code, whose object contains `object`, is said; gives it.
     pub fn finds(&self, node: &str, code: &str, object: &str) -> Result<Value> {
+        self.finds_kept(node, (code, object), || Ok(()))
+    }
+
+    /// The same of a fault that the agent mends when it looks next: it is staged again, by `stage`, before each look.
+    pub fn finds_kept(
+        &self,
+        node: &str,
+        (code, object): (&str, &str),
+        stage: impl Fn() -> Result<()>,
+    ) -> Result<Value> {
         until(&format!("{code} {object}"), SAID_WITHIN, || {
+            stage()?;
             let found = self.differences(node)?;
             let named = found.iter().find(|one| {
                 let text = one["object"].as_str().unwrap_or_default();

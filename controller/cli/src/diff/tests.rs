@@ -6,11 +6,11 @@ use karst_core::GatewayName;
 use karst_datapath::inspect::{LinkInfo, MapInfo, PodEntry, node_links};
 use serde_json::{Value, json};
 
-use super::{CONFIRMATIONS, Certain, compare};
 use super::layers::{
     Agent, Intent, Kernel, Layers, Mesh, PodSockets, Proxy, WantedPod, WantedProxy,
 };
 use super::report::Report;
+use super::{CONFIRMATIONS, Certain, compare};
 use crate::args::{Objects, Output};
 
 const UID: &str = "u-1";
