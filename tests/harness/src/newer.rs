@@ -23,6 +23,9 @@ use karst_api::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use karst_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use karst_api::node::node_service_client::NodeServiceClient;
+use karst_api::node::node_service_server::{NodeService, NodeServiceServer};
+use karst_api::node::{ReportEnrolmentRequest, ReportEnrolmentResponse};
 use karst_api::{MAX_MESSAGE_BYTES, ROUTE_TYPE};
 use prost::Message;
 use tokio::net::TcpListener;
@@ -141,11 +144,12 @@ fn run(
             controller: controller.clone(),
             route: route.clone(),
         };
-        let certificates = Certificates { controller };
+        let others = Others { controller };
         let served = Server::builder()
             .tls_config(ServerTlsConfig::new().identity(identity))?
             .add_service(AggregatedDiscoveryServiceServer::new(discovery))
-            .add_service(IstioCertificateServiceServer::new(certificates))
+            .add_service(IstioCertificateServiceServer::new(others.clone()))
+            .add_service(NodeServiceServer::new(others))
             .serve_with_incoming(TcpIncoming::from(listener));
         started
             .send(Ok(address))
@@ -206,20 +210,32 @@ impl AggregatedDiscoveryService for Discovery {
     }
 }
 
-/// Passes requests for certificates on.
-struct Certificates {
+/// Passes requests for certificates and reports of agents on.
+#[derive(Clone)]
+struct Others {
     controller: Channel,
 }
 
 #[tonic::async_trait]
-impl IstioCertificateService for Certificates {
+impl IstioCertificateService for Others {
     async fn create_certificate(
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
         IstioCertificateServiceClient::new(self.controller.clone())
-            .create_certificate(Request::from_parts(metadata, Extensions::new(), message))
+            .create_certificate(request)
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Others {
+    async fn report_enrolment(
+        &self,
+        request: Request<ReportEnrolmentRequest>,
+    ) -> Result<Response<ReportEnrolmentResponse>, Status> {
+        NodeServiceClient::new(self.controller.clone())
+            .report_enrolment(request)
             .await
     }
 }
@@ -234,13 +250,15 @@ fn renew(answer: &mut DeltaDiscoveryResponse, route: &str) {
         && let Some(packed) = &mut found.resource
     {
         // One message behind another is a message with the lists of both.
-        packed.value.extend(newer::rule("/*/next").encode_to_vec());
+        packed
+            .value
+            .extend(to_come::rule("/*/next").encode_to_vec());
         found.version.push_str("-newer");
     }
 }
 
 /// Routes of a version to come: as in `waypoint.proto`, with one more kind of path.
-mod newer {
+mod to_come {
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct Route {
         #[prost(message, repeated, tag = "4")]

@@ -1,4 +1,4 @@
-//! Twelve faults that operators meet, each staged for real: before it nothing is said to be wrong, and then the
+//! Faults that operators meet, each staged for real: before it nothing is said to be wrong, and then the
 //! user's command names the true cause.
 
 use std::fs;
