@@ -45,6 +45,16 @@ impl EndingAuthority {
         })
     }
 
+    /// A certificate with which to serve under `name`, and its key: PEM texts, the certificate with the signing one
+    /// behind it.
+    pub fn serving(&self, name: &str) -> Result<(String, String)> {
+        let signer = KeyPair::from_pem(&self.key)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.certificate, signer)?;
+        let key = KeyPair::generate()?;
+        let leaf = CertificateParams::new([name.to_owned()])?.signed_by(&key, &issuer)?;
+        Ok((leaf.pem() + &self.certificate, key.serialize_pem()))
+    }
+
     /// Writes it into `folder`; gives the arguments with which a controller takes it from there.
     pub fn controller_args(&self, folder: &Path) -> Result<Vec<String>> {
         let mut args = Vec::new();

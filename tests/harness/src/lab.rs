@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::addresses;
 use crate::admin;
 use crate::cgroup;
+use crate::ending::EndingAuthority;
 use crate::files::tail;
 use crate::host;
 use crate::inside::HELPER;
@@ -26,6 +27,7 @@ use crate::mesh;
 use crate::name_files;
 use crate::netns;
 use crate::network::{self, EXTERNAL, WIRE};
+use crate::newer::NewerController;
 use crate::options::{LabName, LabOptions, Lifetime, MAX_NODES, Mesh};
 use crate::paths::Paths;
 use crate::running::Running;
@@ -778,6 +780,11 @@ impl Lab {
     /// controller accepts.
     pub fn sign_token(&self, claims: &Claims) -> Result<String> {
         TokenKey::load(&self.paths)?.sign(claims)
+    }
+
+    /// A controller of a newer version beside the controller, which is one of that authority's.
+    pub fn newer_controller(&self, authority: &EndingAuthority) -> Result<NewerController> {
+        NewerController::start(mesh::beside_controller(&self.paths), authority)
     }
 
     /// Kills (SIGKILL) the controller.

@@ -20,6 +20,7 @@ use crate::launch::Launch;
 use crate::mounts::ensure_bpffs;
 use crate::netns::{self, NETNS_DIR};
 use crate::network::CONTROL;
+use crate::newer::Place;
 use crate::paths::Paths;
 use crate::state::State;
 use crate::tokens::{self, TokenKey};
@@ -44,6 +45,17 @@ pub fn controller_address() -> String {
 /// Where the controller serves metrics, `HOST:PORT`.
 pub fn controller_metrics() -> String {
     format!("{}:15014", addresses::wire(CONTROL_HOST).v4)
+}
+
+/// Where another controller may stand beside the controller: at a port that the kernel chooses.
+pub fn beside_controller(paths: &Paths) -> Place {
+    let host = addresses::wire(CONTROL_HOST).v4;
+    Place {
+        netns: netns::file(&paths.host_netns(CONTROL)),
+        listen: (host, 0).into(),
+        controller: (host, CONTROLLER_PORT).into(),
+        name: CONTROLLER_NAME.to_owned(),
+    }
 }
 
 fn controller_cgroup(paths: &Paths) -> Result<PathBuf> {

@@ -11,6 +11,9 @@ use crate::World;
 /// How long configuration may take from a manifest to the proxies.
 const IN_FORCE: Duration = Duration::from_secs(20);
 
+/// The address of the lab's controller in manifests.
+const CONTROLLER: &str = "$(LAB_CONTROLLER)";
+
 /// The pod that asks.
 pub const CLIENT: &str = "shop/client";
 
@@ -32,7 +35,14 @@ impl Shop {
             controller_args,
             ..options
         })?;
-        world.lab.apply(include_str!("shop.yaml"))?;
+        Self::open_in(world, CONTROLLER)
+    }
+
+    /// The same in a world that there is, with a waypoint that has its controller at that address.
+    pub fn open_in(world: World, controller: &str) -> Result<Self> {
+        world
+            .lab
+            .apply(&include_str!("shop.yaml").replace(CONTROLLER, controller))?;
         world.lab.wait_enrolled(CLIENT)?;
         let shop = Self { world };
         until("the waypoint to answer", IN_FORCE, || {

@@ -1,4 +1,4 @@
-//! Twelve faults that operators meet, each staged for real: before it nothing is said to be wrong, and then the
+//! Faults that operators meet, each staged for real: before it nothing is said to be wrong, and then the
 //! user's command names the true cause.
 
 use std::fs;
@@ -10,13 +10,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use karst_harness::{Doctor, EndingAuthority, Lab, LabOptions, Lifetime, Mesh, by_hand, until};
 use karst_lab_tests::scenario::port;
+use karst_lab_tests::shop::Shop;
 use karst_lab_tests::{AMBIENT, World};
+use serde_json::{Value, json};
 
 const NODES: [&str; 2] = ["node1", "node2"];
 const CLIENT: &str = "mesh/client";
 
 /// How long a certificate of [`short_lived`] may take to be at its half, or at its end.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long an authority lasts that is not to end during a test.
+const LASTS: Duration = Duration::from_secs(3600);
 
 /// A policy of the kind with `spec`, of namespace `mesh`.
 fn policy(kind: &str, name: &str, spec: &str) -> String {
@@ -336,6 +341,87 @@ fn a_rejected_resource() -> Result<()> {
         ..LabOptions::new(world.lab.name())
     })?;
     doctor.healthy(&NODES)
+}
+
+/// A route that leads all requests for `web` to that version of it.
+fn route_to(version: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+         metadata: {{name: all, namespace: shop}}\n\
+         spec:\n  parentRefs: [{{group: '', kind: Service, name: web, port: 80}}]\n  \
+         rules: [{{backendRefs: [{{name: web-{version}, port: 80}}]}}]\n"
+    )
+}
+
+/// `karst inspect WORDS` of the shop's waypoint.
+fn of_waypoint(shop: &Shop, words: &[&str]) -> Result<Value> {
+    let karst = shop.world.lab.inspect_command("node2", &[])?;
+    let karst = karst.get_program().to_str().context("a path")?;
+    let place = ["-j", "--waypoint-address", "127.0.0.1:15000"];
+    let argv = [&[karst, "inspect"], words, &place].concat();
+    Ok(serde_json::from_str(
+        &shop.world.lab.exec_ok("shop/waypoint", &argv)?,
+    )?)
+}
+
+#[test]
+fn a_nacked_route() -> Result<()> {
+    const ROUTE: &str = "HTTPRoute/shop/all";
+    const WHY: &str = "http_rules[1].matches[0].path.kind is missing, or not known to this version";
+    let folder = tempfile::tempdir()?;
+    let authority = EndingAuthority::new(LASTS)?;
+    let controller_args = authority.controller_args(folder.path())?;
+    let world = World::up_with("nackrt", Mesh::On, |options| LabOptions {
+        controller_args,
+        ..options
+    })?;
+    // The waypoint's controller is to be of a newer version, as in the middle of an upgrade.
+    let newer = world.lab.newer_controller(&authority)?;
+    let shop = Shop::open_in(world, &newer.address().to_string())?;
+    let doctor = Doctor::of_lab(&shop.world.lab);
+    let answers = |version: &str| {
+        let answering = shop.version("web:80", &[])?;
+        ensure!(answering == version, "{answering} answers");
+        Ok(())
+    };
+    shop.apply(&route_to("v1"), || answers("v1"))?;
+    doctor.healthy(&NODES)?;
+
+    newer.renew(ROUTE);
+    let object = format!("route {ROUTE} at proxy shop/waypoint of Gateway shop/waypoint");
+    let said = doctor.finds("node2", "KARST1010", &object)?;
+    ensure!(said["found"] == WHY, "the reason is not given: {said}");
+    let types = of_waypoint(&shop, &["xds"])?;
+    let types = types.as_array().context("no list")?;
+    let nacked = types.iter().filter(|one| !one["last_nack"].is_null());
+    let nacked: Vec<_> = nacked.collect();
+    ensure!(
+        nacked.len() == 1
+            && nacked[0]["type"].to_string().contains(".Route")
+            && nacked[0]["last_nack"]["over"] == false
+            && nacked[0]["last_nack"]["resources"] == json!([{"name": ROUTE, "reason": WHY}]),
+        "{types:?}"
+    );
+    // The last good route is in force, also when the object changes.
+    let nacks = nacked[0]["nacks"].as_u64().context("no count")?;
+    shop.apply(&route_to("v2"), || {
+        let types = of_waypoint(&shop, &["xds"])?;
+        let mut types = types.as_array().into_iter().flatten();
+        let more = types.any(|one| one["nacks"].as_u64() > Some(nacks));
+        ensure!(more, "it has not come yet");
+        Ok(())
+    })?;
+    for _ in 0..20 {
+        answers("v1")?;
+    }
+    let said = doctor.finds("node2", "KARST1010", &object)?;
+    ensure!(said["found"] == WHY, "the reason is not given: {said}");
+    let elsewhere = doctor.differences("node1")?;
+    ensure!(elsewhere.is_empty(), "{elsewhere:?}");
+
+    newer.take_back();
+    doctor.healthy(&NODES)?;
+    answers("v2")
 }
 
 #[test]

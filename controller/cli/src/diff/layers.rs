@@ -1,6 +1,7 @@
 //! Reads the layers of one node.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -312,10 +313,19 @@ impl<'a> Reader<'a> {
     fn netns(&self, agent: &Layer<Agent>, pod: &PodEntry) -> Option<Netns> {
         let agent = agent.as_ref().ok();
         let path = agent.and_then(|agent| agent.pods.get(&pod.uid)?.get("netns")?.as_str());
-        let named = path.and_then(|path| Netns::open(Path::new(path)).ok());
+        let named = path.and_then(|path| self.open(Path::new(path)).ok());
         named.or_else(|| {
             let folders = [self.args.diff.netns_dir.as_path()];
             netns::find(pod.netns_ino?, &folders, Path::new("/proc"))
+        })
+    }
+
+    /// The namespace that has this file at the agent. In the agent's container the folder of namespaces may be at
+    /// another place than here, and the file has the same name in both.
+    fn open(&self, path: &Path) -> io::Result<Netns> {
+        Netns::open(path).or_else(|error| {
+            let name = path.file_name().ok_or(error)?;
+            Netns::open(&self.args.diff.netns_dir.join(name))
         })
     }
 
@@ -357,7 +367,10 @@ impl<'a> Reader<'a> {
             };
             let pod = agent.pods.values().find(is_it);
             let pages = match pod.and_then(|pod| text(pod, "netns")) {
-                Some(path) => proxies::ask(Path::new(&path)).map_err(|failure| failure.message),
+                Some(path) => {
+                    let netns = self.open(Path::new(&path));
+                    proxies::ask(netns).map_err(|failure| failure.message)
+                }
                 None => Err("the agent does not know its network namespace".to_owned()),
             };
             Proxy { pages }

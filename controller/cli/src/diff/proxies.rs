@@ -1,8 +1,8 @@
 //! Intent and proxies: what waypoints and gateways of the node were sent and made of it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
 use karst_datapath::netns::Netns;
@@ -24,13 +24,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 const BETWEEN: (&str, &str) = ("intent", "proxy");
 
-/// Asks the proxy in the network namespace at `netns` for its state and its configuration.
+/// Asks the proxy in the network namespace `netns` for its state and its configuration.
 ///
 /// # Errors
-/// It does not answer.
-pub fn ask(netns: &Path) -> Result<(Value, Vec<Value>), Failure> {
+/// It does not answer, or its namespace was not found.
+pub fn ask(netns: io::Result<Netns>) -> Result<(Value, Vec<Value>), Failure> {
     let proxy = Source::Waypoint(ADMIN.to_string());
-    let netns = Netns::open(netns).map_err(|error| proxy.unreachable(error))?;
+    let netns = netns.map_err(|error| proxy.unreachable(error))?;
     let page = |path: &str| {
         // To the loopback: it is answered at once, and never waits in the other namespace.
         let stream = netns.run(|| TcpStream::connect_timeout(&ADMIN, LIMIT));

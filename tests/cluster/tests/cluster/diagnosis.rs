@@ -1,8 +1,9 @@
-//! The twelve faults of the lab's `faults.rs`, each staged on a real cluster: before it its cause is not named, then
+//! The faults of the lab's `faults.rs`, each staged on a real cluster: before it its cause is not named, then
 //! `karst` names it, and when all is as it was it is named no more. Other tests' faults may be on the cluster at the
 //! same time, so only what is said of a scene's own objects is looked at.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::process::{Output, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use karst_cluster::Cluster;
-use karst_harness::{Doctor, EndingAuthority, by_hand, host, until};
+use karst_cluster::{API_SERVER, Cluster, NODES};
+use karst_harness::{Doctor, EndingAuthority, NewerController, Place, by_hand, host, netns, until};
 use serde_json::{Value, json};
 
 use crate::mesh::{
@@ -20,7 +21,7 @@ use crate::mesh::{
 };
 use crate::outage::scale;
 use crate::shared::{APP_IMAGE, LIMIT, alone, ask as page, shared};
-use crate::waypoint::ask;
+use crate::waypoint::{ask, weights, with_gateway_api};
 
 /// The namespace of the shop that the scenes share.
 const SHOP: &str = "diagnosis";
@@ -33,6 +34,9 @@ const BRIEF: &str = "diagnosis-brief";
 
 /// How long the authority of the outage lasts: long enough for a controller and a pod to start on a busy machine.
 const ENDS: Duration = Duration::from_secs(60);
+
+/// How long an authority lasts that is not to end during a test.
+const LASTS: Duration = Duration::from_secs(3600);
 
 /// How long a certificate may take to be at its half, or at its end.
 const ENDS_WITHIN: Duration = Duration::from_secs(120);
@@ -637,8 +641,7 @@ fn argue(cluster: &Cluster, name: &str, value: &str) -> Result<()> {
     cluster.kubectl(&status).map(drop)
 }
 
-/// No route that the controller takes is refused by a proxy of its version, so it is as in the lab: controllers with
-/// another trust domain, of which this mesh's agents take no pods.
+/// Controllers with another trust domain, of which this mesh's agents take no pods.
 #[test]
 fn a_rejected_resource() -> Result<()> {
     let cluster = alone();
@@ -658,6 +661,154 @@ fn a_rejected_resource() -> Result<()> {
     );
     ensure!(said["object"].to_string().contains("NodePod"), "{said}");
     doctor.finds_no("node1", "KARST1010", &uid)
+}
+
+/// One below the mesh's own authority.
+fn authority(cluster: &Cluster, left: Duration) -> Result<EndingAuthority> {
+    let secret = cluster.get(&["secret/karst-ca", "-n", SYSTEM])?;
+    let part = |name: &str| -> Result<String> {
+        let bytes = STANDARD.decode(secret["data"][name].as_str().context("no data")?)?;
+        Ok(String::from_utf8(bytes)?)
+    };
+    EndingAuthority::under(&part("root-cert.pem")?, &part("ca-key.pem")?, left)
+}
+
+/// A controller of a newer version before one of the cluster's, on the control plane's host.
+fn newer_controller(cluster: &Cluster) -> Result<NewerController> {
+    let pods = [
+        "pods",
+        "-n",
+        SYSTEM,
+        "-l",
+        "app.kubernetes.io/name=karst-controller",
+        "--field-selector=status.phase=Running",
+    ];
+    let pods = cluster.get(&pods)?;
+    let address: IpAddr = text(&pods, "/items/0/status/podIP").parse()?;
+    let place = Place {
+        netns: netns::file(&cluster.control_netns()),
+        listen: (API_SERVER, 0).into(),
+        controller: (address, 15012).into(),
+        name: format!("karst-controller.{SYSTEM}.svc"),
+    };
+    NewerController::start(place, &authority(cluster, LASTS)?)
+}
+
+/// Leads new connections to the Service of the controllers to `newer`, or to the controllers again.
+fn lead(cluster: &Cluster, newer: Option<&NewerController>) -> Result<()> {
+    const SLICE: &str = "newer-controller";
+    let app = newer.map_or("karst-controller", |_| "none");
+    let patch = json!({"spec": {"selector": {"app.kubernetes.io/name": app}}}).to_string();
+    let service = ["patch", "service/karst-controller", "-n", SYSTEM];
+    cluster.kubectl(&[&service[..], &["-p", &patch]].concat())?;
+    if let Some(newer) = newer {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": SLICE,
+                "namespace": SYSTEM,
+                "labels": {
+                    "kubernetes.io/service-name": "karst-controller",
+                    "endpointslice.kubernetes.io/managed-by": "tests.karst.dev",
+                },
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [newer.address().ip()]}],
+            "ports": [{"name": "grpc-tls", "port": newer.address().port()}],
+        });
+        cluster.apply(&slice.to_string())?;
+    } else {
+        delete(cluster, &format!("endpointslice/{SLICE}"), SYSTEM)?;
+    }
+    until("the nodes to follow", LIMIT, || {
+        for node in (1..=NODES).map(|number| format!("node{number}")) {
+            let list = ["nft", "list", "table", "ip", "kube-proxy"];
+            let rules = cluster.node_exec(&node, &list)?;
+            // Chains that nothing leads to any more stay for a while.
+            let ends = rules.split("goto ").skip(1).filter_map(|name| {
+                let name = name.split_whitespace().next()?;
+                name.split_once("/karst-controller/tcp/grpc-tls__")
+            });
+            let ends: Vec<&str> = ends.map(|(_, end)| end).collect();
+            let wanted = |end: &&str| end.starts_with(&format!("{API_SERVER}/")) == newer.is_some();
+            ensure!(
+                !ends.is_empty() && ends.iter().all(wanted),
+                "{node}: {ends:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_nacked_route() -> Result<()> {
+    const PLACE: &str = "diagnosis-route";
+    const WHY: &str = "http_rules[1].matches[0].path.kind is missing, or not known to this version";
+    let cluster = alone();
+    with_karst(&cluster);
+    with_gateway_api(&cluster);
+    let doctor = on_node(&cluster);
+    let route = format!("HTTPRoute/{PLACE}/web");
+    let object = format!("route {route} at proxy {PLACE}/waypoint-");
+    let answers = |version: &str| {
+        let answer = ask(&cluster, PLACE, &["http", "web:80"])?;
+        let page = &answer["page"];
+        ensure!(
+            page["app_version"] == version && page["headers"]["x-forwarded-for"].is_string(),
+            "{answer}"
+        );
+        Ok(())
+    };
+    let newer = newer_controller(&cluster)?;
+    staged(
+        || lead(&cluster, Some(&newer)),
+        || {
+            let yaml = include_str!("canary.yaml")
+                .replace("NAMESPACE", PLACE)
+                .replace("IMAGE", APP_IMAGE);
+            cluster.apply(&yaml)?;
+            cluster.apply(&weights(PLACE, 100, 0))?;
+            for name in ["client", "web-v1", "web-v2"] {
+                let what = [&format!("deployment/{name}"), "-n", PLACE];
+                cluster.wait_for(&what, "condition=Available", LIMIT)?;
+            }
+            // Both of them: one that comes while the route is rejected has no last good one.
+            let proxies = ["deployment/waypoint", "-n", PLACE];
+            let both = "jsonpath={.status.availableReplicas}=2";
+            cluster.wait_for(&proxies, both, LIMIT)?;
+            until("the waypoints to answer", LIMIT, || answers("v1"))?;
+            let which = ["-l", "gateway.networking.k8s.io/gateway-name=waypoint"];
+            let proxies = cluster.get(&[&["pods", "-n", PLACE], &which[..]].concat())?;
+            let node = text(&proxies, "/items/0/spec/nodeName");
+            doctor.finds_no(node, "KARST1010", &object)?;
+
+            newer.renew(&route);
+            let said = doctor.finds(node, "KARST1010", &object)?;
+            ensure!(said["found"] == WHY, "the reason is not given: {said}");
+            // The last good route is in force, also when the object changes.
+            cluster.apply(&weights(PLACE, 0, 100))?;
+            let said = from_afar(&cluster).finds(node, "KARST1010", &object)?;
+            ensure!(said["found"] == WHY, "the reason is not given: {said}");
+            (0..20).try_for_each(|_| answers("v1"))?;
+
+            newer.take_back();
+            doctor.finds_no(node, "KARST1010", &object)?;
+            until("the new route to be in force", LIMIT, || answers("v2"))
+        },
+        || {
+            lead(&cluster, None)?;
+            cluster
+                .kubectl(&[
+                    "delete",
+                    "namespace",
+                    PLACE,
+                    "--ignore-not-found",
+                    "--wait=false",
+                ])
+                .map(drop)
+        },
+    )
 }
 
 /// What is said while the authority cannot be reached: at once, when a certificate was to be renewed, and when it has
@@ -709,16 +860,10 @@ fn outage(cluster: &Cluster) -> Result<Outage> {
     doctor.finds_no("node1", "KARST1003", "agent of node1")?;
     doctor.finds_no("node1", "KARST1014", "certificate authority")?;
     doctor.finds_no("node1", "KARST1013", &certificate)?;
-    let secret = cluster.get(&["secret/karst-ca", "-n", SYSTEM])?;
-    let part = |name: &str| -> Result<String> {
-        let bytes = STANDARD.decode(secret["data"][name].as_str().context("no data")?)?;
-        Ok(String::from_utf8(bytes)?)
-    };
-    let (root, key) = (part("root-cert.pem")?, part("ca-key.pem")?);
     staged(
         || {
             no_controller(cluster)?;
-            let authority = EndingAuthority::under(&root, &key, ENDS)?;
+            let authority = authority(cluster, ENDS)?;
             let secret = json!({
                 "apiVersion": "v1",
                 "kind": "Secret",
