@@ -12,8 +12,8 @@ use std::fmt;
 use http::header::{ACCEPT, HeaderMap, VARY};
 use http::{HeaderValue, StatusCode};
 use nix::sys::resource::{Resource, getrlimit};
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
-use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::http_server::{Reply, reply};
@@ -142,20 +142,7 @@ impl<'a> Out<'a> {
         help: &str,
         values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, Reading)>,
     ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, reading) in values {
-            metric
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(
-                    reading.sum,
-                    reading.count,
-                    &reading.buckets,
-                    None,
-                )?;
-        }
-        Ok(())
+        self.readings(name, help, values)
     }
 
     /// The same of readings whose buckets may have exemplars.
@@ -168,35 +155,30 @@ impl<'a> Out<'a> {
         help: &str,
         values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, TracedReading)>,
     ) -> fmt::Result {
+        let marked = |(labels, TracedReading { reading, exemplars })| {
+            (Marked::new(labels, exemplars), reading)
+        };
+        self.readings(name, help, values.into_iter().map(marked))
+    }
+
+    fn readings<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, Reading)>,
+    ) -> fmt::Result {
         let mut metric = self
             .0
             .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, TracedReading { reading, exemplars }) in values {
+        for (labels, reading) in values {
             metric
-                .encode_family(&Marked::new(labels, exemplars))?
+                .encode_family(&labels)?
                 .encode_histogram::<NoLabelSet>(
                     reading.sum,
                     reading.count,
                     &reading.buckets,
                     None,
                 )?;
-        }
-        Ok(())
-    }
-
-    /// A metric of the library's own for each set of labels, none of which may be empty; all of one type.
-    ///
-    /// # Errors
-    /// The text cannot be written.
-    pub fn metrics<'l, M: EncodeMetric + TypedMetric + 'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, &'l M)>,
-    ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, M::TYPE)?;
-        for (labels, value) in values {
-            value.encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }

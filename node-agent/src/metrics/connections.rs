@@ -1,34 +1,32 @@
 //! How long connections take to be established and how long they last, and how full the pools of tunnels are.
 //!
 //! Each worker counts for itself, so that no two of them write to the same memory; a scrape adds up. Only how long
-//! connections lasted is counted in one place, with the traces of some of them as exemplars: that takes a lock, once
-//! for each connection that was established.
+//! connections lasted is counted in one place, with the traces of some of them as exemplars; what is not sampled takes
+//! no lock there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use karst_process::metrics::Out;
+use karst_process::metrics::exemplar::{TraceSpan, TracedHistogram};
 use karst_process::metrics::histogram::{Histogram, LIFETIME_SECONDS, Reading, SETUP_SECONDS};
 use karst_tunnel::headers::TraceParent;
 use karst_tunnel::pool::PoolLevels;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 
 use crate::proxy::Direction;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 /// How long connections lasted. Each bucket has the last one of a sampled trace as its exemplar.
-type Lifetimes = [HistogramWithExemplars<[(&'static str, String); 2]>; DIRECTIONS.len()];
+type Lifetimes = [TracedHistogram; DIRECTIONS.len()];
 
 /// What one worker counts.
 #[derive(Debug)]
 pub struct WorkerMetrics {
     setup: [Histogram; DIRECTIONS.len()],
-    ended: [AtomicU64; DIRECTIONS.len()],
     lifetimes: Arc<Lifetimes>,
     pools: Mutex<PoolLevels>,
 }
@@ -37,7 +35,6 @@ impl WorkerMetrics {
     fn new(lifetimes: Arc<Lifetimes>) -> Self {
         Self {
             setup: DIRECTIONS.map(|_| Histogram::new(&SETUP_SECONDS)),
-            ended: Default::default(),
             lifetimes,
             pools: Mutex::default(),
         }
@@ -50,15 +47,12 @@ impl WorkerMetrics {
 
     /// An established connection has ended, `after` it was accepted; in `trace`, if it is part of one.
     pub fn ended(&self, direction: Direction, after: Duration, trace: Option<TraceParent>) {
-        self.ended[direction as usize].fetch_add(1, Ordering::Relaxed);
-        let trace = trace.filter(|trace| trace.is_sampled()).map(|trace| {
-            [
-                ("trace_id", format!("{:032x}", trace.trace_id())),
-                ("span_id", format!("{:016x}", trace.span_id())),
-            ]
+        let sampled = trace.filter(|trace| trace.is_sampled());
+        let exemplar = sampled.map(|own| TraceSpan {
+            trace: own.trace_id(),
+            span: own.span_id(),
         });
-        let at = trace.as_ref().map(|_| SystemTime::now());
-        self.lifetimes[direction as usize].observe(after.as_secs_f64(), trace, at);
+        self.lifetimes[direction as usize].observe_time(after, exemplar);
     }
 
     /// Notes how full the worker's pools are; for a scrape.
@@ -76,7 +70,7 @@ pub struct Connections {
 
 impl Default for Connections {
     fn default() -> Self {
-        let lifetime = |_| HistogramWithExemplars::new(LIFETIME_SECONDS.shown());
+        let lifetime = |_| TracedHistogram::new(&LIFETIME_SECONDS);
         Self {
             workers: Mutex::default(),
             lifetimes: Arc::new(DIRECTIONS.map(lifetime)),
@@ -94,12 +88,6 @@ impl Connections {
 
     fn all(&self) -> MutexGuard<'_, Vec<Arc<WorkerMetrics>>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ended(&self, direction: Direction) -> u64 {
-        let all = self.all();
-        let ended = all.iter().map(|worker| &worker.ended[direction as usize]);
-        ended.map(|ended| ended.load(Ordering::Relaxed)).sum()
     }
 
     fn setup(&self) -> Vec<(Direction, Reading)> {
@@ -128,7 +116,8 @@ impl Collector for Connections {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut out = Out::new(encoder);
         // Read first: whatever has ended by then has begun by the time the others are read.
-        let ended = DIRECTIONS.map(|direction| self.ended(direction));
+        let lifetimes = self.lifetimes.each_ref().map(TracedHistogram::read);
+        let ended = lifetimes.each_ref().map(|one| one.reading.count);
         let setup = self.setup();
         let open = setup.iter().map(|(direction, begun)| {
             let open = begun.count.saturating_sub(ended[*direction as usize]);
@@ -140,11 +129,11 @@ impl Collector for Connections {
         let help = "Time from a connection's accept until it is established to its destination";
         let setup = by_direction(&setup);
         out.histograms("karst_connection_setup_seconds", help, setup)?;
-        let lifetimes = DIRECTIONS.iter().zip(self.lifetimes.iter());
+        let lifetimes = DIRECTIONS.iter().zip(lifetimes);
         let lifetimes = lifetimes
             .map(|(direction, lifetime)| (vec![("direction", direction.as_str())], lifetime));
         let help = "Time from the accept of connections that were established until their end";
-        out.metrics("karst_connection_duration_seconds", help, lifetimes)?;
+        out.traced_histograms("karst_connection_duration_seconds", help, lifetimes)?;
         let pools = self
             .all()
             .iter()

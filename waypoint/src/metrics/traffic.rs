@@ -239,14 +239,12 @@ impl Series {
 
     fn request(&self, record: &RequestRecord) {
         if let Detail::Requests(counts) = &self.detail {
-            // Microseconds keep the sum exact without a floating point number in it.
-            let micros = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX);
             let sampled = record.observed.as_deref().and_then(Observed::sampled);
             let exemplar = sampled.map(|own| TraceSpan {
                 trace: own.trace_id(),
                 span: own.span_id(),
             });
-            counts.duration.observe(micros, exemplar);
+            counts.duration.observe_time(record.duration, exemplar);
             counts.request_bytes.observe(record.bytes_received);
             counts.response_bytes.observe(record.bytes_sent);
             if self.key.protocol == Spoken::Grpc {

@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 
-use super::histogram::{Histogram, Reading, Scale};
+use super::histogram::{Histogram, Reading, Scale, micros};
 
 /// The label that begins an exemplar until it is in its place: value and time. No metric has a label of this name.
 const MARK: &str = "__exemplar";
@@ -61,6 +61,11 @@ impl TracedHistogram {
         if let Some(of) = of {
             self.keep(value, of);
         }
+    }
+
+    /// Counts a time, where microseconds are observed; `of` is its exemplar.
+    pub fn observe_time(&self, time: Duration, of: Option<TraceSpan>) {
+        self.observe(micros(time), of);
     }
 
     fn keep(&self, value: u64, of: TraceSpan) {

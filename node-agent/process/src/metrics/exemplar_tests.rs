@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::registry::Registry;
 
@@ -129,9 +130,11 @@ fn the_text_is_what_the_library_writes_of_its_own() {
     #[derive(Debug)]
     struct Own(HistogramWithExemplars<[(&'static str, String); 2]>);
     impl Collector for Own {
-        fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
             let labels = vec![("from", FORGED), ("to", "a\"b} 3 # {")];
-            Out::new(encoder).metrics(NAME, "Took", [(labels, &self.0)])
+            let mut metric =
+                encoder.encode_descriptor(NAME, "Took", None, MetricType::Histogram)?;
+            self.0.encode(metric.encode_family(&labels)?)
         }
     }
     let mut registry = Registry::default();

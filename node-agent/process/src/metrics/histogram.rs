@@ -155,7 +155,7 @@ impl Histogram {
 
     /// Counts a time, where microseconds are observed.
     pub fn observe_time(&self, time: Duration) {
-        self.observe(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        self.observe(micros(time));
     }
 
     /// What has been observed so far.
@@ -172,6 +172,11 @@ impl Histogram {
             buckets,
         }
     }
+}
+
+/// Whole microseconds keep a sum exact without a floating point number in it.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Reading {
