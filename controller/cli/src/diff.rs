@@ -130,8 +130,8 @@ impl Certain {
         None
     }
 
-    /// How long to wait for the next reading where all are to be made within `settle`. No two waits are the same:
-    /// what changes at regular times must not be met at the same point of its way each time.
+    /// How long to wait for the next reading; all waits together are `settle`. No two are the same: what changes at
+    /// regular times must not be met at the same point of its way each time.
     fn pause(&self, settle: Duration) -> Duration {
         let all = CONFIRMATIONS * (CONFIRMATIONS + 1) / 2;
         settle * self.readings / all

@@ -74,7 +74,7 @@ pub struct Diff {
     /// diff: compare nothing with what Kubernetes objects ask for.
     #[arg(long)]
     pub no_intent: bool,
-    /// diff: time in which what differs is read again, five times; it must differ in all of them.
+    /// diff: pauses before what differs is read again, five times, in all; it must differ in all of them.
     #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=600))]
     pub settle: u16,
     /// Where container runtimes bind network namespaces, for pods whose agent is gone.

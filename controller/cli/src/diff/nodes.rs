@@ -19,13 +19,17 @@ use crate::source::{self, Input};
 /// Nodes that are asked at once. For each the mesh is worked out as its agent should know it.
 const AT_ONCE: usize = 4;
 
+/// Nodes whose layers are held at once, until it is certain what differs there: of each they have what its agent knows
+/// of the whole mesh.
+const HELD: usize = 32;
+
 /// Nodes that are compared: more take longer than anybody waits for a check.
 const MAX_NODES: usize = 1_000;
 
 /// Longest wait for one node, and for one that takes connections and does not answer.
 const NODE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Time in which a node that differs is read again.
+/// Pauses before a node that differs is read again, in all.
 const SETTLE: Duration = Duration::from_secs(6);
 
 /// Differences of a node that are named.
@@ -74,64 +78,102 @@ fn of_nodes(
     read: impl Fn(&str, &[String]) -> Result<Reading, Failure> + Sync,
     settle: Duration,
 ) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut looked = Looked::default();
     if names.len() > MAX_NODES {
         let message = format!("of {} nodes only {MAX_NODES} were looked at", names.len());
         let advice = "look at the others with `karst inspect diff --node NODE`";
-        findings.push(Finding::warning(ID, message, advice));
+        looked.findings.push(Finding::warning(ID, message, advice));
     }
-    let mut pending: BTreeMap<String, Certain> = names
-        .into_iter()
-        .take(MAX_NODES)
-        .map(|name| (name, Certain::default()))
-        .collect();
-    let mut well = 0;
-    let mut forbidden: Option<(Failure, usize)> = None;
-    while !pending.is_empty() {
-        let input = match input() {
-            Ok(input) => input,
-            Err(failure) => {
-                findings.push(Finding::unknown(ID, &failure));
-                break;
-            }
-        };
-        let round = round(pending.keys(), &input, &read);
-        let mut pause = Duration::ZERO;
-        for (name, layers) in round {
-            let Some(mut certain) = pending.remove(&name) else {
-                continue;
-            };
-            match layers {
-                Ok(layers) => match certain.add(layers) {
-                    Some(report) if report.differences.is_empty() => well += 1,
-                    Some(report) => findings.push(differing(&name, &report.differences)),
-                    None => {
+    let names: Vec<String> = names.into_iter().take(MAX_NODES).collect();
+    for batch in names.chunks(HELD) {
+        if let Err(failure) = looked.at(batch, &input, &read, settle) {
+            looked.findings.push(Finding::unknown(ID, &failure));
+            break;
+        }
+    }
+    looked.findings()
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Looked {
+    findings: Vec<Finding>,
+    /// Nodes where nothing differs.
+    well: usize,
+    /// Nodes that we may not look at.
+    forbidden: Option<(Failure, usize)>,
+}
+
+impl Looked {
+    /// Looks at some nodes until it is certain what differs there.
+    ///
+    /// # Errors
+    /// The objects cannot be read.
+    fn at(
+        &mut self,
+        names: &[String],
+        input: &impl Fn() -> Result<Input, Failure>,
+        read: &(impl Fn(&str, &[String]) -> Result<Reading, Failure> + Sync),
+        settle: Duration,
+    ) -> Result<(), Failure> {
+        let certain = |name: &String| (name.clone(), Certain::default());
+        let mut pending: BTreeMap<String, Certain> = names.iter().map(certain).collect();
+        while !pending.is_empty() {
+            let input = input()?;
+            let mut pause = Duration::ZERO;
+            for (name, layers) in round(pending.keys(), &input, read) {
+                let Some(mut certain) = pending.remove(&name) else {
+                    continue;
+                };
+                match layers.map(|layers| certain.add(layers)) {
+                    Ok(Some(report)) => self.add(&name, &report.differences),
+                    Ok(None) => {
                         pause = certain.pause(settle);
                         pending.insert(name, certain);
                     }
-                },
-                Err(failure) if failure.reason == "forbidden" => {
-                    let count = forbidden.take().map_or(0, |(_, count)| count);
-                    forbidden = Some((failure, count + 1));
+                    Err(failure) => self.unread(&name, failure),
                 }
-                Err(failure) => findings.push(silent(&name, &failure)),
+            }
+            if !pending.is_empty() {
+                std::thread::sleep(pause);
             }
         }
-        if !pending.is_empty() {
-            std::thread::sleep(pause);
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, differences: &[Difference]) {
+        if differences.is_empty() {
+            self.well += 1;
+        } else {
+            self.findings.push(differing(name, differences));
         }
     }
-    if let Some((failure, count)) = forbidden {
-        let message = format!("{count} nodes could not be looked at: {}", failure.message);
-        let advice = "run the check as a user who may create pods/exec in karst-system, or leave it out with --no-nodes";
-        findings.push(Finding::warning(ID, message, advice));
+
+    fn unread(&mut self, name: &str, failure: Failure) {
+        if failure.reason == "forbidden" {
+            let count = self.forbidden.take().map_or(0, |(_, count)| count);
+            self.forbidden = Some((failure, count + 1));
+        } else {
+            self.findings.push(silent(name, &failure));
+        }
     }
-    if well > 0 {
-        let message =
-            format!("on {well} nodes objects, agent, kernel and sockets say the same of the mesh");
-        findings.insert(0, Finding::ok(ID, message));
+
+    fn findings(self) -> Vec<Finding> {
+        let mut findings = self.findings;
+        if let Some((failure, count)) = self.forbidden {
+            let message = format!("{count} nodes could not be looked at: {}", failure.message);
+            let advice = "run the check as a user who may create pods/exec in karst-system, or leave it out with --no-nodes";
+            findings.push(Finding::warning(ID, message, advice));
+        }
+        if self.well > 0 {
+            let message = format!(
+                "on {} nodes objects, agent, kernel and sockets say the same of the mesh",
+                self.well
+            );
+            findings.insert(0, Finding::ok(ID, message));
+        }
+        findings
     }
-    findings
 }
 
 /// The layers of some nodes.
@@ -271,6 +313,28 @@ mod tests {
         ];
         let expected = expected.map(|(level, text)| (level, text.to_owned()));
         assert_eq!(said, BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn more_nodes_than_are_held_at_once_are_all_looked_at() {
+        let all: BTreeSet<String> = (0..3 * HELD + 1).map(|node| format!("n{node}")).collect();
+        let (reading_now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let objects = || {
+            most.fetch_max(reading_now.swap(0, Ordering::SeqCst), Ordering::SeqCst);
+            nothing()
+        };
+        let read = |name: &str, _: &[String]| {
+            reading_now.fetch_add(1, Ordering::SeqCst);
+            match name {
+                "n7" | "n96" => Ok(reading(&json!("state_not_ready"))),
+                _ => Ok(reading(&Value::Null)),
+            }
+        };
+        let findings = of_nodes(all, objects, read, Duration::ZERO);
+        let well = format!("on {} nodes", 3 * HELD - 1);
+        assert!(findings[0].message.starts_with(&well), "{findings:?}");
+        assert_eq!(findings.len(), 3, "{findings:?}");
+        assert_eq!(most.into_inner(), HELD);
     }
 
     #[test]

@@ -25,8 +25,10 @@ pub struct Difference {
 impl Difference {
     /// Whether this is the other one still. What is found may have changed: it is not what is expected all the same.
     pub fn is_still(&self, other: &Self) -> bool {
-        let key = |one: &Self| (one.code.id, one.between);
-        key(self) == key(other) && self.object == other.object && self.expected == other.expected
+        self.code == other.code
+            && self.between == other.between
+            && self.object == other.object
+            && self.expected == other.expected
     }
 }
 
