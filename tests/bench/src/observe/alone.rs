@@ -3,8 +3,8 @@
 //!
 //! Between two processes that carry traffic a per cent cannot be told from what two processes differ by. Here one
 //! process does nothing but record, and turns metrics and log on and off every few milliseconds, so that what the machine
-//! does meanwhile is the same for all. Before each call as much memory is read as a request goes through, so that
-//! the recorders find cold caches as they do in service.
+//! does meanwhile is the same for all. Before each call more memory is read than the nearest cache has, so that the
+//! recorders do not find there what they left.
 
 mod agent;
 mod waypoint;
@@ -12,7 +12,7 @@ mod waypoint;
 use std::{
     fs, hint,
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -43,6 +43,9 @@ const CACHE_LINE: usize = 64;
 
 /// Longest wait for the log's writer.
 const FLUSH: Duration = Duration::from_secs(5);
+
+/// Where files are in memory.
+const MEMORY: &str = "/dev/shm";
 
 /// Arguments of the process that records.
 #[derive(clap::Args)]
@@ -80,8 +83,8 @@ trait Records {
 
 /// Measures in a process of its own.
 pub fn measure() -> Result<Alone> {
-    let folder = Folder::new()?;
-    let (log, result) = (folder.0.join("log"), folder.0.join("result"));
+    let folder = tempfile::tempdir_in(MEMORY).with_context(|| format!("a folder in {MEMORY}"))?;
+    let (log, result) = (folder.path().join("log"), folder.path().join("result"));
     // As the log of an agent: each write goes to the end, wherever that is now.
     let log = fs::File::options().append(true).create_new(true).open(log);
     let me = std::env::current_exe().context("finding this program")?;
@@ -95,25 +98,6 @@ pub fn measure() -> Result<Alone> {
     ensure!(status.success(), "the recorders ended with {status}");
     let said = fs::read(&result).context("reading what the recorders use")?;
     serde_json::from_slice(&said).context("what the recorders use")
-}
-
-/// A folder in memory that goes with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let name = format!("karst-bench-{}", std::process::id());
-        let folder = Path::new("/dev/shm").join(name);
-        fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Nothing more can be done about it.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// The process that records.

@@ -1,4 +1,5 @@
-//! An agent's recorders, with connections between pods of the mesh.
+//! An agent's recorders, with connections between pods of the mesh: what `Flow::open` and the end of its `Connection`
+//! (`karst_node_agent::proxy`) call of them, in the same order.
 
 use std::{
     sync::Arc,
