@@ -1,5 +1,6 @@
 //! A service behind a waypoint, and what tests ask of it.
 
+use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,9 @@ const CONTROLLER: &str = "$(LAB_CONTROLLER)";
 
 /// The pod that asks.
 pub const CLIENT: &str = "shop/client";
+
+/// The waypoint's pod.
+pub const WAYPOINT: &str = "shop/waypoint";
 
 /// The shop of `shop.yaml`, in a [`World`] of its own.
 pub struct Shop {
@@ -55,6 +59,16 @@ impl Shop {
             Ok(())
         })?;
         Ok(shop)
+    }
+
+    /// `karst inspect WORDS` of the waypoint, from inside of its namespace.
+    pub fn inspect_waypoint(&self, words: &[&str]) -> Result<Output> {
+        let lab = &self.world.lab;
+        let karst = lab.inspect_command("node1", &[])?;
+        let karst = karst.get_program().to_str().context("a path")?.to_owned();
+        let place = ["--waypoint-address", "127.0.0.1:15000"];
+        let argv = [&[karst.as_str(), "inspect"], words, &place].concat();
+        lab.exec(WAYPOINT, &argv)
     }
 
     /// Asks from the client for a page.

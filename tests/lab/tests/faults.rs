@@ -353,15 +353,10 @@ fn route_to(version: &str) -> String {
     )
 }
 
-/// `karst inspect WORDS` of the shop's waypoint.
 fn of_waypoint(shop: &Shop, words: &[&str]) -> Result<Value> {
-    let karst = shop.world.lab.inspect_command("node2", &[])?;
-    let karst = karst.get_program().to_str().context("a path")?;
-    let place = ["-j", "--waypoint-address", "127.0.0.1:15000"];
-    let argv = [&[karst, "inspect"], words, &place].concat();
-    Ok(serde_json::from_str(
-        &shop.world.lab.exec_ok("shop/waypoint", &argv)?,
-    )?)
+    let output = shop.inspect_waypoint(&[words, &["-j"]].concat())?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 #[test]

@@ -19,9 +19,6 @@ use serde_json::Value;
 /// The node of the client, whose agent keeps the tunnels.
 const NODE: &str = "node1";
 
-/// The waypoint's pod.
-const WAYPOINT: &str = "shop/waypoint";
-
 /// How long state may take to follow.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -114,20 +111,8 @@ fn of_node(shop: &Shop, words: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-/// `karst inspect WORDS` of the waypoint, from inside of its namespace.
-fn waypoint(shop: &Shop, words: &[&str]) -> Result<Output> {
-    let lab = &shop.world.lab;
-    let karst = lab.inspect_command(NODE, &[])?;
-    let karst = karst.get_program().to_str().context("a path")?.to_owned();
-    let place = ["--waypoint-address", "127.0.0.1:15000"];
-    lab.exec(
-        WAYPOINT,
-        &[&[karst.as_str(), "inspect"], words, &place].concat(),
-    )
-}
-
 fn of_waypoint(shop: &Shop, words: &[&str]) -> Result<Value> {
-    let output = waypoint(shop, &[words, &["-j"]].concat())?;
+    let output = shop.inspect_waypoint(&[words, &["-j"]].concat())?;
     let text = String::from_utf8(output.stdout)?;
     ensure!(output.status.success(), "{words:?}: {text}");
     json(&text)
@@ -263,7 +248,7 @@ fn every_object_is_as_its_schema_says_and_as_text_too() -> Result<()> {
     let compared = inspect(shop, &["diff", "--no-intent", "-j"])?;
     valid("diff", &String::from_utf8(compared.stdout)?).context("diff")?;
     for object in OF_WAYPOINT {
-        let output = waypoint(shop, &[object, "-j"])?;
+        let output = shop.inspect_waypoint(&[object, "-j"])?;
         let text = String::from_utf8(output.stdout)?;
         ensure!(output.status.success(), "{object} of the waypoint: {text}");
         valid(object, &text).with_context(|| object.to_owned())?;
@@ -271,7 +256,7 @@ fn every_object_is_as_its_schema_says_and_as_text_too() -> Result<()> {
             !items(&json(&text)?)?.is_empty(),
             "the waypoint has no {object}"
         );
-        let shown = waypoint(shop, &[object])?;
+        let shown = shop.inspect_waypoint(&[object])?;
         ensure!(shown.status.success(), "{object} of the waypoint");
     }
     chat.end()
@@ -395,7 +380,7 @@ fn a_waypoint_shows_weights_latency_and_what_it_was_sent() -> Result<()> {
     );
     let certificates = of_waypoint(shop, &["cert"])?;
     ensure!(certificates[0]["state"] == "available", "{certificates}");
-    let refused = waypoint(shop, &["pod"])?;
+    let refused = shop.inspect_waypoint(&["pod"])?;
     ensure!(refused.status.code() == Some(UNSUPPORTED), "{refused:?}");
     Ok(())
 }

@@ -16,8 +16,8 @@ use karst_harness::{Doctor, EndingAuthority, NewerController, Place, by_hand, ho
 use serde_json::{Value, json};
 
 use crate::mesh::{
-    AGENTS, LABEL, NO_LABEL, SYSTEM, enrolled_shop, karst_output, label, pod, text, wait_enrolled,
-    with_karst,
+    AGENTS, CONTROLLERS, LABEL, NO_LABEL, SYSTEM, enrolled_shop, karst_output, label, pod, text,
+    wait_enrolled, with_karst,
 };
 use crate::outage::scale;
 use crate::shared::{APP_IMAGE, LIMIT, alone, ask as page, shared};
@@ -675,15 +675,8 @@ fn authority(cluster: &Cluster, left: Duration) -> Result<EndingAuthority> {
 
 /// A controller of a newer version before one of the cluster's, on the control plane's host.
 fn newer_controller(cluster: &Cluster) -> Result<NewerController> {
-    let pods = [
-        "pods",
-        "-n",
-        SYSTEM,
-        "-l",
-        "app.kubernetes.io/name=karst-controller",
-        "--field-selector=status.phase=Running",
-    ];
-    let pods = cluster.get(&pods)?;
+    let running = "--field-selector=status.phase=Running";
+    let pods = cluster.get(&["pods", "-n", SYSTEM, "-l", CONTROLLERS, running])?;
     let address: IpAddr = text(&pods, "/items/0/status/podIP").parse()?;
     let place = Place {
         netns: netns::file(&cluster.control_netns()),
@@ -838,13 +831,7 @@ fn no_controller(cluster: &Cluster) -> Result<()> {
         SYSTEM,
     ];
     cluster.kubectl(&none)?;
-    let pods = [
-        "pods",
-        "-n",
-        SYSTEM,
-        "-l",
-        "app.kubernetes.io/name=karst-controller",
-    ];
+    let pods = ["pods", "-n", SYSTEM, "-l", CONTROLLERS];
     until("the controllers to be gone", LIMIT, || {
         let left = cluster.get(&pods)?;
         ensure!(left["items"] == json!([]), "some are left");

@@ -19,6 +19,9 @@ pub const LABEL: &str = "karst.dev/dataplane-mode=ambient";
 pub const NO_LABEL: &str = "karst.dev/dataplane-mode-";
 pub const AGENTS: &str = "app.kubernetes.io/name=karst-node-agent";
 
+/// Label of the controllers' pods.
+pub const CONTROLLERS: &str = "app.kubernetes.io/name=karst-controller";
+
 /// How long a label may take to reach every agent and come back as an annotation.
 pub const ENROLMENT: Duration = Duration::from_secs(30);
 
