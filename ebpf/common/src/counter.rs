@@ -57,6 +57,32 @@ counters! {
     ProbeVerified = 14 => "probe_verified",
     /// Accepted on an authorised tuple with another sequence number: somebody forged it.
     ProbeForged = 15 => "probe_forged",
+    /// A connection to another pod of the node let past the agent at its connect.
+    BypassChosen = 16 => "bypass_chosen",
+    /// Its handshake authorised.
+    BypassAuthorised = 17 => "bypass_authorised",
+    /// Not authorised: what is dialled is not, or no longer, allowed. The other pod's agent decides.
+    BypassRevoked = 18 => "bypass_revoked",
+    /// Not authorised: a map refused an entry. The other pod's agent decides.
+    BypassAuthoriseFailed = 19 => "bypass_authorise_failed",
+    /// Allowed, but sent to the agent because `FLOWS` is all but full.
+    BypassFlowsFull = 20 => "bypass_flows_full",
+    /// Allowed, but sent to the agent because no agent has confirmed the verdicts of late.
+    BypassExpired = 21 => "bypass_expired",
+    /// Socket lookups let through for such a connection.
+    BypassPassed = 22 => "bypass_passed",
+    /// Accepted on an authorised tuple with the sequence number authorised.
+    BypassVerified = 23 => "bypass_verified",
+    /// Accepted on such a tuple with another sequence number: somebody forged it.
+    BypassForged = 24 => "bypass_forged",
+    /// SYNs dropped at the host's end of a pod's interface: on an authorised tuple, with another sequence number.
+    BypassSynDropped = 25 => "bypass_syn_dropped",
+    /// Records of opened or closed connections that found no room in `FLOW_EVENTS`.
+    BypassEventLost = 26 => "bypass_event_lost",
+    /// Packets handed to the other pod's interface directly.
+    BypassRedirected = 27 => "bypass_redirected",
+    /// Packets dropped because their source is not the pod's address.
+    BypassSpoofed = 28 => "bypass_spoofed",
 }
 
 /// Entries of the `COUNTERS` map; room for more without a new layout.

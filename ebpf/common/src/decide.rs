@@ -115,6 +115,7 @@ mod tests {
             v6: ip("fd00::5"),
             uid_length: 0,
             uid: [0; UID_BYTES],
+            guard: 0,
         }
     }
 

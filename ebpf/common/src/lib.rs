@@ -32,7 +32,7 @@ pub use counter::CounterId;
 
 /// Bumped whenever a key, a value, a flag or the meaning of one changes: pinned maps of another
 /// version are never reused as they are.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The agent's listener for captured outbound connections, on loopback in the pod's namespace.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -47,9 +47,29 @@ pub const UID_BYTES: usize = 64;
 /// for microseconds; the bound is that of eight full accept queues of 4,096.
 pub const PUBLISHED_ENTRIES: u32 = 32_768;
 
-/// Probes of the node in their handshake. A node probes each of a few hundred pods every few
-/// seconds; the oldest is evicted first, and an evicted probe is taken for a plain client.
-pub const AUTHORISED_ENTRIES: u32 = 8_192;
+/// Probes of the node and connections between its pods, in their handshake. The oldest is evicted first; an evicted
+/// one is taken for a plain client, which the agent decides about.
+pub const AUTHORISED_ENTRIES: u32 = 65_536;
+
+/// Pairs of pods of one node and ports that are decided in advance: 250 pods, each pair with four entries. What finds
+/// no room is decided by the agent.
+pub const VERDICT_ENTRIES: u32 = 262_144;
+
+/// Addresses and ports of services that have an endpoint on the node. What finds no room is resolved by the agent.
+pub const SERVICE_ENTRIES: u32 = 16_384;
+
+/// Endpoints on the node, of all these services.
+pub const ENDPOINT_ENTRIES: u32 = 131_072;
+
+/// Connections between pods of the node that live at once past the agent. Never evicted, since who is not known
+/// here cannot be closed when policies change; beyond this, connections go to the agent.
+pub const FLOW_ENTRIES: u32 = 131_072;
+
+/// Entries of `FLOWS` that are kept free for connections that were let through and are not noted there yet.
+pub const FLOW_SLACK: u32 = 4_096;
+
+/// Bytes of `FLOW_EVENTS`: some 14,500 records, twice what ends in a second where 400,000 connections a minute do.
+pub const FLOW_EVENT_BYTES: u32 = 2 << 20;
 
 /// How long an authorised handshake may take, nanoseconds: six retransmissions of a SYN give up
 /// after 127 s (`tcp_syn_retries`).

@@ -4,7 +4,10 @@
 use aya::Pod as Bytes;
 
 use crate::address::{Endpoint, Ip};
-use crate::layout::{Authorisation, Config, Pod, PublishedKey, SocketState, Tuple};
+use crate::layout::{
+    Authorisation, Config, EndpointKey, Flow, FlowEvent, Pod, PublishedKey, ServiceEndpoints,
+    SocketState, Tuple, VerdictKey,
+};
 
 // SAFETY: four words, no padding, every bit pattern valid.
 unsafe impl Bytes for Ip {}
@@ -22,3 +25,13 @@ unsafe impl Bytes for Tuple {}
 unsafe impl Bytes for Authorisation {}
 // SAFETY: `repr(C)` integers with explicit padding (sizes asserted in `layout`).
 unsafe impl Bytes for Config {}
+// SAFETY: `repr(C)` integers with explicit padding (sizes asserted in `layout`).
+unsafe impl Bytes for VerdictKey {}
+// SAFETY: `repr(C)` integers with explicit padding (sizes asserted in `layout`).
+unsafe impl Bytes for ServiceEndpoints {}
+// SAFETY: `repr(C)` integers with explicit padding (sizes asserted in `layout`).
+unsafe impl Bytes for EndpointKey {}
+// SAFETY: `repr(C)` integers with explicit padding (sizes asserted in `layout`).
+unsafe impl Bytes for Flow {}
+// SAFETY: `repr(C)` integers with explicit padding (sizes asserted in `layout`).
+unsafe impl Bytes for FlowEvent {}

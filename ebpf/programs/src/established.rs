@@ -18,7 +18,8 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::{debug, warn};
 use karst_bpf_common::decide::claimed;
 use karst_bpf_common::layout::{
-    Authorisation, PublishedKey, SOCKET_CAPTURED, SOCKET_PROBE, SOCKET_SOURCE, SocketState, Tuple,
+    AUTHORISED_PROBE, Authorisation, PublishedKey, SOCKET_CAPTURED, SOCKET_PROBE, SOCKET_SOURCE,
+    SocketState, Tuple,
 };
 use karst_bpf_common::{CounterId, OUTBOUND_PORT};
 
@@ -151,7 +152,7 @@ fn authorise(ctx: &SockOpsContext, socket: *mut bpf_sock, state: &mut SocketStat
         // SAFETY: the helper takes nothing.
         at_ns: unsafe { bpf_ktime_get_ns() },
         isn,
-        padding: 0,
+        kind: AUTHORISED_PROBE,
     };
     // Asked for before the entry exists: an entry nobody is told to remove must not be made.
     // What other programs asked for on this socket stays asked for.

@@ -47,6 +47,9 @@ pub struct EnrolledPod {
     pub netns_cookie: u64,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether handshakes that go to it past the agent are checked at the host's end of its interface. Where they
+    /// are not, all go to the agent.
+    pub guarded: bool,
 }
 
 /// A count kept by the BPF programs since the maps were made, over all CPUs.

@@ -13,6 +13,7 @@
 mod api;
 mod btf;
 mod cgroup;
+mod direct;
 mod error;
 pub mod inspect;
 mod links;
@@ -34,6 +35,7 @@ pub use api::{
     Counter, DatapathConfig, EnrolledPod, Loaded, LoadedProgram, MapFill, PodAttachment,
     VerifiedProgram,
 };
+pub use direct::LocalEndpoints;
 pub use error::DatapathError;
 pub use karst_bpf_common::LAYOUT_VERSION;
 pub use node::Datapath;

@@ -9,9 +9,13 @@ use std::path::Path;
 
 use aya::Pod as Bytes;
 use karst_bpf_common::layout::{
-    Authorisation, Config, NetnsCookie, Pod, PublishedKey, SocketState, Tuple,
+    Authorisation, Config, EndpointKey, Flow, NetnsCookie, Pod, PublishedKey, ServiceEndpoints,
+    SocketState, Tuple, VerdictKey,
 };
-use karst_bpf_common::{AUTHORISED_ENTRIES, Ip, PUBLISHED_ENTRIES, counter::COUNTER_ENTRIES};
+use karst_bpf_common::{
+    AUTHORISED_ENTRIES, ENDPOINT_ENTRIES, Endpoint, FLOW_ENTRIES, Ip, PUBLISHED_ENTRIES,
+    SERVICE_ENTRIES, VERDICT_ENTRIES, counter::COUNTER_ENTRIES,
+};
 
 use crate::{DatapathError, sys};
 
@@ -79,8 +83,27 @@ pub(crate) const COUNTERS: MapSpec =
 pub(crate) const CONFIG: MapSpec = spec::<u32, Config>("CONFIG", ARRAY, Room::Fixed(1));
 pub(crate) const SKST: MapSpec = spec::<u32, SocketState>("SKST", SK_STORAGE, Room::Fixed(0));
 
+pub(crate) const VERDICTS: MapSpec =
+    spec::<VerdictKey, u32>("VERDICTS", HASH, Room::Fixed(VERDICT_ENTRIES));
+pub(crate) const SERVICES: MapSpec =
+    spec::<Endpoint, ServiceEndpoints>("SERVICES", HASH, Room::Fixed(SERVICE_ENTRIES));
+pub(crate) const ENDPOINTS: MapSpec =
+    spec::<EndpointKey, Endpoint>("ENDPOINTS", HASH, Room::Fixed(ENDPOINT_ENTRIES));
+pub(crate) const FLOWS: MapSpec = spec::<u64, Flow>("FLOWS", HASH, Room::Fixed(FLOW_ENTRIES));
+/// How many entries `FLOWS` has, as the programs count them.
+pub(crate) const FLOW_COUNT: MapSpec = spec::<u32, u64>("FLOW_COUNT", ARRAY, Room::Fixed(1));
+/// Until when verdicts hold, on the monotonic clock, nanoseconds.
+pub(crate) const VERDICTS_UNTIL: MapSpec =
+    spec::<u32, u64>("VERDICTS_UNTIL", ARRAY, Room::Fixed(1));
+
 /// Every pinned map.
-pub(crate) const ALL: [MapSpec; 8] = [
+pub(crate) const ALL: [MapSpec; 14] = [
+    VERDICTS,
+    SERVICES,
+    ENDPOINTS,
+    FLOWS,
+    FLOW_COUNT,
+    VERDICTS_UNTIL,
     PODS,
     POD_ADDRESSES,
     LISTENERS,

@@ -8,9 +8,10 @@ use std::sync::atomic::AtomicBool;
 
 use aya::Ebpf;
 use karst_bpf_common::layout::{
-    Authorisation, Config, NetnsCookie, Pod, PublishedKey, SocketState, Tuple,
+    Authorisation, Config, EndpointKey, Flow, NetnsCookie, Pod, PublishedKey, ServiceEndpoints,
+    SocketState, Tuple, VerdictKey,
 };
-use karst_bpf_common::{CounterId, Ip, LAYOUT_VERSION};
+use karst_bpf_common::{CounterId, Endpoint, Ip, LAYOUT_VERSION};
 
 use crate::api::{Counter, DatapathConfig, Loaded, LoadedProgram, MapFill};
 use crate::cgroup::Cgroup;
@@ -58,6 +59,12 @@ pub(crate) struct Maps {
     pub(crate) counters: Map<u32, u64>,
     pub(crate) config: Map<u32, Config>,
     pub(crate) sockets: Map<u32, SocketState>,
+    pub(crate) verdicts: Map<VerdictKey, u32>,
+    pub(crate) services: Map<Endpoint, ServiceEndpoints>,
+    pub(crate) endpoints: Map<EndpointKey, Endpoint>,
+    pub(crate) flows: Map<u64, Flow>,
+    pub(crate) flow_count: Map<u32, u64>,
+    pub(crate) verdicts_until: Map<u32, u64>,
 }
 
 impl Maps {
@@ -71,17 +78,27 @@ impl Maps {
             counters: Map::open(folder, map::COUNTERS)?,
             config: Map::open(folder, map::CONFIG)?,
             sockets: Map::open(folder, map::SKST)?,
+            verdicts: Map::open(folder, map::VERDICTS)?,
+            services: Map::open(folder, map::SERVICES)?,
+            endpoints: Map::open(folder, map::ENDPOINTS)?,
+            flows: Map::open(folder, map::FLOWS)?,
+            flow_count: Map::open(folder, map::FLOW_COUNT)?,
+            verdicts_until: Map::open(folder, map::VERDICTS_UNTIL)?,
         })
     }
 
     /// Those that can fill up.
-    fn bounded(&self) -> [&RawMap; 5] {
+    fn bounded(&self) -> [&RawMap; 9] {
         [
             self.pods.raw(),
             self.addresses.raw(),
             self.listeners.raw(),
             self.published.raw(),
             self.authorised.raw(),
+            self.verdicts.raw(),
+            self.services.raw(),
+            self.endpoints.raw(),
+            self.flows.raw(),
         ]
     }
 }

@@ -224,6 +224,7 @@ fn describe(pod: &PodAttachment<'_>) -> Result<Pod, DatapathError> {
         v6: Ip::UNSPECIFIED,
         uid_length: pod.uid.len() as u32,
         uid: [0; UID_BYTES],
+        guard: 0,
     };
     for (to, from) in value.uid.iter_mut().zip(pod.uid.bytes()) {
         *to = from;
@@ -272,5 +273,6 @@ fn enrolled_pod((cookie, pod): &(NetnsCookie, Pod)) -> EnrolledPod {
         uid: uid_of(pod),
         netns_cookie: *cookie,
         addresses: addresses_of(pod),
+        guarded: pod.guard != 0,
     }
 }
