@@ -293,7 +293,7 @@ impl Admin {
                 "problem": install.problem(),
                 "changes": install.read().1,
             })),
-            "workers": self.workers.0.len(),
+            "workers": self.workers.workers().len(),
             "tap_subscribers": self.context.tap.subscribers(),
             "access_log_dropped": self.context.access_log.dropped(),
             "bpf_events": kernel.counters().map(|list| {
@@ -342,7 +342,7 @@ impl Admin {
 
     async fn snapshot(&self) -> Snapshot {
         let mut answers = Vec::new();
-        for worker in &self.workers.0 {
+        for worker in self.workers.all() {
             let (reply, answer) = oneshot::channel();
             if worker.send(Command::Snapshot(reply)).is_ok() {
                 answers.push(answer);

@@ -37,7 +37,7 @@ impl Fixture {
             xds: enrolment.ads.clone(),
             pods: enrolment.pods,
             enrolment: events.clone(),
-            workers: WorkerSet(Vec::new()),
+            workers: WorkerSet::default(),
             install: None,
         });
         let listener = listen(&dir.path().join("admin").join("agent.sock")).expect("listens");

@@ -40,6 +40,7 @@ use crate::metrics::node::NodeMetrics;
 use crate::node;
 use crate::presence::{HANDED_OVER, Presence};
 use crate::process;
+use crate::same_node::SameNode;
 use crate::seniority::Seniority;
 use crate::standby::{Standby, Turn};
 use crate::state::MeshState;
@@ -197,6 +198,7 @@ impl Agent {
             metrics,
             access_log,
             tap: Tap::new(vec![("node", config.node_name.clone())]),
+            reachable: Default::default(),
             resource: span::Resource::new("karst-node-agent")
                 .with("k8s.node.name", &config.node_name),
         });
@@ -204,7 +206,7 @@ impl Agent {
             .map(|index| worker::spawn(index, Arc::clone(&context)))
             .collect::<io::Result<Vec<_>>>()
             .map_err(io_error("worker threads"))?;
-        let workers = WorkerSet(threads.iter().map(|w| w.commands.clone()).collect());
+        let workers = WorkerSet::new(threads.iter().map(|w| w.commands.clone()).collect());
         let ads = DeltaAds::new(ads_config(config));
         let config = config.clone();
         Ok(Self {
@@ -390,6 +392,11 @@ impl Serving {
             install,
             kubepods: self.kubepods.clone(),
         };
+        let (commands, obeyed) = mpsc::unbounded_channel();
+        let encrypt = self.config.encrypt_same_node;
+        let past = SameNode::new(&self.context, datapath, pods.clone(), obeyed, encrypt)?;
+        self.workers.follow(commands);
+        spawn_local(past.run());
         // First of all: whoever comes to the CNI socket finds the enrolment at work.
         spawn_local(task.run());
         node::start(&self.config.runtime, links).map_err(io_error("CNI socket"))?;
@@ -515,7 +522,7 @@ async fn scrape(
     asked: &http::HeaderMap,
 ) -> Reply {
     let mut flushed = Vec::new();
-    for worker in &workers.0 {
+    for worker in workers.all() {
         let (done, wait) = oneshot::channel();
         if worker.send(Command::FlushMetrics(done)).is_ok() {
             flushed.push(wait);

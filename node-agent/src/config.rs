@@ -115,6 +115,10 @@ pub struct Args {
     /// Access log on standard output: one line a connection.
     #[arg(long, env = "KARST_ACCESS_LOG", value_enum, default_value = "text")]
     pub access_log: AccessLogFormat,
+    /// Have connections between two pods of this node go through the agent, encrypted, as all others do. Without it,
+    /// those that no waypoint and no policy asks the agent about go past it.
+    #[arg(long, env = "KARST_ENCRYPT_SAME_NODE")]
+    pub encrypt_same_node: bool,
     /// Do not count connections for metrics: for measuring what that costs.
     #[arg(long, hide = true)]
     pub without_traffic_metrics: bool,
@@ -168,6 +172,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Log filter.
     pub log_level: String,
+    /// Connections between two pods of this node go through the agent.
+    pub encrypt_same_node: bool,
     /// Connections are not counted for metrics.
     pub without_traffic_metrics: bool,
     /// Access log format.
@@ -247,6 +253,7 @@ impl TryFrom<Args> for Config {
             workers: args.workers,
             log_format: args.log_format,
             log_level: args.log_level,
+            encrypt_same_node: args.encrypt_same_node,
             without_traffic_metrics: args.without_traffic_metrics,
             access_log: args.access_log,
             trust_domain: args.trust_domain,

@@ -17,6 +17,7 @@ use karst_telemetry::span::Resource;
 
 use crate::access_log::AccessLog;
 use crate::metrics::Metrics;
+use crate::same_node::Reachable;
 use crate::state::MeshState;
 
 /// The kernel's part of the work. [`KernelSlot`] in production.
@@ -160,6 +161,8 @@ pub struct Context {
     pub access_log: AccessLog,
     /// Who follows connections live.
     pub tap: Tap,
+    /// Workloads of this node that connections of its pods reach past this agent.
+    pub reachable: Reachable,
     /// Who we are in spans.
     pub resource: Resource,
 }

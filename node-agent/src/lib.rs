@@ -33,6 +33,7 @@ pub mod presence;
 pub mod process;
 pub mod proxy;
 pub mod reason;
+pub mod same_node;
 pub mod seniority;
 pub mod sockets;
 pub mod standby;

@@ -204,6 +204,11 @@ impl MeshState {
         self.note_published();
     }
 
+    /// Moves with every batch that is published.
+    pub fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
     /// Tells those who wait that a batch has been published.
     fn note_published(&self) {
         self.published.send_modify(|n| *n = n.wrapping_add(1));

@@ -86,6 +86,7 @@ impl Kernel for FakeKernel {
             uid: uid.clone(),
             netns_cookie: 1,
             addresses: addresses.clone(),
+            guarded: false,
         };
         Ok(pods.iter().map(one).collect())
     }
@@ -177,6 +178,7 @@ pub fn context(kernel: Arc<FakeKernel>, certificates: Arc<FakeCertificates>) -> 
         metrics: Arc::new(Metrics::default()),
         access_log: AccessLog::start(AccessLogFormat::Off).expect("access log"),
         tap: Tap::new(vec![("node", "test".to_owned())]),
+        reachable: Default::default(),
         resource: Default::default(),
     })
 }
@@ -204,7 +206,7 @@ impl FakeEnrolment {
         let enrolment = Enrolment::new(
             Arc::<FakeKernel>::clone(&kernel),
             Arc::<FakeCertificates>::clone(&certificates),
-            WorkerSet(Vec::new()),
+            WorkerSet::default(),
             Registry::open(dir.path()).expect("registry"),
         )
         .expect("enrolment");

@@ -220,6 +220,11 @@ impl Worker {
         }
     }
 
+    /// Forgets cached metric series, whose workloads may be gone.
+    pub fn forget_series(&self) {
+        self.series.borrow_mut().clear();
+    }
+
     /// Adds a live connection; the id is for [`Self::untrack`].
     pub fn track(&self, live: Rc<Live>) -> u64 {
         let id = self.next_id.get();
@@ -604,7 +609,7 @@ pub(crate) async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceive
                 let live = worker.live.borrow();
                 live.values().for_each(|live| live.tap(&feed));
             }
-            Command::ForgetSeries => worker.series.borrow_mut().clear(),
+            Command::ForgetSeries => worker.forget_series(),
             Command::Shutdown(deadline) => {
                 let all: Vec<_> = pods.into_values().chain(released).collect();
                 shut_down(&worker, &all, deadline).await;

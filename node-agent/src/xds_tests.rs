@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
         (store, Arc::clone(&state)),
         names,
         enrolment,
-        WorkerSet(vec![worker]),
+        WorkerSet::new(vec![worker]),
     );
     Fixture {
         handler,

@@ -25,6 +25,11 @@ pub struct LocalEndpoints {
 }
 
 impl Datapath {
+    /// The programs' clock, nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        sys::clock(libc::CLOCK_MONOTONIC)
+    }
+
     /// Lets verdicts hold for so long from now on; zero ends that at once, and all new connections go to the agent.
     ///
     /// # Errors

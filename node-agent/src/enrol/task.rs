@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use karst_client::DeltaAds;
@@ -382,14 +382,41 @@ impl From<&super::registry::RegistryError> for Problem {
     }
 }
 
-/// The worker threads, as the enrolment drives them.
-#[derive(Clone, Debug)]
-pub struct WorkerSet(pub Vec<mpsc::UnboundedSender<Command>>);
+/// The worker threads, as the enrolment drives them, and beside them whoever follows connections that no worker has.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerSet {
+    workers: Vec<mpsc::UnboundedSender<Command>>,
+    beside: Arc<Mutex<Option<mpsc::UnboundedSender<Command>>>>,
+}
 
 impl WorkerSet {
-    /// Sends a command to every worker.
+    /// These workers.
+    pub fn new(workers: Vec<mpsc::UnboundedSender<Command>>) -> Self {
+        Self {
+            workers,
+            beside: Arc::default(),
+        }
+    }
+
+    /// The worker threads.
+    pub fn workers(&self) -> &[mpsc::UnboundedSender<Command>] {
+        &self.workers
+    }
+
+    /// Has `follower` get every command from now on too.
+    pub fn follow(&self, follower: mpsc::UnboundedSender<Command>) {
+        *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = Some(follower);
+    }
+
+    /// Everybody who has connections.
+    pub fn all(&self) -> Vec<mpsc::UnboundedSender<Command>> {
+        let beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        self.workers.iter().chain(beside.iter()).cloned().collect()
+    }
+
+    /// Sends a command to everybody.
     pub fn broadcast(&self, command: impl Fn() -> Command) {
-        for worker in &self.0 {
+        for worker in self.all() {
             // A worker that is gone has no connections left to act on.
             let _ = worker.send(command());
         }
@@ -398,7 +425,7 @@ impl WorkerSet {
 
 impl Workers for WorkerSet {
     fn start(&mut self, pod: &Arc<Pod>, listeners: Vec<Listeners>) {
-        for (worker, listeners) in self.0.iter().zip(listeners) {
+        for (worker, listeners) in self.workers.iter().zip(listeners) {
             let _ = worker.send(Command::Start(Arc::clone(pod), listeners));
         }
     }
@@ -416,7 +443,7 @@ impl Workers for WorkerSet {
     }
 
     fn listen(&self, netns: &Netns, addresses: &[IpAddr]) -> io::Result<Vec<Listeners>> {
-        Listeners::open(netns, addresses, self.0.len())
+        Listeners::open(netns, addresses, self.workers.len())
     }
 
     fn inherit(
@@ -425,6 +452,6 @@ impl Workers for WorkerSet {
         netns: &Netns,
         addresses: &[IpAddr],
     ) -> io::Result<Vec<Listeners>> {
-        Listeners::spread(former, netns, addresses, self.0.len())
+        Listeners::spread(former, netns, addresses, self.workers.len())
     }
 }

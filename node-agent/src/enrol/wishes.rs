@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_new_enrolment_hears_what_was_said_before_it() {
-        let mut wishes = Wishes::new(WorkerSet(Vec::new()));
+        let mut wishes = Wishes::new(WorkerSet::default());
         wishes.note(Event::NodePods(vec![
             (Arc::from("a"), pod("sa", Mode::Ambient)),
             (Arc::from("b"), pod("other", Mode::None)),
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_deleted_pods_connections_end_also_after_the_hand_over() {
         let (commands, mut told) = mpsc::unbounded_channel();
-        let mut wishes = Wishes::new(WorkerSet(vec![commands]));
+        let mut wishes = Wishes::new(WorkerSet::new(vec![commands]));
         let (events, _heard) = mpsc::unbounded_channel();
         wishes.follow(events);
         wishes.note(Event::NodePods(vec![(Arc::from("a"), None)]));
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_is_required_reaches_connections_also_after_the_hand_over() {
         let (commands, mut told) = mpsc::unbounded_channel();
-        let mut wishes = Wishes::new(WorkerSet(vec![commands]));
+        let mut wishes = Wishes::new(WorkerSet::new(vec![commands]));
         let (events, _heard) = mpsc::unbounded_channel();
         wishes.follow(events);
         let change = |uid: &str, mode| (Arc::from(uid), pod("sa", mode));

@@ -57,6 +57,8 @@ pub enum Reporter {
 pub enum Security {
     /// Mutual TLS.
     MutualTls,
+    /// Not encrypted: it never left the node's memory, and the kernel knows both ends.
+    SameNode,
     /// Not at all, or not by us.
     Unknown,
 }
@@ -66,6 +68,7 @@ impl Security {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
+            Self::SameNode => "same_node",
             Self::Unknown => UNKNOWN,
         }
     }

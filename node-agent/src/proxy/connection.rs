@@ -53,6 +53,15 @@ impl Refused {
             denial: None,
         }
     }
+
+    /// The same once more, for the other end of a connection of which both ends are ours.
+    pub fn copied(&self) -> Self {
+        Self {
+            reason: self.reason,
+            error: self.error.clone(),
+            denial: self.denial.clone(),
+        }
+    }
 }
 
 impl From<Denial> for Refused {
@@ -186,7 +195,8 @@ impl Flow {
         }
     }
 
-    fn parties(&self) -> Parties<'_> {
+    /// Whom it connects, for metrics.
+    pub fn parties(&self) -> Parties<'_> {
         let reporter = match self.direction {
             Direction::Outbound => Reporter::Source,
             Direction::Inbound => Reporter::Destination,
@@ -270,8 +280,36 @@ impl Flow {
         }
     }
 
-    /// Only what a record needs is cloned: it is made for every connection where there is an access log.
-    fn record(
+    /// For the admin socket: with the bytes of (requests, responses) so far.
+    pub fn view(
+        &self,
+        (bytes_recv, bytes_sent): (u64, u64),
+        tls: Option<Arc<TlsInfo>>,
+        path: &'static str,
+    ) -> ConnectionView {
+        let millis = self.started.elapsed().as_millis();
+        ConnectionView {
+            pod_uid: Arc::clone(&self.pod.uid),
+            pod: format!("{}/{}", self.pod.namespace, self.pod.name),
+            direction: self.direction.as_str(),
+            src: PartyView::new(&self.source),
+            dst: PartyView::new(&self.destination),
+            hbone_addr: self.hbone_addr,
+            service: self.service.as_ref().map(|s| Arc::clone(&s.spec.hostname)),
+            service_port: self.service_port,
+            connection_security_policy: self.security.as_str(),
+            tls,
+            path,
+            legs: *self.legs,
+            bytes_sent,
+            bytes_recv,
+            duration_ms: u64::try_from(millis).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// What is logged of it. Only what a record needs is cloned: it is made for every connection where there is an
+    /// access log.
+    pub fn record(
         &self,
         duration: Duration,
         (bytes_recv, bytes_sent): (u64, u64),
@@ -405,30 +443,11 @@ impl Live {
 
     /// For the admin socket.
     pub fn view(&self) -> ConnectionView {
-        let flow = &self.flow;
-        let (bytes_recv, bytes_sent) = self.bytes();
-        let millis = flow.started.elapsed().as_millis();
-        ConnectionView {
-            pod_uid: Arc::clone(&flow.pod.uid),
-            pod: format!("{}/{}", flow.pod.namespace, flow.pod.name),
-            direction: flow.direction.as_str(),
-            src: PartyView::new(&flow.source),
-            dst: PartyView::new(&flow.destination),
-            hbone_addr: flow.hbone_addr,
-            service: flow.service.as_ref().map(|s| Arc::clone(&s.spec.hostname)),
-            service_port: flow.service_port,
-            connection_security_policy: flow.security.as_str(),
-            tls: self.tls.clone(),
-            path: if self.tls.is_some() {
-                "hbone"
-            } else {
-                "plaintext"
-            },
-            legs: *flow.legs,
-            bytes_sent,
-            bytes_recv,
-            duration_ms: u64::try_from(millis).unwrap_or(u64::MAX),
-        }
+        let path = match self.tls.is_some() {
+            true => "hbone",
+            false => "plaintext",
+        };
+        self.flow.view(self.bytes(), self.tls.clone(), path)
     }
 }
 
@@ -451,11 +470,11 @@ pub struct ConnectionView {
     pub service: Option<Arc<str>>,
     /// Port of that service.
     pub service_port: Option<u16>,
-    /// `mutual_tls` or `unknown`.
+    /// `mutual_tls`, `same_node` or `unknown`.
     pub connection_security_policy: &'static str,
     /// What was negotiated.
     pub tls: Option<Arc<TlsInfo>>,
-    /// `hbone` in a tunnel, or `plaintext`.
+    /// `hbone` in a tunnel, `same_node` past the agents, or `plaintext`.
     pub path: &'static str,
     /// The agent's sockets of it.
     pub legs: Legs,

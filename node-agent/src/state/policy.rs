@@ -8,7 +8,7 @@
 //! Nothing that is unknown opens anything: a policy that a workload names and that has not come, or
 //! one that came in a form that cannot be used, refuses what it is for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -257,6 +257,8 @@ pub struct Effective {
     missing: Option<Arc<str>>,
     /// Why nothing can be decided at all.
     unusable: Option<(Arc<str>, String)>,
+    /// Ports that a condition names.
+    named_ports: BTreeSet<u16>,
 }
 
 impl Effective {
@@ -266,6 +268,7 @@ impl Effective {
             dry_run: None,
             missing: None,
             unusable: None,
+            named_ports: BTreeSet::new(),
         };
         let own = published.namespaces.get(&workload.namespace);
         let mut applies: Vec<&Arc<Policy>> = published
@@ -281,6 +284,8 @@ impl Effective {
                 None => effective.missing = Some(Arc::clone(name)),
             }
         }
+        let rules = applies.iter().filter_map(|policy| policy.rules.as_ref());
+        effective.named_ports = rules.flat_map(ports_of).collect();
         let (dry_run, enforced): (Vec<&Arc<Policy>>, _) =
             applies.into_iter().partition(|policy| policy.dry_run);
         match Compiled::new(&enforced) {
@@ -297,6 +302,12 @@ impl Effective {
     /// Whether a policy that the workload names has not come (yet).
     pub fn is_incomplete(&self) -> bool {
         self.missing.is_some()
+    }
+
+    /// Ports that a condition of any of the policies names, those on trial included: connections that differ in
+    /// nothing but a port that is not among them are decided alike.
+    pub fn named_ports(&self) -> impl Iterator<Item = u16> {
+        self.named_ports.iter().copied()
     }
 
     /// Whether a connection may pass.
@@ -327,6 +338,15 @@ impl Effective {
     pub fn would_deny(&self, connection: &Attributes<'_>) -> Option<Denial> {
         self.dry_run.as_ref()?.decide(connection).err()
     }
+}
+
+fn ports_of(policy: &model::Policy) -> impl Iterator<Item = u16> {
+    let clauses = policy.rules.iter().flat_map(|rule| &rule.clauses);
+    let matches = clauses.flat_map(|clause| &clause.matches);
+    matches.flat_map(|one| {
+        let named = one.destination_ports.iter();
+        named.chain(&one.not_destination_ports).copied()
+    })
 }
 
 #[derive(Debug, Default)]

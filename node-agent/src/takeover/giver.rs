@@ -141,7 +141,7 @@ impl Giver {
     /// Hands everything over; an error as long as the other side does not serve.
     async fn pass(&self, channel: &Channel) -> Result<usize, TakeoverError> {
         let mut sockets = 0;
-        for (worker, commands) in self.workers.0.iter().enumerate() {
+        for (worker, commands) in self.workers.workers().iter().enumerate() {
             let (reply, listeners) = oneshot::channel();
             let sent = commands.send(Command::Pause(reply));
             sent.map_err(|_| TakeoverError::Ending)?;

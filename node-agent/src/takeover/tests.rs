@@ -132,7 +132,7 @@ impl Running {
             lock: Rc::clone(&lock),
             layout: 7,
             user,
-            workers: WorkerSet(workers),
+            workers: WorkerSet::new(workers),
             enrolment,
             certificates: Arc::<FakeCertificates>::clone(&certificates),
         };
