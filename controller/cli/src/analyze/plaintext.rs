@@ -116,8 +116,10 @@ fn note(line: &str, all: &mut BTreeMap<(String, String), Seen>) {
     }
     let labels = labels_of(labels);
     let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
-    // Of one connection both ends tell; the destination's agent knows what came in plain text.
-    if label("reporter") != "destination" || label("connection_security_policy") == "mutual_tls" {
+    // Of one connection both ends tell; the destination's agent knows what came in plain text. What went past it,
+    // between two pods of its node, had an identity that the kernel knows.
+    let proven = ["mutual_tls", "same_node"].contains(&label("connection_security_policy"));
+    if label("reporter") != "destination" || proven {
         return;
     }
     let place = (

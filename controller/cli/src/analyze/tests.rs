@@ -363,6 +363,7 @@ const SCRAPE: &str = "\
 # TYPE istio_tcp_connections_opened counter
 istio_tcp_connections_opened_total{reporter=\"destination\",source_workload=\"unknown\",source_workload_namespace=\"unknown\",destination_workload=\"web\",destination_workload_namespace=\"NS\",connection_security_policy=\"unknown\"} 3
 istio_tcp_connections_opened_total{reporter=\"destination\",source_workload=\"cart\",source_workload_namespace=\"shop\",destination_workload=\"web\",destination_workload_namespace=\"NS\",connection_security_policy=\"mutual_tls\"} 7
+istio_tcp_connections_opened_total{reporter=\"destination\",source_workload=\"cart\",source_workload_namespace=\"shop\",destination_workload=\"web\",destination_workload_namespace=\"NS\",connection_security_policy=\"same_node\"} 5
 istio_tcp_connections_failed_total{reporter=\"destination\",source_workload=\"ba\\\"tch\",source_workload_namespace=\"plain\",destination_workload=\"web\",destination_workload_namespace=\"NS\",connection_security_policy=\"unknown\"} 2
 istio_tcp_connections_opened_total{reporter=\"source\",destination_workload=\"web\",destination_workload_namespace=\"NS\",connection_security_policy=\"unknown\"} 9
 ";

@@ -46,6 +46,7 @@ pub fn line(event: &Event, width: Width) -> String {
     match &*event.connection_security_policy {
         "" => {}
         "mutual_tls" => line += " mtls",
+        "same_node" => line += " same-node",
         _ => line += " plain",
     }
     let named = [
