@@ -103,10 +103,12 @@ impl Flows {
         let Some(ends) = self.ends(&event.flow, pods, now_ns) else {
             return;
         };
-        let after = event.at_ns.saturating_sub(event.flow.started_ns);
-        for flow in ends.both() {
-            self.worker
-                .established(flow.direction, || Duration::from_nanos(after));
+        if event.kind == FLOW_OPENED {
+            let after = event.at_ns.saturating_sub(event.flow.started_ns);
+            for flow in ends.both() {
+                self.worker
+                    .established(flow.direction, || Duration::from_nanos(after));
+            }
         }
         self.add(event.socket, ends, pods, &event.flow);
     }
@@ -139,10 +141,14 @@ impl Flows {
 
     fn closed(&mut self, event: &FlowEvent, pods: &HashMap<u64, LocalPod>, now_ns: u64) {
         let cut = self.cut.remove(&event.socket);
+        if event.old_state == SYN_SENT {
+            return self.never_opened(event, pods, now_ns, cut);
+        }
+        if !self.live.contains_key(&event.socket) {
+            // It began before this agent did, or the record of its beginning found no room.
+            self.opened(event, pods, now_ns);
+        }
         let Some(mut live) = self.live.remove(&event.socket) else {
-            if event.old_state == SYN_SENT {
-                self.never_opened(event, pods, now_ns, cut);
-            }
             return;
         };
         live.bytes = (event.sent, event.received);
