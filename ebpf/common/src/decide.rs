@@ -3,9 +3,10 @@
 
 use crate::address::{Endpoint, Ip};
 use crate::layout::{
-    Config, Pod, SOCKET_CAPTURED, SOCKET_ORIGINAL, SOCKET_PEER, SOCKET_SOURCE, SocketState,
+    Config, Pod, SOCKET_CAPTURED, SOCKET_ELSEWHERE, SOCKET_ORIGINAL, SOCKET_PEER,
+    SOCKET_SOURCE, ServiceEndpoints, SocketState,
 };
-use crate::{AUTHORISED_NS, HBONE_PORT, OUTBOUND_PORT};
+use crate::{AUTHORISED_NS, HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -67,7 +68,7 @@ pub const fn is_pods_ancestor(config: &Config, ancestor: u64) -> bool {
 #[inline(always)]
 pub const fn claimed(state: &SocketState, local_port: u16) -> Option<SocketState> {
     let flags = if state.flags & SOCKET_CAPTURED != 0 && local_port == OUTBOUND_PORT {
-        SOCKET_ORIGINAL
+        SOCKET_ORIGINAL | state.flags & SOCKET_ELSEWHERE
     } else if state.flags & SOCKET_SOURCE != 0 && local_port != OUTBOUND_PORT {
         SOCKET_PEER
     } else {
@@ -91,6 +92,44 @@ pub const fn should_steer(local: &Endpoint, remote: &Ip) -> bool {
         && !local.ip.is_loopback()
 }
 
+/// What a service's address stands for, for one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// The endpoint in this slot of `ENDPOINTS`.
+    Here(u32),
+    /// One that is not on this node.
+    Elsewhere,
+    /// It has none.
+    Nothing,
+}
+
+/// Chooses among all endpoints alike, by a random number.
+#[inline(always)]
+pub const fn pick(service: &ServiceEndpoints, random: u32) -> Pick {
+    if service.total == 0 {
+        return Pick::Nothing;
+    }
+    let chosen = random % service.total;
+    if chosen < service.local {
+        Pick::Here(chosen)
+    } else {
+        Pick::Elsewhere
+    }
+}
+
+/// Whether a port of a pod may be reached past the agent at all: not the agent's own ones, and not 0,
+/// which nobody listens on and which means another thing in a verdict's key.
+#[inline(always)]
+pub const fn may_bypass(port: u16) -> bool {
+    port != 0 && port != OUTBOUND_PORT && port != PLAINTEXT_PORT && port != HBONE_PORT
+}
+
+/// Payload out of the kernel's count of received bytes, in which the other end's FIN is one.
+#[inline(always)]
+pub const fn payload_received(counted: u64, fin_seen: bool) -> u64 {
+    counted.saturating_sub(fin_seen as u64)
+}
+
 /// Whether an authorisation given at `at_ns` still holds at `now_ns`.
 #[inline(always)]
 pub const fn is_fresh(at_ns: u64, now_ns: u64) -> bool {
@@ -101,7 +140,7 @@ pub const fn is_fresh(at_ns: u64, now_ns: u64) -> bool {
 mod tests {
     use super::*;
     use crate::UID_BYTES;
-    use crate::layout::SOCKET_PROBE;
+    use crate::layout::{SOCKET_DIRECT, SOCKET_PROBE};
     use core::net::IpAddr;
     use proptest::prelude::*;
 
@@ -202,6 +241,10 @@ mod tests {
         let captured = state(SOCKET_CAPTURED | SOCKET_PEER);
         assert_eq!(flags(&captured, 15001), Some(SOCKET_ORIGINAL));
         assert_eq!(flags(&captured, 80), None);
+        let elsewhere = state(SOCKET_CAPTURED | SOCKET_PEER | SOCKET_ELSEWHERE);
+        let original = Some(SOCKET_ORIGINAL | SOCKET_ELSEWHERE);
+        assert_eq!(flags(&elsewhere, 15001), original);
+        assert_eq!(flags(&state(SOCKET_DIRECT | SOCKET_PEER), 15001), None);
         assert_eq!(flags(&state(SOCKET_SOURCE), 8080), Some(SOCKET_PEER));
         assert_eq!(flags(&state(SOCKET_SOURCE), 15001), None);
         assert_eq!(flags(&state(SOCKET_PROBE), 8080), None);
@@ -246,7 +289,45 @@ mod tests {
         assert!(is_agent(&config, 7) && is_agent(&config, 6));
     }
 
+    #[test]
+    fn the_agents_ports_are_never_reached_past_it() {
+        for port in [0, 15001, 15006, 15008] {
+            assert!(!may_bypass(port), "{port}");
+        }
+        for port in [1, 80, 15000, 15007, 15009, 65535] {
+            assert!(may_bypass(port), "{port}");
+        }
+    }
+
+    #[test]
+    fn a_fin_is_no_payload() {
+        assert_eq!(payload_received(1001, true), 1000);
+        assert_eq!(payload_received(1000, false), 1000);
+        assert_eq!(payload_received(0, true), 0);
+    }
+
+    #[test]
+    fn a_service_without_endpoints_picks_none() {
+        let none = ServiceEndpoints {
+            set: 1,
+            local: 0,
+            total: 0,
+        };
+        assert_eq!(pick(&none, 7), Pick::Nothing);
+    }
+
     proptest! {
+        #[test]
+        fn each_endpoint_has_its_share(local in 0u32..50, elsewhere in 0u32..50) {
+            let service = ServiceEndpoints { set: 1, local, total: local + elsewhere };
+            let picks: std::vec::Vec<_> = (0..service.total).map(|random| pick(&service, random)).collect();
+            for slot in 0..local {
+                prop_assert_eq!(picks.iter().filter(|pick| **pick == Pick::Here(slot)).count(), 1);
+            }
+            let others = picks.iter().filter(|pick| **pick == Pick::Elsewhere).count();
+            prop_assert_eq!(others, elsewhere as usize);
+        }
+
         #[test]
         fn a_pod_never_captures_itself_or_loopback(bits: u128, low: u32) {
             let mine = Pod { v4: Ip::from_v4_word(low), v6: Ip::from(core::net::Ipv6Addr::from(bits)), ..pod() };

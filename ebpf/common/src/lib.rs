@@ -37,6 +37,9 @@ pub const LAYOUT_VERSION: u32 = 3;
 /// The agent's listener for captured outbound connections, on loopback in the pod's namespace.
 pub const OUTBOUND_PORT: u16 = 15001;
 
+/// The agent's listener for inbound plaintext connections, on loopback in the pod's namespace.
+pub const PLAINTEXT_PORT: u16 = 15006;
+
 /// The agent's HBONE listener, on the pod's own address: never steered.
 pub const HBONE_PORT: u16 = 15008;
 

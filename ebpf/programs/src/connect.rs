@@ -13,13 +13,15 @@ use karst_bpf_common::decide::{
     should_capture,
 };
 use karst_bpf_common::layout::{
-    Config, SOCKET_CAPTURED, SOCKET_PEER, SOCKET_PROBE, SOCKET_SOURCE, SocketState,
+    Config, NetnsCookie, SOCKET_CAPTURED, SOCKET_DIRECT, SOCKET_ELSEWHERE, SOCKET_PEER,
+    SOCKET_PROBE, SOCKET_SOURCE, SocketState,
 };
 use karst_bpf_common::{CounterId, Endpoint};
 
 use crate::context::{
     addr_port, addr_socket, addr_v4, addr_v6, field, netns_cookie, set_addr_v4, set_addr_v6,
 };
+use crate::direct::{Choice, choose};
 use crate::maps::{POD_ADDRESSES, PODS, config, count};
 use crate::{ALLOW, REFUSE, state};
 
@@ -83,7 +85,7 @@ fn verdict(ctx: &SockAddrContext, destination: &Endpoint) -> Verdict {
     if is_agent(config, unsafe { bpf_get_current_cgroup_id() }) {
         return Verdict::Leave;
     }
-    capture(ctx, socket, destination)
+    capture(ctx, socket, netns, destination)
 }
 
 /// A socket may dial again, after a refusal or `AF_UNSPEC`: what the last call was granted does
@@ -98,7 +100,12 @@ fn forget_last(socket: *mut bpf_sock) {
 }
 
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, socket: *mut bpf_sock, destination: &Endpoint) -> Verdict {
+fn capture(
+    ctx: &SockAddrContext,
+    socket: *mut bpf_sock,
+    netns: NetnsCookie,
+    destination: &Endpoint,
+) -> Verdict {
     // SAFETY: the verifier knows this pointer as the socket being connected, never null.
     let device = unsafe { (*socket).bound_dev_if };
     if device != 0 {
@@ -113,9 +120,17 @@ fn capture(ctx: &SockAddrContext, socket: *mut bpf_sock, destination: &Endpoint)
         );
         return Verdict::Refuse;
     }
+    let elsewhere = match choose(netns, destination) {
+        Choice::Direct(endpoint) => match go_directly(socket, destination, &endpoint) {
+            Some(verdict) => return verdict,
+            None => 0,
+        },
+        Choice::Elsewhere => SOCKET_ELSEWHERE,
+        Choice::Agent => 0,
+    };
     let captured = SocketState {
         endpoint: *destination,
-        flags: SOCKET_CAPTURED | SOCKET_PEER,
+        flags: SOCKET_CAPTURED | SOCKET_PEER | elsewhere,
     };
     if state::set(socket, captured).is_none() {
         count(CounterId::OutboundRefusedNoState);
@@ -129,6 +144,30 @@ fn capture(ctx: &SockAddrContext, socket: *mut bpf_sock, destination: &Endpoint)
     }
     count(CounterId::OutboundCaptured);
     Verdict::Rewrite(capture_target(&destination.ip))
+}
+
+/// Lets a connection go to another pod of the node past the agent; `None` when there is no memory to
+/// remember that.
+#[inline(always)]
+fn go_directly(
+    socket: *mut bpf_sock,
+    destination: &Endpoint,
+    endpoint: &Endpoint,
+) -> Option<Verdict> {
+    let same = endpoint.same(destination);
+    // Where nothing is rewritten, other programs keep their say in what the application sees.
+    let peer = if same { 0 } else { SOCKET_PEER };
+    let direct = SocketState {
+        endpoint: *destination,
+        flags: SOCKET_DIRECT | peer,
+    };
+    state::set(socket, direct)?;
+    count(CounterId::BypassChosen);
+    Some(if same {
+        Verdict::Leave
+    } else {
+        Verdict::Rewrite(*endpoint)
+    })
 }
 
 /// A process of the node itself that dials an enrolled pod here is the kubelet probing it. That

@@ -29,6 +29,18 @@ pub fn field<const OFFSET: usize>(ctx: *mut c_void) -> u32 {
     value as u32
 }
 
+/// The context field of 8 bytes at byte `OFFSET`; see [`field`].
+#[inline(always)]
+pub fn long_field<const OFFSET: usize>(ctx: *mut c_void) -> u64 {
+    let value: u64;
+    // SAFETY: an 8-byte load of a context field; the verifier checks pointer and offset.
+    unsafe {
+        asm!("{0} = *(u64 *)({1} + {2})", out(reg) value, in(reg) ctx, const OFFSET,
+            options(nostack, readonly, preserves_flags));
+    }
+    value
+}
+
 /// Sets the context field at byte `OFFSET`.
 ///
 /// In assembly because LLVM merges neighbouring stores into one of 8 bytes, which the verifier

@@ -1,31 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! Moments of a TCP socket: hand an address from the connecting to the accepting end, and watch
-//! over the handshake of a probe.
+//! over the handshakes that are authorised.
 
 use core::mem::offset_of;
-use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_skc_to_tcp_sock,
-    bpf_sock_ops_cb_flags_set,
-};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_setsockopt};
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::{debug, warn};
 use karst_bpf_common::decide::claimed;
 use karst_bpf_common::layout::{
-    AUTHORISED_PROBE, Authorisation, PublishedKey, SOCKET_CAPTURED, SOCKET_PROBE, SOCKET_SOURCE,
-    SocketState, Tuple,
+    AUTHORISED_DIRECT, AUTHORISED_PROBE, Authorisation, PublishedKey, SOCKET_CAPTURED,
+    SOCKET_DIRECT, SOCKET_PROBE, SOCKET_SOURCE, SocketState, Tuple,
 };
 use karst_bpf_common::{CounterId, OUTBOUND_PORT};
 
 use crate::context::{field, netns_cookie, ops_ends, ops_local_port, ops_socket};
-use crate::maps::{AUTH, POD_ADDRESSES, PODS, PUBLISHED, count, write_seq_offset};
-use crate::state;
+use crate::maps::{AUTH, POD_ADDRESSES, PODS, PUBLISHED, count};
+use crate::tcp::{cookie, watch, write_seq};
+use crate::{flows, state};
 
 /// Of asm-generic/socket.h.
 const SOL_SOCKET: i32 = 1;
@@ -55,7 +52,15 @@ pub fn event(ctx: &SockOpsContext) {
     let Some(state) = state::get(socket) else {
         return;
     };
-    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+    if state.flags & SOCKET_DIRECT != 0 {
+        if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+            flows::authorise(ctx, socket, state);
+        } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+            flows::opened(ctx);
+        } else {
+            flows::state_changed(ctx, socket);
+        }
+    } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
         publish(ctx, state);
     } else if state.flags & SOCKET_PROBE != 0 {
         if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
@@ -106,7 +111,7 @@ fn accepted(ctx: &SockOpsContext) {
         let published = *published;
         claim(ctx, &key, &published, local_port);
     } else if local_port != OUTBOUND_PORT {
-        probe_accepted(ctx, key.client);
+        authorised_accepted(ctx, key.client);
     }
 }
 
@@ -147,34 +152,28 @@ fn authorise(ctx: &SockOpsContext, socket: *mut bpf_sock, state: &mut SocketStat
         return;
     };
     let authorisation = Authorisation {
-        // SAFETY: the helper takes the program's own context.
-        socket: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+        socket: cookie(ctx),
         // SAFETY: the helper takes nothing.
         at_ns: unsafe { bpf_ktime_get_ns() },
         isn,
         kind: AUTHORISED_PROBE,
     };
-    // Asked for before the entry exists: an entry nobody is told to remove must not be made.
-    // What other programs asked for on this socket stays asked for.
-    let asked = field::<{ offset_of!(bpf_sock_ops, bpf_sock_ops_cb_flags) }>(ctx.as_ptr());
-    let wanted = asked | BPF_SOCK_OPS_STATE_CB_FLAG;
-    // SAFETY: the helper takes the program's own context.
-    let watching = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, wanted as i32) };
     let tuple = Tuple {
         source: local,
         destination: remote,
     };
-    if watching == 0 && AUTH.insert(&tuple, &authorisation, 0).is_ok() {
+    // Asked for before the entry exists: an entry nobody is told to remove must not be made.
+    if watch(ctx) && AUTH.insert(&tuple, &authorisation, 0).is_ok() {
         count(CounterId::ProbeAuthorised);
     } else {
         count(CounterId::ProbeAuthoriseFailed);
     }
 }
 
-/// The pod's end of a probe. Removed here and not when the probe's own end is established: with
-/// SYN cookies the third packet of the handshake does another lookup.
+/// The pod's end of an authorised handshake. Removed here and not when the connecting end is established:
+/// with SYN cookies the third packet of the handshake does another lookup.
 #[inline(always)]
-fn probe_accepted(ctx: &SockOpsContext, client: u32) {
+fn authorised_accepted(ctx: &SockOpsContext, client: u32) {
     let (local, remote) = ops_ends(ctx);
     let tuple = Tuple {
         source: remote,
@@ -184,13 +183,31 @@ fn probe_accepted(ctx: &SockOpsContext, client: u32) {
     let Some(authorisation) = (unsafe { AUTH.get(&tuple) }) else {
         return;
     };
-    let isn = authorisation.isn;
+    let (isn, direct) = (
+        authorisation.isn,
+        authorisation.kind == AUTHORISED_DIRECT,
+    );
     if client.wrapping_sub(1) == isn {
         let _ = AUTH.remove(&tuple);
-        count(CounterId::ProbeVerified);
+        count(match direct {
+            true => CounterId::BypassVerified,
+            false => CounterId::ProbeVerified,
+        });
+        return;
+    }
+    cut_off(ctx);
+    if direct {
+        count(CounterId::BypassForged);
+        warn!(
+            ctx,
+            "bypass_forged: {:i} port {} reached {:i} port {} on another pod's tuple with a sequence number that is not that pod's",
+            remote.ip.octets(),
+            remote.port,
+            local.ip.octets(),
+            local.port
+        );
     } else {
         count(CounterId::ProbeForged);
-        cut_off(ctx);
         warn!(
             ctx,
             "probe_forged: {:i} port {} reached {:i} port {} on a probe's tuple with a sequence number that is not the probe's",
@@ -234,8 +251,7 @@ fn probe_closed(ctx: &SockOpsContext) {
     let Some(authorisation) = (unsafe { AUTH.get(&tuple) }) else {
         return;
     };
-    // SAFETY: the helper takes the program's own context.
-    if authorisation.socket == unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } {
+    if authorisation.socket == cookie(ctx) {
         let _ = AUTH.remove(&tuple);
         debug!(
             ctx,
@@ -244,20 +260,6 @@ fn probe_closed(ctx: &SockOpsContext) {
             remote.port
         );
     }
-}
-
-/// The next sequence number to be written, which before the SYN is the initial one.
-#[inline(always)]
-fn write_seq(socket: *mut bpf_sock) -> Option<u32> {
-    // SAFETY: the verifier knows this pointer as a socket, not null.
-    let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
-    if tcp.is_null() {
-        return None;
-    }
-    // SAFETY: the offset is that of a field of this kernel's tcp_sock.
-    let field = unsafe { tcp.cast::<u8>().add(write_seq_offset()) };
-    // SAFETY: a 4-byte read inside a kernel structure, checked by the verifier.
-    Some(unsafe { ptr::read_volatile(field.cast::<u32>()) })
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::debug;
 use karst_bpf_common::decide::{is_fresh, should_steer};
-use karst_bpf_common::layout::Tuple;
+use karst_bpf_common::layout::{AUTHORISED_DIRECT, Tuple};
 use karst_bpf_common::{CounterId, Endpoint};
 
 use crate::context::{field, lookup_ends};
@@ -64,7 +64,10 @@ fn is_authorised(local: &Endpoint, remote: &Endpoint) -> bool {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     if is_fresh(authorisation.at_ns, now) {
-        count(CounterId::ProbePassed);
+        count(match authorisation.kind {
+            AUTHORISED_DIRECT => CounterId::BypassPassed,
+            _ => CounterId::ProbePassed,
+        });
         return true;
     }
     count(CounterId::ProbeExpired);

@@ -2,7 +2,8 @@
 //! The BPF programs of a node: thin entry points, one per hook. The decisions are in
 //! `karst-bpf-common`, where host tests reach them; what is here talks to the kernel.
 //!
-//! They carry no packets: everything happens once a connection. Start with the hook table in
+//! They carry no packets: everything happens once a connection, but for a look at each packet's flags
+//! in [`syn`]. Start with the hook table in
 //! `ebpf/README.md`, then [`connect`], [`established`] and [`lookup`] in the order of a
 //! connection's life.
 #![no_std]
@@ -23,14 +24,18 @@
 
 mod connect;
 mod context;
+mod direct;
 mod established;
+mod flows;
 mod lookup;
 mod maps;
 mod peername;
 mod state;
+mod syn;
+mod tcp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
 
 /// Verdict of a `cgroup_sock_addr` program: go on (the address may have been rewritten).
 const ALLOW: i32 = 1;
@@ -80,6 +85,12 @@ pub fn karst_sock_ops(ctx: SockOpsContext) -> u32 {
 #[sk_lookup]
 pub fn karst_sk_lookup(ctx: SkLookupContext) -> u32 {
     lookup::verdict(&ctx)
+}
+
+/// Packets on their way to an enrolled pod, at the host's end of its interface.
+#[classifier]
+pub fn karst_syn_check(ctx: TcContext) -> i32 {
+    syn::check(&ctx)
 }
 
 #[panic_handler]

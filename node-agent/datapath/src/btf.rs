@@ -28,9 +28,17 @@ const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
 
-/// Byte offset of `write_seq` in the running kernel's `struct tcp_sock`.
-pub(crate) fn write_seq_offset() -> Result<u64, DatapathError> {
-    of_kernel(|blob| member_offset(blob, "tcp_sock", "write_seq"))
+/// Byte offsets of fields of the running kernel's structures: each a structure and a member of it.
+pub(crate) fn offsets<const N: usize>(
+    fields: [(&str, &str); N],
+) -> Result<[u64; N], DatapathError> {
+    of_kernel(|blob| {
+        let mut offsets = [0; N];
+        for (offset, (structure, member)) in offsets.iter_mut().zip(fields) {
+            *offset = member_offset(blob, structure, member)?;
+        }
+        Ok(offsets)
+    })
 }
 
 /// Number of a function in the running kernel's types.
@@ -51,17 +59,16 @@ fn of_kernel<T>(read: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, Data
     })
 }
 
-/// Byte offset of a direct, byte-aligned member of a structure.
+/// Byte offset of a byte-aligned member of a structure, of unnamed structures and unions in it too.
 fn member_offset(blob: &[u8], structure: &str, member: &str) -> Result<u64, String> {
     let btf = Btf::parse(blob)?;
     let mut at = 0;
     while at < btf.types.len() {
         let name = word(btf.types, at)?;
-        let info = word(btf.types, at + 4)?;
-        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        let (kind, count) = btf.kind(at)?;
         if kind == KIND_STRUCT && btf.name(name) == Some(structure.as_bytes()) {
-            let bitfields = info >> 31 == 1;
-            return btf.find_member(at + TYPE, count, member.as_bytes(), bitfields);
+            let found = btf.find_member(at, member.as_bytes(), NESTED)?;
+            return found.ok_or_else(|| format!("no member {member}"));
         }
         at += TYPE + trailing_bytes(kind, count);
     }
@@ -96,6 +103,9 @@ fn trailing_bytes(kind: u32, count: usize) -> usize {
     }
 }
 
+/// Unnamed structures in one another that are looked into.
+const NESTED: u32 = 3;
+
 struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
@@ -125,30 +135,52 @@ impl<'a> Btf<'a> {
         tail.split(|byte| *byte == 0).next()
     }
 
-    fn find_member(
-        &self,
-        members: usize,
-        count: usize,
-        wanted: &[u8],
-        bitfields: bool,
-    ) -> Result<u64, String> {
+    /// Kind of the type at `at`, and how many parts it has.
+    fn kind(&self, at: usize) -> Result<(u32, usize), String> {
+        let info = word(self.types, at + 4)?;
+        Ok((info >> 24 & 0x1f, (info & 0xffff) as usize))
+    }
+
+    /// Where the type with this number is. They are numbered from 1, in their order.
+    fn place(&self, id: u32) -> Result<usize, String> {
+        let mut at = 0;
+        for _ in 1..id {
+            let (kind, count) = self.kind(at)?;
+            at += TYPE + trailing_bytes(kind, count);
+        }
+        Ok(at)
+    }
+
+    /// In the structure or union at `at`, and `depth` levels of unnamed ones in it.
+    fn find_member(&self, at: usize, wanted: &[u8], depth: u32) -> Result<Option<u64>, String> {
+        let (kind, count) = self.kind(at)?;
+        if !matches!(kind, KIND_STRUCT | KIND_UNION) {
+            return Ok(None);
+        }
+        let bitfields = word(self.types, at + 4)? >> 31 == 1;
         for index in 0..count {
-            let at = members + 12 * index;
-            if self.name(word(self.types, at)?) == Some(wanted) {
-                let offset = word(self.types, at + 8)?;
-                let bits = if bitfields {
-                    offset & 0x00ff_ffff
-                } else {
-                    offset
-                };
-                return if bits % 8 == 0 {
-                    Ok(u64::from(bits / 8))
-                } else {
-                    Err("the member is a bit field".into())
+            let member = at + TYPE + 12 * index;
+            let name = self.name(word(self.types, member)?);
+            let offset = word(self.types, member + 8)?;
+            let bits = if bitfields {
+                offset & 0x00ff_ffff
+            } else {
+                offset
+            };
+            if name == Some(wanted) {
+                return match bits % 8 {
+                    0 => Ok(Some(u64::from(bits / 8))),
+                    _ => Err("the member is a bit field".into()),
                 };
             }
+            if name == Some(b"") && depth > 0 {
+                let inside = self.place(word(self.types, member + 4)?)?;
+                if let Some(offset) = self.find_member(inside, wanted, depth - 1)? {
+                    return Ok(Some(u64::from(bits / 8) + offset));
+                }
+            }
         }
-        Err(format!("no member {}", String::from_utf8_lossy(wanted)))
+        Ok(None)
     }
 }
 
@@ -164,13 +196,16 @@ fn word(bytes: &[u8], at: usize) -> Result<u32, String> {
 mod tests {
     use super::*;
 
-    /// A blob with an int, an enum with two values, `struct pair { int first; int second; }`, and a function `mode`.
+    /// A blob with an int, an enum with two values, `struct pair { int first; int second; }`, a function `mode`, and
+    /// `struct trio { int first; union { int second; int third; }; }` with its union behind it.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0pair\0first\0second\0mode\0";
+        let strings = b"\0int\0pair\0first\0second\0mode\0trio\0third\0";
         let mut types: Vec<u32> = vec![1, KIND_INT << 24, 4, 32];
         types.extend([23, KIND_ENUM << 24 | 2, 4, 10, 0, 16, 1]);
         types.extend([5, KIND_STRUCT << 24 | 2, 8, 10, 1, 0, 16, 1, 32]);
         types.extend([23, KIND_FUNC << 24, 0]);
+        types.extend([28, KIND_STRUCT << 24 | 2, 8, 10, 1, 0, 0, 6, 32]);
+        types.extend([0, KIND_UNION << 24 | 2, 4, 16, 1, 0, 33, 1, 0]);
         let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
         let mut blob = MAGIC.to_ne_bytes().to_vec();
         blob.extend([1, 0]);
@@ -186,6 +221,8 @@ mod tests {
     fn finds_members_behind_other_types() {
         assert_eq!(member_offset(&sample(), "pair", "first"), Ok(0));
         assert_eq!(member_offset(&sample(), "pair", "second"), Ok(4));
+        assert_eq!(member_offset(&sample(), "trio", "second"), Ok(4));
+        assert_eq!(member_offset(&sample(), "trio", "third"), Ok(4));
     }
 
     #[test]
@@ -202,8 +239,8 @@ mod tests {
             Err("no member third".into())
         );
         assert_eq!(
-            member_offset(&sample(), "trio", "first"),
-            Err("no struct trio".into())
+            member_offset(&sample(), "quartet", "first"),
+            Err("no struct quartet".into())
         );
     }
 
@@ -211,13 +248,17 @@ mod tests {
     fn any_truncation_is_an_error_and_no_panic() {
         let blob = sample();
         for length in 0..blob.len() {
-            let _ = member_offset(&blob[..length], "pair", "second").unwrap_err();
+            for structure in ["pair", "trio"] {
+                let _ = member_offset(&blob[..length], structure, "second").unwrap_err();
+            }
         }
     }
 
     #[test]
-    fn the_running_kernel_has_the_field() {
-        let offset = write_seq_offset().unwrap();
-        assert!(offset > 0 && offset.is_multiple_of(4), "{offset}");
+    fn the_running_kernel_has_the_fields() {
+        let fields = crate::object::FIELDS.map(|(_, structure, member)| (structure, member));
+        for offset in offsets(fields).unwrap() {
+            assert!(offset > 0 && offset.is_multiple_of(4), "{offset}");
+        }
     }
 }

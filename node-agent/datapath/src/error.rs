@@ -15,6 +15,9 @@ pub enum DatapathError {
     /// Nothing is open: another agent serves this node.
     #[error("the datapath is not open: another agent serves this node")]
     NotOpen,
+    /// The records of connections past the agent have one reader, and somebody else is it.
+    #[error("the records of connections past the agent have been asked for before")]
+    FlowEventsTaken,
     /// A kernel without type information cannot be adapted to.
     #[error("kernel type information {path}: {detail}")]
     Btf {
@@ -117,6 +120,7 @@ impl DatapathError {
         match self {
             Self::ObjectMissing => "bpf_object_missing",
             Self::NotOpen => "bpf_not_open",
+            Self::FlowEventsTaken => "bpf_flow_events_taken",
             Self::Btf { .. } => "bpf_kernel_btf",
             Self::Path { .. } => "bpf_path",
             Self::Load { .. } => "bpf_load",

@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::links;
 use crate::map::{self, Map, RawMap};
-use crate::object::{CGROUP_PROGRAMS, SK_LOOKUP_LINK};
+use crate::object::{CGROUP_PROGRAMS, SK_LOOKUP_LINK, SYN_CHECK_LINK};
 use crate::pins::{self, Pins};
 use crate::pods::{addresses_of, uid_of};
 use crate::sys::{self, AttachType, LinkTarget};
@@ -63,6 +63,12 @@ pub fn node_links() -> Vec<(&'static str, String)> {
 /// The pin name of the link of the pod with this uid; `None` for what is no uid.
 pub fn pod_link(uid: &str) -> Option<String> {
     pins::escape(uid).map(|uid| format!("{SK_LOOKUP_LINK}-{uid}"))
+}
+
+/// The pin name of the link that checks handshakes at that pod's interface, which only a pod whose interface
+/// allows it has; `None` for what is no uid.
+pub fn guard_link(uid: &str) -> Option<String> {
+    pins::escape(uid).map(|uid| format!("{SYN_CHECK_LINK}-{uid}"))
 }
 
 /// This node's pinned links, by name.
@@ -222,6 +228,7 @@ pub fn pods(bpffs_root: &Path, node: &str) -> Result<Vec<PodEntry>, DatapathErro
                 .filter(|address| listening.contains(address))
                 .copied()
                 .collect(),
+            guard: (pod.guard != 0).then_some(pod.guard),
             uid,
             netns_cookie,
             addresses,

@@ -15,6 +15,8 @@ mod btf;
 mod cgroup;
 mod direct;
 mod error;
+mod flow_events;
+mod guard;
 pub mod inspect;
 mod links;
 mod logs;
@@ -37,7 +39,9 @@ pub use api::{
 };
 pub use direct::LocalEndpoints;
 pub use error::DatapathError;
+pub use flow_events::FlowEvents;
 pub use karst_bpf_common::LAYOUT_VERSION;
 pub use node::Datapath;
 pub use object::verify_object;
 pub use runs::ProgramRuns;
+pub use sockets::Original;

@@ -16,10 +16,18 @@ fn failed(action: &'static str, link: &str) -> impl FnOnce(io::Error) -> Datapat
     }
 }
 
+/// What a hook is one of.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// A cgroup's folder or a namespace's file.
+    File(BorrowedFd<'a>),
+    /// Index of an interface in the calling thread's network namespace.
+    Interface(u32),
+}
+
 /// A hook to attach to.
 pub(crate) struct Hook<'a> {
-    /// The cgroup's folder or the namespace's file.
-    pub(crate) fd: BorrowedFd<'a>,
+    pub(crate) place: Place<'a>,
     pub(crate) target: LinkTarget,
     pub(crate) attach_type: AttachType,
 }
@@ -59,8 +67,11 @@ pub(crate) fn attach(
             }
         }
     }
-    let link =
-        sys::link_create(program, hook.fd, hook.attach_type).map_err(failed("create", name))?;
+    let link = match hook.place {
+        Place::File(fd) => sys::link_create(program, fd, hook.attach_type),
+        Place::Interface(index) => sys::link_create_first(program, index, hook.attach_type),
+    };
+    let link = link.map_err(failed("create", name))?;
     if old.is_some() {
         pins.unpin(name)?;
     }

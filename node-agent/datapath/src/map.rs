@@ -241,6 +241,16 @@ impl RawMap {
         }
     }
 
+    /// Writes a value of another layout, to which fields were added at the end since: they are zero.
+    pub(crate) fn set_grown(&self, key: &[u8], value: &[u8]) -> Result<(), DatapathError> {
+        let mut grown = value.to_vec();
+        if grown.len() < self.spec.value {
+            grown.resize(self.spec.value, 0);
+        }
+        self.update(key, &grown)
+            .map_err(self.spec.failed("copy into"))
+    }
+
     /// Copies every entry of `from`, a map of the same shape.
     pub(crate) fn copy_from(&self, from: &Self) -> Result<(), DatapathError> {
         for key in from.keys()? {
@@ -251,6 +261,32 @@ impl RawMap {
         }
         Ok(())
     }
+}
+
+/// Key and value of every entry of the hash `spec` names that is pinned in `folder`, whatever the size of its
+/// values: of another layout.
+pub(crate) fn all_entries(
+    folder: &Path,
+    spec: &MapSpec,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DatapathError> {
+    let Some(fd) = sys::open_pin(&folder.join(spec.name)).map_err(spec.failed("open"))? else {
+        return Ok(Vec::new());
+    };
+    let info = sys::map_info(fd.as_fd()).map_err(spec.failed("describe"))?;
+    let own = MapSpec {
+        value: info.value_size as usize,
+        ..*spec
+    };
+    let Some(map) = RawMap::open(folder, own)? else {
+        return Ok(Vec::new());
+    };
+    let mut entries = Vec::new();
+    for key in map.keys()? {
+        if let Some(value) = map.lookup(&key)? {
+            entries.push((key, value));
+        }
+    }
+    Ok(entries)
 }
 
 /// The value of an array with one entry that is pinned in `folder`, whatever its size; `None` when

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
+use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -128,6 +129,21 @@ impl Netns {
             let value = f();
             drop(back);
             Ok(value)
+        })
+    }
+}
+
+impl Netns {
+    /// As [`Netns::run`], on a thread of its own, so that the caller's is never in another namespace.
+    ///
+    /// # Errors
+    /// As [`Netns::run`], or there can be no more threads.
+    pub fn run_apart<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let running = thread::Builder::new().spawn_scoped(scope, || self.run(f))?;
+            running
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread that enters it panicked")))
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Opening a node's datapath: adopt what a former agent left, replace its programs, lose nothing.
 
+use std::collections::BTreeSet;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -16,12 +17,16 @@ use karst_bpf_common::{CounterId, Endpoint, Ip, LAYOUT_VERSION};
 use crate::api::{Counter, DatapathConfig, Loaded, LoadedProgram, MapFill};
 use crate::cgroup::Cgroup;
 use crate::error::DatapathError;
-use crate::links::{self, Hook};
+use crate::flow_events::FlowEvents;
+use crate::links::{self, Hook, Place};
 use crate::map::{self, Map, RawMap};
 use crate::memory;
 use crate::netns::Netns;
-use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP, SK_LOOKUP_LINK};
+use crate::object::{
+    self, CGROUP_PROGRAMS, SK_LOOKUP, SK_LOOKUP_LINK, SYN_CHECK, SYN_CHECK_LINK,
+};
 use crate::pins::{Pins, failed};
+use crate::pods::uid_of;
 use crate::sys::LinkTarget;
 
 /// The programs and maps of one node, attached for as long as their pins exist.
@@ -33,6 +38,12 @@ pub struct Datapath {
     pub(crate) maps: Maps,
     /// For the links of pods enrolled later.
     pub(crate) sk_lookup: OwnedFd,
+    /// The same, for those at their interfaces.
+    pub(crate) syn_check: OwnedFd,
+    /// The node's own network namespace, in which those are.
+    pub(crate) node: Netns,
+    /// Until somebody asks for them.
+    pub(crate) flow_events: Mutex<Option<FlowEvents>>,
     /// Any of the programs: all write their log to one ring buffer, found through it.
     pub(crate) program_id: u32,
     pub(crate) logging: AtomicBool,
@@ -123,7 +134,7 @@ impl Datapath {
     #[doc(hidden)]
     pub fn open_as_layout(config: &DatapathConfig, layout: u32) -> Result<Self, DatapathError> {
         let node_cgroup = Cgroup::open(&config.node_cgroup)?;
-        let settings = settings(config)?;
+        let (node, settings) = settings(config)?;
         let pins = Pins::new(&config.bpffs_root, &config.node_name)?;
         pins.prepare(&config.bpffs_root, layout)?;
         let lock = pins.lock()?;
@@ -132,7 +143,7 @@ impl Datapath {
             // A map of another shape would be taken as it is by the loader.
             RawMap::open(&folder, spec)?;
         }
-        let ebpf = object::load(&folder, config.max_pods)?;
+        let mut ebpf = object::load(&folder, config.max_pods)?;
         let maps = Maps::open(&folder)?;
         let room = maps.pods.raw().info.max_entries;
         if room != config.max_pods {
@@ -157,7 +168,7 @@ impl Datapath {
         for other in &former {
             adopt_pods(&maps, &pins.maps(*other))?;
         }
-        let gone = update_pod_links(&pins, &ebpf)?;
+        let gone = update_pod_links(&pins, &maps, &ebpf)?;
         attach_node(&pins, &ebpf, &node_cgroup)?;
         drop_unknown_links(&pins)?;
         for other in former {
@@ -165,6 +176,9 @@ impl Datapath {
         }
         let datapath = Self {
             sk_lookup: program_fd(&ebpf, SK_LOOKUP)?,
+            syn_check: program_fd(&ebpf, SYN_CHECK)?,
+            node,
+            flow_events: Mutex::new(Some(FlowEvents::take_from(&mut ebpf)?)),
             program_id: program_id(&ebpf, SK_LOOKUP)?,
             programs: loaded_programs(&ebpf)?,
             pins,
@@ -251,15 +265,16 @@ pub(crate) fn read_counters(map: &Map<u32, u64>) -> Result<Vec<Counter>, Datapat
 }
 
 /// What the programs compare with: of this node, this agent and its pods.
-fn settings(config: &DatapathConfig) -> Result<Config, DatapathError> {
+fn settings(config: &DatapathConfig) -> Result<(Netns, Config), DatapathError> {
     let own = Path::new("/proc/thread-self/ns/net");
     let host = Netns::current().map_err(failed("open", own))?;
-    Ok(Config {
+    let settings = Config {
         host_netns: host.cookie().map_err(failed("identify", own))?,
         agent_cgroup: Cgroup::open(&config.agent_cgroup)?.id,
         former_agent_cgroup: 0,
         kubepods_cgroup: Cgroup::open(&config.kubepods_cgroup)?.id,
-    })
+    };
+    Ok((host, settings))
 }
 
 /// The settings of an agent that comes after another one, whose `former` settings these are: that
@@ -306,27 +321,38 @@ fn agent_cgroup(config: &[u8]) -> Option<u64> {
 /// ones run: a pod must not be without capture in between. Listeners cannot be read back from
 /// the kernel, so inbound connections are dropped until the agent enrols the pod again.
 fn adopt_pods(maps: &Maps, former: &Path) -> Result<(), DatapathError> {
-    for (to, spec) in [
-        (maps.pods.raw(), map::PODS),
-        (maps.addresses.raw(), map::POD_ADDRESSES),
-    ] {
-        if let Some(from) = RawMap::open(former, spec)? {
-            to.copy_from(&from)?;
-        }
+    for (cookie, pod) in map::all_entries(former, &map::PODS)? {
+        maps.pods.raw().set_grown(&cookie, &pod)?;
+    }
+    if let Some(from) = RawMap::open(former, map::POD_ADDRESSES)? {
+        maps.addresses.raw().copy_from(&from)?;
     }
     Ok(())
 }
 
-/// Puts the new program into the links of pods enrolled before; returns the uids of pods whose
-/// namespace is gone.
-fn update_pod_links(pins: &Pins, ebpf: &Ebpf) -> Result<Vec<String>, DatapathError> {
-    let program = program_fd(ebpf, SK_LOOKUP)?;
+/// Puts the new programs into the links of pods enrolled before; returns the uids of pods whose
+/// namespace is gone. A pod whose interface has no check now is marked so.
+fn update_pod_links(pins: &Pins, maps: &Maps, ebpf: &Ebpf) -> Result<Vec<String>, DatapathError> {
+    let sk_lookup = program_fd(ebpf, SK_LOOKUP)?;
+    let syn_check = program_fd(ebpf, SYN_CHECK)?;
     let mut gone = Vec::new();
+    let mut guarded = BTreeSet::new();
     for name in pins.link_names()? {
-        if let Some(uid) = Pins::sk_lookup_uid(&name)
-            && !links::update(pins, &name, program.as_fd())?
-        {
-            gone.push(uid);
+        if let Some(uid) = Pins::sk_lookup_uid(&name) {
+            if !links::update(pins, &name, sk_lookup.as_fd())? {
+                gone.push(uid);
+            }
+        } else if let Some(uid) = Pins::syn_check_uid(&name) {
+            if links::update(pins, &name, syn_check.as_fd())? {
+                guarded.insert(uid);
+            } else {
+                pins.unpin(&name)?;
+            }
+        }
+    }
+    for (cookie, pod) in maps.pods.entries()? {
+        if pod.guard != 0 && !guarded.contains(&uid_of(&pod)) {
+            maps.pods.set(&cookie, &Pod { guard: 0, ..pod })?;
         }
     }
     Ok(gone)
@@ -335,7 +361,7 @@ fn update_pod_links(pins: &Pins, ebpf: &Ebpf) -> Result<Vec<String>, DatapathErr
 fn attach_node(pins: &Pins, ebpf: &Ebpf, cgroup: &Cgroup) -> Result<(), DatapathError> {
     for program in &CGROUP_PROGRAMS {
         let hook = Hook {
-            fd: cgroup.folder.as_fd(),
+            place: Place::File(cgroup.folder.as_fd()),
             target: LinkTarget::Cgroup(cgroup.id),
             attach_type: program.attach_type,
         };
@@ -349,6 +375,7 @@ fn attach_node(pins: &Pins, ebpf: &Ebpf, cgroup: &Cgroup) -> Result<(), Datapath
 fn drop_unknown_links(pins: &Pins) -> Result<(), DatapathError> {
     for name in pins.link_names()? {
         let known = Pins::sk_lookup_uid(&name).is_some()
+            || Pins::syn_check_uid(&name).is_some()
             || CGROUP_PROGRAMS.iter().any(|program| program.link == name);
         if !known {
             tracing::warn!(link = %name, "removing a link this version does not know");
@@ -381,7 +408,7 @@ fn program_id(ebpf: &Ebpf, name: &str) -> Result<u32, DatapathError> {
 }
 
 fn loaded_programs(ebpf: &Ebpf) -> Result<Vec<LoadedProgram>, DatapathError> {
-    let of_pods = (SK_LOOKUP, SK_LOOKUP_LINK);
+    let of_pods = [(SK_LOOKUP, SK_LOOKUP_LINK), (SYN_CHECK, SYN_CHECK_LINK)];
     let of_node = CGROUP_PROGRAMS.iter().map(|one| (one.name, one.link));
     let loaded = |(name, link): (&str, &str)| {
         Ok(LoadedProgram {
@@ -390,7 +417,7 @@ fn loaded_programs(ebpf: &Ebpf) -> Result<Vec<LoadedProgram>, DatapathError> {
             id: program_id(ebpf, name)?,
         })
     };
-    of_node.chain([of_pods]).map(loaded).collect()
+    of_node.chain(of_pods).map(loaded).collect()
 }
 
 #[cfg(test)]

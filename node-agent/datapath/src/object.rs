@@ -13,6 +13,15 @@ use crate::pins::failed;
 use crate::sys::AttachType;
 use crate::{DatapathError, btf};
 
+/// Fields of kernel structures that the programs read, each with the global that holds its offset.
+pub(crate) const FIELDS: [(&str, &str, &str); 4] = [
+    ("WRITE_SEQ_OFFSET", "tcp_sock", "write_seq"),
+    ("BYTES_SENT_OFFSET", "tcp_sock", "bytes_sent"),
+    ("BYTES_RETRANS_OFFSET", "tcp_sock", "bytes_retrans"),
+    // A sock begins with it.
+    ("SOCK_FLAGS_OFFSET", "sock_common", "skc_flags"),
+];
+
 /// Empty in a build made before the programs were.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/karst.o"));
 
@@ -60,6 +69,12 @@ pub(crate) const SK_LOOKUP: &str = "karst_sk_lookup";
 /// What its links are called together; a pod's own is this, a dash and the pod's uid.
 pub(crate) const SK_LOOKUP_LINK: &str = "sk_lookup";
 
+/// Attached once per enrolled pod whose interface allows it, to the host's end of that.
+pub(crate) const SYN_CHECK: &str = "karst_syn_check";
+
+/// As [`SK_LOOKUP_LINK`].
+pub(crate) const SYN_CHECK_LINK: &str = "syn_check";
+
 /// Pods a verification makes room for: the verifier does not care.
 const VERIFY_PODS: u32 = 16;
 
@@ -72,9 +87,11 @@ pub(crate) fn load(folder: &Path, max_pods: u32) -> Result<Ebpf, DatapathError> 
 }
 
 fn load_bytes(object: &[u8], folder: Option<&Path>, max_pods: u32) -> Result<Ebpf, DatapathError> {
-    let offset = btf::write_seq_offset()?;
+    let offsets = btf::offsets(FIELDS.map(|(_, structure, field)| (structure, field)))?;
     let mut loader = EbpfLoader::new();
-    loader.override_global("WRITE_SEQ_OFFSET", &offset, true);
+    for ((global, _, _), offset) in FIELDS.iter().zip(&offsets) {
+        loader.override_global(global, offset, true);
+    }
     for spec in map::ALL {
         if let Room::PerPod(_) = spec.room {
             loader.map_max_entries(spec.name, spec.max_entries(max_pods));
@@ -89,6 +106,7 @@ fn load_bytes(object: &[u8], folder: Option<&Path>, max_pods: u32) -> Result<Ebp
             Program::CgroupSockAddr(program) => program.load(),
             Program::SockOps(program) => program.load(),
             Program::SkLookup(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
             other => {
                 return Err(DatapathError::Load {
                     what: name.to_owned(),
@@ -155,6 +173,7 @@ fn kind_name(program: &Program) -> &'static str {
         Program::CgroupSockAddr(_) => "cgroup_sock_addr",
         Program::SockOps(_) => "sock_ops",
         Program::SkLookup(_) => "sk_lookup",
+        Program::SchedClassifier(_) => "sched_cls",
         _ => "other",
     }
 }

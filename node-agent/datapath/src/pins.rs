@@ -17,6 +17,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 const LINKS: &str = "links";
 const MAPS_PREFIX: &str = "maps-v";
 const SK_LOOKUP_PREFIX: &str = "sk_lookup-";
+const SYN_CHECK_PREFIX: &str = "syn_check-";
 
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
     let path = path.to_owned();
@@ -84,6 +85,16 @@ impl Pins {
     /// The uid in the name of a pod's link.
     pub(crate) fn sk_lookup_uid(name: &str) -> Option<String> {
         name.strip_prefix(SK_LOOKUP_PREFIX).map(unescape)
+    }
+
+    /// The link that checks handshakes to the pod with this (escaped) uid.
+    pub(crate) fn syn_check(&self, uid: &str) -> String {
+        format!("{SYN_CHECK_PREFIX}{uid}")
+    }
+
+    /// The uid in the name of such a link.
+    pub(crate) fn syn_check_uid(name: &str) -> Option<String> {
+        name.strip_prefix(SYN_CHECK_PREFIX).map(unescape)
     }
 
     /// Names of the pinned links, in order.
@@ -248,5 +259,8 @@ mod tests {
         let name = pins.sk_lookup(&escape("a.b-c").unwrap());
         assert_eq!(Pins::sk_lookup_uid(&name).as_deref(), Some("a.b-c"));
         assert_eq!(Pins::sk_lookup_uid("connect4"), None);
+        let name = pins.syn_check(&escape("a.b-c").unwrap());
+        assert_eq!(Pins::syn_check_uid(&name).as_deref(), Some("a.b-c"));
+        assert_eq!(Pins::sk_lookup_uid(&name), None);
     }
 }

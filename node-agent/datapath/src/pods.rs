@@ -10,7 +10,7 @@ use karst_bpf_common::{Ip, UID_BYTES};
 
 use crate::api::{EnrolledPod, PodAttachment};
 use crate::error::DatapathError;
-use crate::links::{self, Hook};
+use crate::links::{self, Hook, Place};
 use crate::node::Datapath;
 use crate::pins::escape;
 use crate::sys::{self, AttachType, LinkTarget};
@@ -24,14 +24,14 @@ impl Datapath {
     /// The pod cannot be described to the kernel, there is no room ([`DatapathError::PodsFull`]),
     /// or the kernel refuses a step; a pod that was not enrolled before is then not enrolled.
     pub fn enrol(&self, pod: &PodAttachment<'_>) -> Result<(), DatapathError> {
-        let value = describe(pod)?;
+        let mut value = describe(pod)?;
         let cookie = pod.netns.cookie().map_err(|source| DatapathError::Netns {
             uid: pod.uid.to_owned(),
             source,
         })?;
         let _one_at_a_time = self.enrolling();
         let former = self.find(pod.uid)?;
-        let outcome = self.enrol_steps(pod, cookie, &value);
+        let outcome = self.enrol_steps(pod, cookie, &mut value);
         if outcome.is_err() && former.is_empty() {
             // The first error is the one to report; what could not be undone is overwritten by
             // the next attempt.
@@ -67,7 +67,7 @@ impl Datapath {
         &self,
         pod: &PodAttachment<'_>,
         cookie: NetnsCookie,
-        value: &Pod,
+        value: &mut Pod,
     ) -> Result<(), DatapathError> {
         for (address, listener) in pod.plaintext_listeners {
             let key = Ip::from(*address);
@@ -76,21 +76,23 @@ impl Datapath {
             set.map_err(|error| self.full_or(pod.uid, "LISTENERS", error))?;
         }
         let hook = Hook {
-            fd: pod.netns.as_fd(),
+            place: Place::File(pod.netns.as_fd()),
             // Links know their namespace by the inode's low half, which is all there is.
             target: LinkTarget::Netns(pod.netns.id().ino as u32),
             attach_type: AttachType::SkLookup,
         };
-        let link = self.pins.sk_lookup(&file_name(pod.uid)?);
+        let name = file_name(pod.uid)?;
+        let link = self.pins.sk_lookup(&name);
         links::attach(&self.pins, &link, &hook, self.sk_lookup.as_fd())?;
         warn_of_others(pod);
+        value.guard = self.guard(pod, &self.pins.syn_check(&name))?;
         for ip in [value.v4, value.v6] {
             if !ip.is_unspecified() {
                 let set = self.maps.addresses.try_set(&ip, &cookie);
                 set.map_err(|error| self.full_or(pod.uid, "POD_ADDRESSES", error))?;
             }
         }
-        let set = self.maps.pods.try_set(&cookie, value);
+        let set = self.maps.pods.try_set(&cookie, &*value);
         set.map_err(|error| self.full_or(pod.uid, "PODS", error))
     }
 
@@ -135,7 +137,9 @@ impl Datapath {
         for (cookie, _) in entries {
             self.maps.pods.remove(cookie)?;
         }
-        self.pins.unpin(&self.pins.sk_lookup(&file_name(uid)?))?;
+        let name = file_name(uid)?;
+        self.pins.unpin(&self.pins.sk_lookup(&name))?;
+        self.pins.unpin(&self.pins.syn_check(&name))?;
         for (cookie, pod) in entries {
             for ip in [pod.v4, pod.v6] {
                 self.forget_address(ip, *cookie)?;

@@ -2,16 +2,15 @@
 //! their TCP_INFO (`NETLINK_SOCK_DIAG`, sock_diag(7)).
 //!
 //! It is asked on demand only and costs connections nothing. How old a connection is the kernel does not
-//! say; who made it, and to what end, only the agent knows. Start with [`tcp_sockets`].
+//! say; who made it, and to what end, only the agent knows. Start with [`tcp_sockets`]; [`destroy`] ends connections.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -30,6 +29,10 @@ use crate::netns::Netns;
 /// Sockets of one namespace that are read: twice the connections that an agent serves for one pod (16,384),
 /// with both ends of each in the pod. At 300 bytes each this is 20 MB at the most.
 pub const MAX_SOCKETS: usize = 65_536;
+
+/// `SOCK_DESTROY` of linux/sock_diag.h, and where a message's type is.
+const DESTROY: u16 = 21;
+const TYPE_AT: std::ops::Range<usize> = 4..6;
 
 /// Time for one dump: the kernel walks its table in milliseconds.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -65,6 +68,12 @@ pub struct TcpSocket {
     pub receive_queue: u32,
     /// Bytes that are not acknowledged; of a listener, how many connections may wait.
     pub send_queue: u32,
+    /// Whether it is an IPv6 socket, which may have IPv4 addresses.
+    #[serde(skip)]
+    pub is_v6: bool,
+    /// Index of the interface that it is bound to; 0 for none.
+    #[serde(skip)]
+    pub interface: u32,
     /// Measurements; none of a listener, nor of a connection that has ended.
     pub tcp: Option<TcpMeasured>,
 }
@@ -114,21 +123,104 @@ impl TcpSocket {
 /// The namespace cannot be entered (no `CAP_SYS_ADMIN`), or the kernel does not answer
 /// (`CONFIG_INET_DIAG` and `CONFIG_INET_TCP_DIAG` are needed).
 pub fn tcp_sockets(netns: &Netns) -> io::Result<Sockets> {
-    // A netlink socket speaks of the namespace it was made in. It is made on a thread of its own, so that the
-    // caller's is never in another namespace.
-    let socket = thread::scope(|scope| {
-        let made = scope.spawn(|| netns.run(|| Socket::new(NETLINK_SOCK_DIAG)));
-        made.join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread that enters it panicked")))
-    })??;
-    let wait = TimeVal::new(1, 0);
-    setsockopt(&socket.as_fd(), ReceiveTimeout, &wait)?;
+    let socket = open(netns)?;
     let until = Instant::now() + LIMIT;
     let mut found = Sockets::default();
     for family in [AF_INET, AF_INET6] {
         dump(&socket, family, &mut found, until)?;
     }
     Ok(found)
+}
+
+/// Ends connections as if the machine had lost them: the application gets `ECONNABORTED`, and the other end a reset.
+/// Blocks for some microseconds for each. How many were ended; one that has closed since it was read is no error and
+/// not counted.
+///
+/// # Errors
+/// The namespace cannot be entered or the caller may not (no `CAP_NET_ADMIN`), or the kernel cannot do it
+/// (`CONFIG_INET_DIAG_DESTROY` is needed). Of those before, some may have been ended.
+pub fn destroy(netns: &Netns, sockets: &[TcpSocket]) -> io::Result<usize> {
+    if sockets.is_empty() {
+        return Ok(0);
+    }
+    let socket = open(netns)?;
+    let mut ended = 0;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    for (sequence, doomed) in (1u32..).zip(sockets) {
+        socket.send(&destroy_request(doomed, sequence), 0)?;
+        match acknowledgement(&socket, &mut buffer, sequence)? {
+            0 => ended += 1,
+            libc::ENOENT => {}
+            libc::EOPNOTSUPP => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "this kernel cannot end connections: it was built without CONFIG_INET_DIAG_DESTROY",
+                ));
+            }
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+    Ok(ended)
+}
+
+fn destroy_request(doomed: &TcpSocket, sequence: u32) -> Vec<u8> {
+    let address = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) if doomed.is_v6 => v4.to_ipv6_mapped().into(),
+        ip => ip,
+    };
+    let family = if doomed.is_v6 { AF_INET6 } else { AF_INET };
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: SocketId {
+            source_port: doomed.local.port(),
+            destination_port: doomed.remote.port(),
+            source_address: address(doomed.local.ip()),
+            destination_address: address(doomed.remote.ip()),
+            interface_id: doomed.interface,
+            cookie: doomed.cookie.to_ne_bytes(),
+        },
+    };
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    header.sequence_number = sequence;
+    let mut packet = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    // The message is that of a question about one socket, under another type, which the library does not know.
+    if let Some(kind) = bytes.get_mut(TYPE_AT) {
+        kind.copy_from_slice(&DESTROY.to_ne_bytes());
+    }
+    bytes
+}
+
+/// The error number that the kernel answers with, 0 for none.
+fn acknowledgement(socket: &Socket, buffer: &mut [u8], sequence: u32) -> io::Result<i32> {
+    let until = Instant::now() + LIMIT;
+    while Instant::now() < until {
+        let length = socket.recv(&mut &mut buffer[..], 0)?;
+        let bytes = buffer.get(..length).unwrap_or_default();
+        let message = <NetlinkMessage<SockDiagMessage>>::deserialize(bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        if message.header.sequence_number != sequence {
+            continue;
+        }
+        if let NetlinkPayload::Error(error) = message.payload {
+            return Ok(error.raw_code().saturating_neg());
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// A netlink socket speaks of the namespace it was made in.
+fn open(netns: &Netns) -> io::Result<Socket> {
+    let socket = netns.run_apart(|| Socket::new(NETLINK_SOCK_DIAG))??;
+    let wait = TimeVal::new(1, 0);
+    setsockopt(&socket.as_fd(), ReceiveTimeout, &wait)?;
+    Ok(socket)
 }
 
 fn dump(socket: &Socket, family: u8, found: &mut Sockets, until: Instant) -> io::Result<()> {
@@ -197,6 +289,8 @@ fn describe(response: &InetResponse) -> TcpSocket {
         cookie: u64::from_ne_bytes(id.cookie),
         receive_queue: header.recv_queue,
         send_queue: header.send_queue,
+        is_v6: header.family == AF_INET6,
+        interface: id.interface_id,
         tcp: tcp.filter(|_| state != "listen"),
     }
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod iterate;
 pub(crate) mod ring;
+pub(crate) mod route;
 
 use std::ffi::CString;
 use std::io;
@@ -42,16 +43,18 @@ pub(crate) enum AttachType {
     Peername4 = 29,
     Peername6 = 30,
     SkLookup = 36,
+    TcxEgress = 47,
 }
 
 impl AttachType {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::SockOps,
         Self::Connect4,
         Self::Connect6,
         Self::Peername4,
         Self::Peername6,
         Self::SkLookup,
+        Self::TcxEgress,
     ];
 
     /// Those attached to a cgroup.
@@ -72,6 +75,7 @@ impl AttachType {
             Some(Self::Peername4) => "cgroup_inet4_getpeername".into(),
             Some(Self::Peername6) => "cgroup_inet6_getpeername".into(),
             Some(Self::SkLookup) => "sk_lookup".into(),
+            Some(Self::TcxEgress) => "tcx_egress".into(),
             None => number.to_string(),
         }
     }
@@ -81,6 +85,11 @@ impl AttachType {
 pub(crate) const LINK_CGROUP: u32 = 3;
 /// `BPF_LINK_TYPE_NETNS`.
 pub(crate) const LINK_NETNS: u32 = 5;
+/// `BPF_LINK_TYPE_TCX` (Linux 6.6).
+pub(crate) const LINK_TCX: u32 = 11;
+
+/// `BPF_F_BEFORE`: before another program, and where none is named before all.
+const BEFORE: u32 = 1 << 3;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -107,6 +116,10 @@ struct LinkCreateAttr {
     target: u32,
     attach_type: u32,
     flags: u32,
+    /// Of multi-attach hooks of devices: which other program, and how often these were changed; zero for any.
+    other: u32,
+    padding: u32,
+    revision: u64,
 }
 
 #[repr(C)]
@@ -136,7 +149,7 @@ struct IdAttr {
 
 /// `struct bpf_link_info` with the union as two words: a cgroup link has the cgroup's id in
 /// `target` and the attach type in the low half of `rest`; a netns link has inode and attach
-/// type in the low and high half of `target`.
+/// type in the low and high half of `target`, a TCX link the interface's index and attach type.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct RawLinkInfo {
@@ -157,6 +170,8 @@ pub(crate) enum LinkTarget {
     Cgroup(u64),
     /// Inode of the network namespace, 0 once it is gone.
     Netns(u32),
+    /// Index of the interface, 0 once it is gone.
+    Interface(u32),
     Other,
 }
 
@@ -404,11 +419,33 @@ pub(crate) fn link_create(
     target: BorrowedFd<'_>,
     attach_type: AttachType,
 ) -> io::Result<OwnedFd> {
+    create(program, raw(target), attach_type, 0)
+}
+
+/// The same for an interface of the calling thread's network namespace, before all programs that are there
+/// (Linux 6.6).
+pub(crate) fn link_create_first(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    create(program, interface, attach_type, BEFORE)
+}
+
+fn create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         program: raw(program),
-        target: raw(target),
+        target,
         attach_type: attach_type as u32,
-        flags: 0,
+        flags,
+        other: 0,
+        padding: 0,
+        revision: 0,
     };
     // SAFETY: the structure holds no pointers.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
@@ -453,6 +490,10 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         LINK_CGROUP => (LinkTarget::Cgroup(found.target), found.rest as u32),
         LINK_NETNS => (
             LinkTarget::Netns(found.target as u32),
+            (found.target >> 32) as u32,
+        ),
+        LINK_TCX => (
+            LinkTarget::Interface(found.target as u32),
             (found.target >> 32) as u32,
         ),
         _ => (LinkTarget::Other, 0),

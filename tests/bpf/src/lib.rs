@@ -6,6 +6,7 @@
 //! it made when dropped, also when the test panics. Start with [`World::new`].
 
 mod agent;
+mod pair;
 mod place;
 mod tcp;
 
@@ -22,6 +23,7 @@ use karst_datapath::netns::Netns;
 use karst_datapath::{Counter, Datapath, DatapathConfig};
 
 pub use agent::Agent;
+pub use pair::{APP_PORT, Pair, VERDICT_ALLOW};
 pub use place::{Cgroup, Place};
 pub use tcp::{accept, connect, echo_once, refused};
 

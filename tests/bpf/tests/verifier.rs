@@ -29,6 +29,7 @@ fn every_program_is_accepted() -> Result<()> {
         "karst_peername6",
         "karst_sk_lookup",
         "karst_sock_ops",
+        "karst_syn_check",
     ];
     ensure!(names == expected, "{names:?}");
     for program in programs {

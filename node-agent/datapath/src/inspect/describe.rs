@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::DatapathError;
 use crate::map::{self, RawMap, kind_name};
-use crate::sys::{self, AttachType, LINK_CGROUP, LINK_NETNS, LinkTarget};
+use crate::sys::{self, AttachType, LINK_CGROUP, LINK_NETNS, LINK_TCX, LinkTarget};
 
 /// Of per-socket storage.
 const STORAGE_NOTE: &str = "the kernel keeps it with each socket and does not count it; \
@@ -67,7 +67,7 @@ pub struct LinkInfo {
     pub name: String,
     /// Kernel id.
     pub id: u32,
-    /// `cgroup` or `netns`.
+    /// `cgroup`, `netns` or `tcx`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The hook, for example `cgroup_inet4_connect`.
@@ -79,6 +79,9 @@ pub struct LinkInfo {
     pub cgroup_id: Option<u64>,
     /// Inode of the network namespace; `None` for other kinds, 0 when it is gone.
     pub netns_ino: Option<u32>,
+    /// Index of the interface; `None` for other kinds, 0 when it is gone.
+    #[serde(default)]
+    pub ifindex: Option<u32>,
     /// The pin.
     pub pinned: PathBuf,
 }
@@ -159,6 +162,10 @@ pub struct PodEntry {
     pub addresses: Vec<IpAddr>,
     /// Addresses for which inbound connections find a listener now.
     pub listening: Vec<IpAddr>,
+    /// Index, in the node's namespace, of the other end of its interface, if handshakes that go to the pod past the
+    /// agent are checked there; `None`: there are none such.
+    #[serde(default)]
+    pub guard: Option<u32>,
 }
 
 pub(super) fn program(
@@ -212,6 +219,7 @@ fn charged(fd: BorrowedFd<'_>) -> u64 {
 /// `BPF_PROG_TYPE_*`, as far as we use them.
 fn program_kind(kind: u32) -> String {
     match kind {
+        3 => "sched_cls".to_owned(),
         13 => "sock_ops".to_owned(),
         18 => "cgroup_sock_addr".to_owned(),
         30 => "sk_lookup".to_owned(),
@@ -227,6 +235,7 @@ pub(super) fn link(name: String, pinned: PathBuf, info: &sys::LinkInfo) -> LinkI
         kind: match info.kind {
             LINK_CGROUP => "cgroup".to_owned(),
             LINK_NETNS => "netns".to_owned(),
+            LINK_TCX => "tcx".to_owned(),
             other => other.to_string(),
         },
         attach_type: AttachType::name(info.attach_type),
@@ -237,6 +246,10 @@ pub(super) fn link(name: String, pinned: PathBuf, info: &sys::LinkInfo) -> LinkI
         },
         netns_ino: match info.target {
             LinkTarget::Netns(ino) => Some(ino),
+            _ => None,
+        },
+        ifindex: match info.target {
+            LinkTarget::Interface(index) => Some(index),
             _ => None,
         },
     }

@@ -5,15 +5,19 @@ use std::os::fd::BorrowedFd;
 
 use aya::Pod as Bytes;
 use karst_bpf_common::layout::{
-    Authorisation, Config, Pod, PublishedKey, SOCKET_CAPTURED, SOCKET_ORIGINAL, SOCKET_PEER,
-    SOCKET_PROBE, SOCKET_SOURCE, SocketState, Tuple,
+    ANY_PORT, AUTHORISED_DIRECT, Authorisation, Config, EndpointKey, FLOW_CLOSED, FLOW_OPENED, Flow,
+    FlowEvent, Pod, PublishedKey, SOCKET_CAPTURED, SOCKET_DIRECT, SOCKET_ELSEWHERE,
+    SOCKET_ORIGINAL, SOCKET_PEER, SOCKET_PROBE, SOCKET_SOURCE, ServiceEndpoints, SocketState,
+    Tuple, VERDICT_ALLOW, VERDICT_ASK, VerdictKey,
 };
-use karst_bpf_common::{CounterId, Ip};
+use karst_bpf_common::{CounterId, Endpoint, Ip};
 
 use super::describe::{Fields, MapEntry};
 use super::records;
 use crate::map::{self, RawMap};
+use crate::flow_events::FLOW_EVENTS;
 use crate::pods::uid_of;
+use crate::sys::ring::Record;
 use crate::sys::{self, iterate};
 use crate::{DatapathError, btf};
 
@@ -28,6 +32,12 @@ pub(super) fn entries(map: &RawMap) -> Result<Vec<MapEntry>, DatapathError> {
         name if name == map::COUNTERS.name => counters(map),
         name if name == map::LISTENERS.name => listeners(map),
         name if name == map::SKST.name => storage(map),
+        name if name == map::VERDICTS.name => typed(map, verdict_key, verdict),
+        name if name == map::SERVICES.name => typed(map, endpoint, service),
+        name if name == map::ENDPOINTS.name => typed(map, endpoint_key, endpoint),
+        name if name == map::FLOWS.name => typed(map, socket_cookie, flow),
+        name if name == map::FLOW_COUNT.name => typed(map, index, number),
+        name if name == map::VERDICTS_UNTIL.name => typed(map, index, moment),
         _ => Ok(Vec::new()),
     }?;
     entries.sort_by(|a, b| a.key.0.cmp(&b.key.0));
@@ -82,7 +92,11 @@ pub(super) fn unpinned(map: BorrowedFd<'_>, info: &sys::MapInfo) -> io::Result<V
     match info.kind {
         map::RINGBUF => {
             let pending = sys::ring::pending(map, info.max_entries)?;
-            Ok(pending.records.iter().map(records::entry).collect())
+            let decode = match info.name.starts_with(FLOW_EVENTS.as_bytes()) {
+                true => flow_record,
+                false => records::entry,
+            };
+            Ok(pending.records.iter().map(decode).collect())
         }
         map::ARRAY if info.key_size == 4 => (0..info.max_entries)
             .map(|place| {
@@ -155,6 +169,7 @@ fn pod(pod: &Pod) -> Fields {
         ("uid", uid_of(pod)),
         ("v4", shown(pod.v4)),
         ("v6", shown(pod.v6)),
+        ("guard", pod.guard.to_string()),
     ])
 }
 
@@ -173,6 +188,8 @@ fn socket_state(state: &SocketState) -> Fields {
         (SOCKET_ORIGINAL, "original"),
         (SOCKET_SOURCE, "source"),
         (SOCKET_PROBE, "probe"),
+        (SOCKET_DIRECT, "direct"),
+        (SOCKET_ELSEWHERE, "elsewhere"),
     ];
     let set = names.iter().filter(|(bit, _)| state.flags & bit != 0);
     let set: Vec<&str> = set.map(|(_, name)| *name).collect();
@@ -196,6 +213,13 @@ fn authorisation(authorisation: &Authorisation) -> Fields {
     fields([
         ("socket_cookie", authorisation.socket.to_string()),
         ("at_ns", authorisation.at_ns.to_string()),
+        (
+            "kind",
+            match authorisation.kind {
+                AUTHORISED_DIRECT => "direct".to_owned(),
+                _ => "probe".to_owned(),
+            },
+        ),
         // The sequence number is what a forger would need, so it is not shown.
     ])
 }
@@ -210,4 +234,101 @@ fn config(config: &Config) -> Fields {
         ),
         ("kubepods_cgroup", config.kubepods_cgroup.to_string()),
     ])
+}
+
+fn verdict_key(key: &VerdictKey) -> Fields {
+    fields([
+        ("source_netns_cookie", key.source.to_string()),
+        ("destination_netns_cookie", key.destination.to_string()),
+        (
+            "port",
+            match key.port {
+                ANY_PORT => "any".to_owned(),
+                port => port.to_string(),
+            },
+        ),
+    ])
+}
+
+fn verdict(verdict: &u32) -> Fields {
+    let name = match *verdict {
+        VERDICT_ASK => "ask".to_owned(),
+        VERDICT_ALLOW => "allow".to_owned(),
+        other => other.to_string(),
+    };
+    fields([("verdict", name)])
+}
+
+fn endpoint(endpoint: &Endpoint) -> Fields {
+    fields([("endpoint", endpoint.to_socket_addr().to_string())])
+}
+
+fn service(service: &ServiceEndpoints) -> Fields {
+    fields([
+        ("set", service.set.to_string()),
+        ("local", service.local.to_string()),
+        ("total", service.total.to_string()),
+    ])
+}
+
+fn endpoint_key(key: &EndpointKey) -> Fields {
+    fields([
+        ("set", key.set.to_string()),
+        ("slot", key.slot.to_string()),
+    ])
+}
+
+fn socket_cookie(cookie: &u64) -> Fields {
+    fields([("socket_cookie", cookie.to_string())])
+}
+
+fn flow(flow: &Flow) -> Fields {
+    let ends = &flow.tuple;
+    fields([
+        ("source", ends.source.to_socket_addr().to_string()),
+        ("destination", ends.destination.to_socket_addr().to_string()),
+        ("original", flow.original.to_socket_addr().to_string()),
+        ("source_netns_cookie", flow.source.to_string()),
+        ("destination_netns_cookie", flow.destination.to_string()),
+        ("started_ns", flow.started_ns.to_string()),
+    ])
+}
+
+fn number(number: &u64) -> Fields {
+    fields([("value", number.to_string())])
+}
+
+fn moment(moment: &u64) -> Fields {
+    fields([("until_ns", moment.to_string())])
+}
+
+/// A record of `FLOW_EVENTS` that the agent has not taken yet.
+fn flow_record(record: &Record) -> MapEntry {
+    let event: Option<FlowEvent> = record.bytes.as_deref().and_then(sys::from_bytes);
+    let value = match event {
+        None => fields([("state", "not finished, or given up".to_owned())]),
+        Some(event) => {
+            let kind = match event.kind {
+                FLOW_OPENED => "opened".to_owned(),
+                FLOW_CLOSED => "closed".to_owned(),
+                other => other.to_string(),
+            };
+            let mut shown = vec![
+                ("kind", kind),
+                ("old_state", event.old_state.to_string()),
+                ("socket_cookie", event.socket.to_string()),
+                ("at_ns", event.at_ns.to_string()),
+                ("sent", event.sent.to_string()),
+                ("received", event.received.to_string()),
+                ("rtt_us", event.rtt_us.to_string()),
+                ("retransmits", event.retransmits.to_string()),
+            ];
+            shown.extend(flow(&event.flow).0);
+            Fields(shown)
+        }
+    };
+    MapEntry {
+        key: fields([("position", record.position.to_string())]),
+        value,
+    }
 }
