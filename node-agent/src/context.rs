@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use karst_datapath::{
-    Counter, Datapath, DatapathError, EnrolledPod, Loaded, MapFill, PodAttachment, ProgramRuns,
+    Counter, Datapath, DatapathError, EnrolledPod, Loaded, MapFill, Original, PodAttachment,
+    ProgramRuns,
 };
 use karst_identity::{
     CertificateManager, CertificateStatus, IdentityError, SpiffeId, Urgency, WorkloadCertificate,
@@ -30,9 +31,8 @@ pub trait Kernel: Send + Sync {
     fn enrolled(&self) -> Result<Vec<EnrolledPod>, DatapathError>;
     /// See [`Datapath::claim`].
     fn claim(&self) -> Result<(), DatapathError>;
-    /// See [`Datapath::original_destination`].
-    fn original_destination(&self, fd: BorrowedFd<'_>)
-    -> Result<Option<SocketAddr>, DatapathError>;
+    /// See [`Datapath::original`].
+    fn original(&self, fd: BorrowedFd<'_>) -> Result<Option<Original>, DatapathError>;
     /// See [`Datapath::set_source`].
     fn set_source(&self, fd: BorrowedFd<'_>, client: SocketAddr) -> Result<(), DatapathError>;
     /// See [`Datapath::counters`].
@@ -82,11 +82,8 @@ impl Kernel for KernelSlot {
         self.with(Datapath::claim)
     }
 
-    fn original_destination(
-        &self,
-        fd: BorrowedFd<'_>,
-    ) -> Result<Option<SocketAddr>, DatapathError> {
-        self.with(|datapath| datapath.original_destination(fd))
+    fn original(&self, fd: BorrowedFd<'_>) -> Result<Option<Original>, DatapathError> {
+        self.with(|datapath| datapath.original(fd))
     }
 
     fn set_source(&self, fd: BorrowedFd<'_>, client: SocketAddr) -> Result<(), DatapathError> {

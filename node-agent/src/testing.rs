@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use karst_client::{AdsConfig, ControllerConfig, DeltaAds};
 use karst_datapath::{
-    Counter, DatapathError, EnrolledPod, Loaded, MapFill, PodAttachment, ProgramRuns,
+    Counter, DatapathError, EnrolledPod, Loaded, MapFill, Original, PodAttachment, ProgramRuns,
 };
 use karst_identity::{CertificateStatus, IdentityError, SpiffeId, WorkloadCertificate};
 use karst_process::tap::Tap;
@@ -97,7 +97,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn original_destination(&self, _: BorrowedFd<'_>) -> Result<Option<SocketAddr>, DatapathError> {
+    fn original(&self, _: BorrowedFd<'_>) -> Result<Option<Original>, DatapathError> {
         Ok(None)
     }
 

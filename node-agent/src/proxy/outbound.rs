@@ -21,7 +21,7 @@ use crate::metrics::traffic::Security;
 use crate::pod::{OUTBOUND_PORT, Permit};
 use crate::reason::Reason;
 use crate::sockets;
-use crate::state::endpoint::{LiveGuard, now_ms};
+use crate::state::endpoint::{EndpointSet, LiveGuard, now_ms};
 use crate::state::workload::Workload;
 use crate::worker::LocalPod;
 
@@ -98,9 +98,10 @@ async fn open(
     });
     let original = context
         .kernel
-        .original_destination(stream.as_fd())
+        .original(stream.as_fd())
         .map_err(|e| Refused::because(Reason::OriginalDestinationFailed, e))?
         .ok_or(Reason::NotCaptured)?;
+    let (original, elsewhere) = (original.address, original.elsewhere);
     flow.destination.addr = Some(original);
     flow.source.addr = Some(local.pod.client_address(from, original.ip().to_canonical()));
     if !context.state.wait_ready().await {
@@ -115,24 +116,49 @@ async fn open(
     if !found.is_inside() {
         flow.outside = Some(Box::new(original));
     }
-    let opened = connect(local, &found, original, flow).await?;
+    let left_out = match elsewhere {
+        true => reached_past_us(local, &found, original),
+        false => Vec::new(),
+    };
+    let opened = connect(local, &found, original, (flow, left_out)).await?;
     // What was changed meanwhile cuts live connections, of which this is none yet.
     flow.may_leave(local.source())?;
     Ok(opened)
 }
 
-/// Connects, to another endpoint when one fails before a byte was passed.
+/// The endpoints that the kernel chooses for such connections by itself: this one had its turn at another, and would
+/// they be chosen here too, they had more than their share.
+fn reached_past_us(local: &LocalPod, found: &Destination, original: SocketAddr) -> Vec<Arc<str>> {
+    let Destination::Service(service) = found else {
+        return Vec::new();
+    };
+    let reachable = local.worker.context.reachable.load();
+    let endpoints = service.ports.get(&original.port());
+    let uids = endpoints.into_iter().flat_map(EndpointSet::iter);
+    let uids = uids.map(|endpoint| &endpoint.workload.uid);
+    uids.filter(|uid| reachable.contains(*uid))
+        .cloned()
+        .collect()
+}
+
+/// Connects, to another endpoint when one fails before a byte was passed; to one of those left out if there is no other.
 async fn connect(
     local: &Rc<LocalPod>,
     found: &Destination,
     original: SocketAddr,
-    flow: &mut Flow,
+    (flow, left_out): (&mut Flow, Vec<Arc<str>>),
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
-    let mut tried = Vec::new();
+    let mut avoided = left_out.len();
+    let mut tried = left_out;
     let mut last = None;
-    while tried.len() < MAX_TRIES {
+    while tried.len() < MAX_TRIES + avoided {
         let target = match local.source().target(found, original, &tried) {
             Ok(target) => target,
+            Err(_) if avoided > 0 => {
+                tried.drain(..avoided);
+                avoided = 0;
+                continue;
+            }
             // No further endpoint: the failure of the last one says more.
             Err(refused) => return Err(last.unwrap_or(refused)),
         };

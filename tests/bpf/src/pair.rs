@@ -88,13 +88,22 @@ impl Pair {
     }
 
     /// Notes a service with these endpoints on the node, and so many elsewhere.
-    pub fn serve(&self, service: SocketAddr, set: u64, local: &[SocketAddr], elsewhere: u32) -> Result<()> {
+    pub fn serve(
+        &self,
+        service: SocketAddr,
+        set: u64,
+        local: &[SocketAddr],
+        elsewhere: u32,
+    ) -> Result<()> {
         let total = local.len() as u32 + elsewhere;
         let endpoints = LocalEndpoints {
             local: local.to_vec(),
             total,
         };
-        ensure!(self.datapath.set_service(service, set, &endpoints)?, "no room");
+        ensure!(
+            self.datapath.set_service(service, set, &endpoints)?,
+            "no room"
+        );
         Ok(())
     }
 
@@ -105,7 +114,8 @@ impl Pair {
 
     /// The application accepts, and sees the real address of this connection's other end.
     pub fn accepted(&self, stream: &TcpStream) -> Result<TcpStream> {
-        let (accepted, from) = accept(&self.app, PATIENCE)?.context("the application saw nothing")?;
+        let (accepted, from) =
+            accept(&self.app, PATIENCE)?.context("the application saw nothing")?;
         let (seen, real) = (from.ip().to_canonical(), stream.local_addr()?);
         ensure!(
             seen == real.ip().to_canonical() && from.port() == real.port(),
@@ -150,11 +160,8 @@ impl Pair {
     /// How many connections the programs count.
     pub fn flow_count(&self) -> Result<u64> {
         let config = self.world.config();
-        let dump = karst_datapath::inspect::dump_map(
-            &config.bpffs_root,
-            &config.node_name,
-            "FLOW_COUNT",
-        )?;
+        let dump =
+            karst_datapath::inspect::dump_map(&config.bpffs_root, &config.node_name, "FLOW_COUNT")?;
         let value = dump.first().and_then(|entry| entry.value.0.first());
         Ok(value.context("FLOW_COUNT is empty")?.1.parse()?)
     }

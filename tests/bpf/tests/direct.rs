@@ -31,7 +31,10 @@ fn reaches(pair: &Pair, to: SocketAddr) -> Result<()> {
 fn pods_are_guarded_where_their_interfaces_are_veths_of_the_node() -> Result<()> {
     let pair = Pair::new()?;
     let enrolled = pair.datapath.enrolled()?;
-    ensure!(enrolled.len() == 2 && enrolled.iter().all(|pod| pod.guarded), "{enrolled:?}");
+    ensure!(
+        enrolled.len() == 2 && enrolled.iter().all(|pod| pod.guarded),
+        "{enrolled:?}"
+    );
     Ok(())
 }
 
@@ -49,7 +52,12 @@ fn a_pod_is_reached_by_its_addresses() -> Result<()> {
     ensure!(counter(&pair.datapath, "bypass_authorised")? == 3);
     ensure!(counter(&pair.datapath, "bypass_verified")? == 3);
     ensure!(counter(&pair.datapath, "bypass_passed")? == 3);
-    for none in ["bypass_syn_dropped", "bypass_forged", "bypass_revoked", "outbound_captured"] {
+    for none in [
+        "bypass_syn_dropped",
+        "bypass_forged",
+        "bypass_revoked",
+        "outbound_captured",
+    ] {
         ensure!(counter(&pair.datapath, none)? == 0, "{none}");
     }
     ensure!(accept(&pair.b.inbound_v4, QUIET)?.is_none());

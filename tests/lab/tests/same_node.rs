@@ -28,7 +28,9 @@ fn world() -> Result<(&'static World, MutexGuard<'static, ()>)> {
 
 /// What the programs have counted on a node.
 fn counted(world: &World, node: &str, counter: &str) -> Result<u64> {
-    let output = world.lab.inspect(node, &["map", "dump", "COUNTERS", "-j"])?;
+    let output = world
+        .lab
+        .inspect(node, &["map", "dump", "COUNTERS", "-j"])?;
     let dump: Value = serde_json::from_slice(&output.stdout)?;
     let items = dump.as_array().or_else(|| dump["entries"].as_array());
     let mut items = items.into_iter().flatten();
@@ -102,7 +104,10 @@ fn it_goes_past_the_agent_and_is_reported_by_both_ends() -> Result<()> {
             ensure!(found.len() == 2, "{direction}: {found:?}");
             for record in found {
                 // "hello" and its end of line, there and back.
-                ensure!(record["bytes_recv"] == 6 && record["bytes_sent"] == 6, "{record}");
+                ensure!(
+                    record["bytes_recv"] == 6 && record["bytes_sent"] == 6,
+                    "{record}"
+                );
                 ensure!(record["reason"].is_null(), "{record}");
             }
         }
@@ -142,7 +147,10 @@ fn both_ends_see_each_other_and_nothing_is_left() -> Result<()> {
         let count = past(world, || {
             let seen = peer_is_what_was_dialled(world, CLIENT, &at, &at, &[])?;
             let text = seen.to_string();
-            ensure!(text.contains(&client.to_string()), "{client} is not in {text}");
+            ensure!(
+                text.contains(&client.to_string()),
+                "{client} is not in {text}"
+            );
             Ok(())
         })?;
         ensure!(count >= 1, "{at} was reached through the agent");
@@ -171,7 +179,10 @@ fn live_connections_are_listed_with_their_bytes() -> Result<()> {
     until("it is listed", IN_FORCE, || {
         let all = world.lab.agent_admin(NODE, "/v1/connections")?;
         let all = all.as_array().context("no list")?;
-        let ours: Vec<_> = all.iter().filter(|one| one["path"] == "same_node").collect();
+        let ours: Vec<_> = all
+            .iter()
+            .filter(|one| one["path"] == "same_node")
+            .collect();
         ensure!(ours.len() == 2, "{all:?}");
         for one in ours {
             ensure!(one["bytes_recv"] == 12 && one["bytes_sent"] == 12, "{one}");
@@ -207,7 +218,10 @@ fn a_service_is_spread_over_all_its_endpoints() -> Result<()> {
         world.lab.wait_enrolled(pod)?;
     }
     let vips = world.lab.service_addresses("mesh", "spread")?;
-    let vip = vips.iter().find(|vip| vip.is_ipv4()).context("no IPv4 address")?;
+    let vip = vips
+        .iter()
+        .find(|vip| vip.is_ipv4())
+        .context("no IPv4 address")?;
     let at = format!("{vip}:90");
     until("the service is known in the kernel", IN_FORCE, || {
         let count = past(world, || {
@@ -226,8 +240,15 @@ fn a_service_is_spread_over_all_its_endpoints() -> Result<()> {
         Ok(())
     })?;
     // A fair coin falls outside of this once in a million.
-    ensure!((25..=75).contains(&count), "{count} of 100 came to the endpoint of this node");
-    let records = logged(world, 0, &[("dst.service", "spread.mesh.svc.cluster.local")])?;
+    ensure!(
+        (25..=75).contains(&count),
+        "{count} of 100 came to the endpoint of this node"
+    );
+    let records = logged(
+        world,
+        0,
+        &[("dst.service", "spread.mesh.svc.cluster.local")],
+    )?;
     let of = |policy: &str| {
         let of = |record: &&Value| {
             record["connection_security_policy"] == policy && record["direction"] == "outbound"
@@ -254,7 +275,9 @@ fn a_policy_resets_what_it_forbids_and_names_itself() -> Result<()> {
     chat.say("hello")?;
     // Another port of the same pod is another matter, for what lives and for what is new.
     let other = world.at(NEAR, port::PEER_DUAL)?;
-    world.lab.apply(&deny("{to: [{operation: {ports: [\"7006\"]}}]}"))?;
+    world
+        .lab
+        .apply(&deny("{to: [{operation: {ports: [\"7006\"]}}]}"))?;
     until("the other port is refused", IN_FORCE, || {
         let passed = peer_is_what_was_dialled(world, CLIENT, &other, &other, &[]);
         ensure!(passed.is_err(), "it passes");
@@ -278,19 +301,23 @@ fn a_policy_resets_what_it_forbids_and_names_itself() -> Result<()> {
     ensure!(echo(world, &at).is_err(), "new connections pass");
     let refused = refusal.expect("policy_denied", "inbound")?;
     ensure!(refused["policy.name"] == "mesh/stop", "{refused}");
-    until("the reset connection is logged with the policy", IN_FORCE, || {
-        let found = logged(
-            world,
-            records,
-            &[
-                ("connection_security_policy", "same_node"),
-                ("reason", "policy_denied"),
-                ("policy.name", "mesh/stop"),
-            ],
-        )?;
-        ensure!(found.len() == 2, "{found:?}");
-        Ok(())
-    })?;
+    until(
+        "the reset connection is logged with the policy",
+        IN_FORCE,
+        || {
+            let found = logged(
+                world,
+                records,
+                &[
+                    ("connection_security_policy", "same_node"),
+                    ("reason", "policy_denied"),
+                    ("policy.name", "mesh/stop"),
+                ],
+            )?;
+            ensure!(found.len() == 2, "{found:?}");
+            Ok(())
+        },
+    )?;
     world.lab.delete(&policy)?;
     until_past(world)
 }
@@ -325,7 +352,10 @@ fn none_lives_on_while_policies_flip() -> Result<()> {
         (flips, reset)
     });
     flips?;
-    ensure!(reset > 0, "no connection lived when the policy came: nothing was tested");
+    ensure!(
+        reset > 0,
+        "no connection lived when the policy came: nothing was tested"
+    );
     world.lab.delete(&policy)?;
     until_past(world)
 }
@@ -360,8 +390,10 @@ fn flip(world: &World, policy: &str) -> Result<()> {
 fn a_waypoint_or_a_policy_on_trial_keeps_the_agent_in_between() -> Result<()> {
     let (world, _turn) = world()?;
     until_past(world)?;
-    let trial = deny("{to: [{operation: {ports: [\"7000\"]}}]}")
-        .replace("namespace: mesh}", "namespace: mesh, annotations: {istio.io/dry-run: \"true\"}}");
+    let trial = deny("{to: [{operation: {ports: [\"7000\"]}}]}").replace(
+        "namespace: mesh}",
+        "namespace: mesh, annotations: {istio.io/dry-run: \"true\"}}",
+    );
     world.lab.apply(&trial)?;
     let at = world.at(NEAR, port::ECHO)?;
     until("the agent is in between", IN_FORCE, || {
@@ -426,7 +458,10 @@ fn who_wants_it_encrypted_has_the_agent_in_between() -> Result<()> {
     let tunnelled = logged(
         &world,
         0,
-        &[("connection_security_policy", "mutual_tls"), ("direction", "inbound")],
+        &[
+            ("connection_security_policy", "mutual_tls"),
+            ("direction", "inbound"),
+        ],
     )?;
     ensure!(tunnelled.len() >= 20, "{tunnelled:?}");
     Ok(())
