@@ -3,8 +3,8 @@
 
 use crate::address::{Endpoint, Ip};
 use crate::layout::{
-    Config, Pod, SOCKET_CAPTURED, SOCKET_ELSEWHERE, SOCKET_ORIGINAL, SOCKET_PEER,
-    SOCKET_SOURCE, ServiceEndpoints, SocketState,
+    Config, Pod, SOCKET_CAPTURED, SOCKET_ELSEWHERE, SOCKET_ORIGINAL, SOCKET_PEER, SOCKET_SOURCE,
+    ServiceEndpoints, SocketState,
 };
 use crate::{AUTHORISED_NS, HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
 

@@ -162,6 +162,14 @@ impl Datapath {
     }
 }
 
+#[doc(hidden)]
+impl Datapath {
+    /// Makes the programs believe in so many connections, for tests of what they do when there are too many.
+    pub fn pretend_flows(&self, count: u64) -> Result<(), DatapathError> {
+        self.maps.flow_count.set(&0, &count)
+    }
+}
+
 fn slot_of(set: u64, slot: u32) -> EndpointKey {
     EndpointKey {
         set,

@@ -44,9 +44,9 @@ impl Datapath {
             attach_type: AttachType::TcxEgress,
         };
         // An index is one of the namespace that the calling thread is in.
-        let attached = self.node.run_apart(|| {
-            links::attach(&self.pins, link, &hook, self.syn_check.as_fd())
-        });
+        let attached = self
+            .node
+            .run_apart(|| links::attach(&self.pins, link, &hook, self.syn_check.as_fd()));
         attached.map_err(|source| DatapathError::Netns {
             uid: "of the node".to_owned(),
             source,
@@ -103,6 +103,8 @@ fn host_end(pod: &Netns, addresses: &[IpAddr], node: &Netns) -> Result<u32, Miss
     };
     match is_it {
         true => Ok(peer),
-        false => because("the other end of its interface is not in the node's namespace".to_owned()),
+        false => {
+            because("the other end of its interface is not in the node's namespace".to_owned())
+        }
     }
 }

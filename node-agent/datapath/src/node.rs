@@ -22,9 +22,7 @@ use crate::links::{self, Hook, Place};
 use crate::map::{self, Map, RawMap};
 use crate::memory;
 use crate::netns::Netns;
-use crate::object::{
-    self, CGROUP_PROGRAMS, SK_LOOKUP, SK_LOOKUP_LINK, SYN_CHECK, SYN_CHECK_LINK,
-};
+use crate::object::{self, CGROUP_PROGRAMS, SK_LOOKUP, SK_LOOKUP_LINK, SYN_CHECK, SYN_CHECK_LINK};
 use crate::pins::{Pins, failed};
 use crate::pods::uid_of;
 use crate::sys::LinkTarget;

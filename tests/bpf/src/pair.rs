@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use karst_bpf_common::layout::{FLOW_CLOSED, FLOW_OPENED, FlowEvent, VerdictKey};
 use karst_datapath::netns::Netns;
 use karst_datapath::{Datapath, FlowEvents, LocalEndpoints};
+use socket2::{Domain, Socket, Type};
 
 use crate::{Agent, Host, PATIENCE, World, accept, entries, eventually};
 
@@ -88,14 +89,47 @@ impl Pair {
     }
 
     /// Notes a service with these endpoints on the node, and so many elsewhere.
-    pub fn serve(&self, service: SocketAddr, set: u64, local: &[SocketAddr], elsewhere: u32) -> Result<()> {
+    pub fn serve(
+        &self,
+        service: SocketAddr,
+        set: u64,
+        local: &[SocketAddr],
+        elsewhere: u32,
+    ) -> Result<()> {
         let total = local.len() as u32 + elsewhere;
         let endpoints = LocalEndpoints {
             local: local.to_vec(),
             total,
         };
-        ensure!(self.datapath.set_service(service, set, &endpoints)?, "no room");
+        ensure!(
+            self.datapath.set_service(service, set, &endpoints)?,
+            "no room"
+        );
         Ok(())
+    }
+
+    /// Pod A dials the application of B while B is cut off, and is then cut off itself: the handshake stays
+    /// authorised for as long as the socket lives, and nobody completes it.
+    pub fn held_open(&self, to: SocketAddr) -> Result<Socket> {
+        // What A knows of B's hardware address must be known before.
+        let known = crate::connect(&self.world.app(Host::A)?, to)?;
+        drop(self.accepted(&known)?);
+        drop(known);
+        self.world.cut_off(Host::B)?;
+        let socket = self.world.app(Host::A)?.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            let pending = socket.connect(&to.into());
+            let pending = pending.err().and_then(|error| error.raw_os_error());
+            ensure!(
+                pending == Some(nix::errno::Errno::EINPROGRESS as i32),
+                "{pending:?}"
+            );
+            Ok(socket)
+        })??;
+        self.world.cut_off(Host::A)?;
+        self.world.rejoin(Host::B)?;
+        Ok(socket)
     }
 
     /// The application of B, by its IPv4 or IPv6 address.
@@ -105,7 +139,8 @@ impl Pair {
 
     /// The application accepts, and sees the real address of this connection's other end.
     pub fn accepted(&self, stream: &TcpStream) -> Result<TcpStream> {
-        let (accepted, from) = accept(&self.app, PATIENCE)?.context("the application saw nothing")?;
+        let (accepted, from) =
+            accept(&self.app, PATIENCE)?.context("the application saw nothing")?;
         let (seen, real) = (from.ip().to_canonical(), stream.local_addr()?);
         ensure!(
             seen == real.ip().to_canonical() && from.port() == real.port(),
@@ -150,11 +185,8 @@ impl Pair {
     /// How many connections the programs count.
     pub fn flow_count(&self) -> Result<u64> {
         let config = self.world.config();
-        let dump = karst_datapath::inspect::dump_map(
-            &config.bpffs_root,
-            &config.node_name,
-            "FLOW_COUNT",
-        )?;
+        let dump =
+            karst_datapath::inspect::dump_map(&config.bpffs_root, &config.node_name, "FLOW_COUNT")?;
         let value = dump.first().and_then(|entry| entry.value.0.first());
         Ok(value.context("FLOW_COUNT is empty")?.1.parse()?)
     }

@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use aya::Pod as Bytes;
 use karst_bpf_common::layout::{
-    ANY_PORT, AUTHORISED_DIRECT, Authorisation, Config, EndpointKey, FLOW_CLOSED, FLOW_OPENED, Flow,
-    FlowEvent, Pod, PublishedKey, SOCKET_CAPTURED, SOCKET_DIRECT, SOCKET_ELSEWHERE,
+    ANY_PORT, AUTHORISED_DIRECT, Authorisation, Config, EndpointKey, FLOW_CLOSED, FLOW_OPENED,
+    Flow, FlowEvent, Pod, PublishedKey, SOCKET_CAPTURED, SOCKET_DIRECT, SOCKET_ELSEWHERE,
     SOCKET_ORIGINAL, SOCKET_PEER, SOCKET_PROBE, SOCKET_SOURCE, ServiceEndpoints, SocketState,
     Tuple, VERDICT_ALLOW, VERDICT_ASK, VerdictKey,
 };
@@ -14,8 +14,8 @@ use karst_bpf_common::{CounterId, Endpoint, Ip};
 
 use super::describe::{Fields, MapEntry};
 use super::records;
-use crate::map::{self, RawMap};
 use crate::flow_events::FLOW_EVENTS;
+use crate::map::{self, RawMap};
 use crate::pods::uid_of;
 use crate::sys::ring::Record;
 use crate::sys::{self, iterate};
@@ -272,10 +272,7 @@ fn service(service: &ServiceEndpoints) -> Fields {
 }
 
 fn endpoint_key(key: &EndpointKey) -> Fields {
-    fields([
-        ("set", key.set.to_string()),
-        ("slot", key.slot.to_string()),
-    ])
+    fields([("set", key.set.to_string()), ("slot", key.slot.to_string())])
 }
 
 fn socket_cookie(cookie: &u64) -> Fields {

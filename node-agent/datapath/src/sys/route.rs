@@ -87,18 +87,24 @@ impl Route {
         };
         let mut found = None;
         let dump = NLM_F_REQUEST | NLM_F_DUMP;
-        self.ask(RTM_GETADDR, dump, &[0; ADDRESS_HEADER], &[], |kind, body| {
-            let is_it = |(name, value): &(u16, &[u8])| {
-                matches!(*name, IFA_ADDRESS | IFA_LOCAL) && *value == wanted
-            };
-            if kind == RTM_NEWADDR
-                && body
-                    .get(ADDRESS_HEADER..)
-                    .is_some_and(|rest| attributes(rest).any(|one| is_it(&one)))
-            {
-                found = found.or(word(body, 4));
-            }
-        })?;
+        self.ask(
+            RTM_GETADDR,
+            dump,
+            &[0; ADDRESS_HEADER],
+            &[],
+            |kind, body| {
+                let is_it = |(name, value): &(u16, &[u8])| {
+                    matches!(*name, IFA_ADDRESS | IFA_LOCAL) && *value == wanted
+                };
+                if kind == RTM_NEWADDR
+                    && body
+                        .get(ADDRESS_HEADER..)
+                        .is_some_and(|rest| attributes(rest).any(|one| is_it(&one)))
+                {
+                    found = found.or(word(body, 4));
+                }
+            },
+        )?;
         Ok(found)
     }
 
@@ -126,17 +132,23 @@ impl Route {
         let mut found = None;
         let header = [0; GENERAL_HEADER];
         let attribute = attribute(NETNSA_FD, &fd.to_ne_bytes());
-        self.ask(RTM_GETNSID, NLM_F_REQUEST, &header, &attribute, |kind, body| {
-            if kind == RTM_NEWNSID
-                && let Some(rest) = body.get(GENERAL_HEADER..)
-            {
-                let mut numbers = attributes(rest).filter(|(name, _)| *name == NETNSA_NSID);
-                found = numbers
-                    .next()
-                    .and_then(|(_, value)| word(value, 0))
-                    .map(u32::cast_signed);
-            }
-        })?;
+        self.ask(
+            RTM_GETNSID,
+            NLM_F_REQUEST,
+            &header,
+            &attribute,
+            |kind, body| {
+                if kind == RTM_NEWNSID
+                    && let Some(rest) = body.get(GENERAL_HEADER..)
+                {
+                    let mut numbers = attributes(rest).filter(|(name, _)| *name == NETNSA_NSID);
+                    found = numbers
+                        .next()
+                        .and_then(|(_, value)| word(value, 0))
+                        .map(u32::cast_signed);
+                }
+            },
+        )?;
         Ok(found.filter(|number| *number >= 0))
     }
 
@@ -237,9 +249,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let length = usize::from(half(bytes, 0)?);
         let name = half(bytes, 2)? & !FLAGS;
         let value = bytes.get(4..length)?;
-        bytes = bytes
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((name, value))
     })
 }
