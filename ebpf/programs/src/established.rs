@@ -183,10 +183,7 @@ fn authorised_accepted(ctx: &SockOpsContext, client: u32) {
     let Some(authorisation) = (unsafe { AUTH.get(&tuple) }) else {
         return;
     };
-    let (isn, direct) = (
-        authorisation.isn,
-        authorisation.kind == AUTHORISED_DIRECT,
-    );
+    let (isn, direct) = (authorisation.isn, authorisation.kind == AUTHORISED_DIRECT);
     if client.wrapping_sub(1) == isn {
         let _ = AUTH.remove(&tuple);
         count(match direct {

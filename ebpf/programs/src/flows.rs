@@ -6,9 +6,7 @@ use core::mem::offset_of;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
-};
+use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::SockOpsContext;
 use karst_bpf_common::CounterId;
@@ -20,9 +18,7 @@ use karst_bpf_common::layout::{
 
 use crate::context::{field, long_field, netns_cookie, ops_ends};
 use crate::direct::{is_allowed, pod_with, verdicts_hold};
-use crate::maps::{
-    AUTH, FLOW_EVENTS, FLOWS, PODS, add_flow, count, subtract_flow,
-};
+use crate::maps::{AUTH, FLOW_EVENTS, FLOWS, PODS, add_flow, count, subtract_flow};
 use crate::tcp::{cookie, fin_seen, payload_sent, watch, write_seq};
 
 /// Arguments of a state change: the former state and the new one.
@@ -70,7 +66,10 @@ fn attempt(ctx: &SockOpsContext, socket: *mut bpf_sock, state: &SocketState) -> 
         original: state.endpoint,
         padding: 0,
     };
-    if FLOWS.insert(&socket, &flow, u64::from(BPF_NOEXIST)).is_err() {
+    if FLOWS
+        .insert(&socket, &flow, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
         return CounterId::BypassAuthoriseFailed;
     }
     add_flow();

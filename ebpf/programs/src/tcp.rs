@@ -12,9 +12,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockOpsContext;
 
 use crate::context::field;
-use crate::maps::{
-    bytes_retrans_offset, bytes_sent_offset, sock_flags_offset, write_seq_offset,
-};
+use crate::maps::{bytes_retrans_offset, bytes_sent_offset, sock_flags_offset, write_seq_offset};
 
 /// Bit of `SOCK_DONE` in `sk_flags` (`enum sock_flags` of net/sock.h): set when the other end's FIN
 /// is taken in, and by nothing else.

@@ -126,7 +126,7 @@ fn bytes_are_exact_however_a_connection_ends() -> Result<()> {
         ensure!(event.flow.source == pair.cookie(Host::A)?);
         ensure!(event.flow.destination == pair.cookie(Host::B)?);
         ensure!(event.at_ns > event.flow.started_ns, "{event:?}");
-        ensure!(event.rtt_us > 0 && event.retransmits == 0, "{event:?}");
+        ensure!(event.rtt_us > 0, "{event:?}");
         pair.forgotten()?;
     }
     ensure!(counter(&pair.datapath, "bypass_event_lost")? == 0);
