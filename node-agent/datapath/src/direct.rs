@@ -46,7 +46,9 @@ impl Datapath {
         put(&self.maps.verdicts, key, &verdict)
     }
 
-    /// Takes a verdict back; from its return on no connection is authorised by it.
+    /// Takes a verdict back; from its return on no connection is authorised by it, and every one that was is among
+    /// [`Datapath::flows`] until it closes. So who reads these then, and the sockets of the pod after that
+    /// ([`crate::sock_diag::tcp_sockets`]), finds all that are to be ended.
     ///
     /// # Errors
     /// The map cannot be written.

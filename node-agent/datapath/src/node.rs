@@ -315,12 +315,19 @@ fn agent_cgroup(config: &[u8]) -> Option<u64> {
     (id != 0).then_some(id)
 }
 
-/// Takes over the enrolled pods of maps of another layout, before programs that read the new
+/// Takes over the enrolled pods, and what is noted of live connections, of maps of another layout, before programs that read the new
 /// ones run: a pod must not be without capture in between. Listeners cannot be read back from
 /// the kernel, so inbound connections are dropped until the agent enrols the pod again.
 fn adopt_pods(maps: &Maps, former: &Path) -> Result<(), DatapathError> {
     adopt_all(maps.pods.raw(), former)?;
-    adopt_all(maps.addresses.raw(), former)
+    adopt_all(maps.addresses.raw(), former)?;
+    // Live connections past the agent, so that they can still be ended. Their sockets will not say when they close,
+    // since their storage is not taken over; the agent finds out that they are gone.
+    if let Err(error) = adopt_all(maps.flows.raw(), former) {
+        tracing::warn!(%error, "live connections past a former agent are not known any more");
+    }
+    let flows = maps.flows.raw().count()?.unwrap_or_default();
+    maps.flow_count.set(&0, &flows.into())
 }
 
 /// Every entry of the map of the same name in `former`.
