@@ -79,10 +79,6 @@ counters! {
     BypassSynDropped = 25 => "bypass_syn_dropped",
     /// Records of opened or closed connections that found no room in `FLOW_EVENTS`.
     BypassEventLost = 26 => "bypass_event_lost",
-    /// Packets handed to the other pod's interface directly.
-    BypassRedirected = 27 => "bypass_redirected",
-    /// Packets dropped because their source is not the pod's address.
-    BypassSpoofed = 28 => "bypass_spoofed",
 }
 
 /// Entries of the `COUNTERS` map; room for more without a new layout.

@@ -32,6 +32,8 @@ const TAGS: usize = 4;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ICMPV6: u8 = 58;
 
 /// Extension headers that the kernel walks past on its way to TCP.
 const HOP_BY_HOP: u8 = 0;
@@ -78,13 +80,14 @@ fn is_plainly_no_syn(ctx: &TcContext) -> bool {
         }
         byte(ip + IPV4 + FLAGS)
     } else {
-        if ethertype != ETH_IPV6
-            || start + ETHERNET + IPV6 + TCP > end
-            || byte(ip + 6) != IPPROTO_TCP
-        {
+        if ethertype != ETH_IPV6 {
             return false;
         }
-        byte(ip + IPV6 + FLAGS)
+        match byte(ip + 6) {
+            IPPROTO_TCP if start + ETHERNET + IPV6 + TCP <= end => byte(ip + IPV6 + FLAGS),
+            IPPROTO_UDP | IPPROTO_ICMPV6 => return true,
+            _ => return false,
+        }
     };
     flags & (SYN | ACK) != SYN
 }

@@ -51,7 +51,9 @@ impl Datapath {
         put(&self.maps.verdicts, key, &verdict)
     }
 
-    /// Takes a verdict back; from its return on no connection is authorised by it.
+    /// Takes a verdict back; from its return on no connection is authorised by it, and every one that was is among
+    /// [`Datapath::flows`] until it closes. So who reads these then, and the sockets of the pod after that
+    /// ([`crate::sock_diag::tcp_sockets`]), finds all that are to be ended.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -164,6 +166,14 @@ impl Datapath {
     pub fn recount_flows(&self) -> Result<(), DatapathError> {
         let now = self.maps.flows.raw().count()?.unwrap_or_default();
         self.maps.flow_count.set(&0, &u64::from(now))
+    }
+}
+
+#[doc(hidden)]
+impl Datapath {
+    /// Makes the programs believe in so many connections, for tests of what they do when there are too many.
+    pub fn pretend_flows(&self, count: u64) -> Result<(), DatapathError> {
+        self.maps.flow_count.set(&0, &count)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use karst_bpf_common::FLOW_EVENT_BYTES;
 use karst_bpf_common::layout::FlowEvent;
 
 use crate::error::DatapathError;
@@ -12,6 +13,9 @@ use crate::sys;
 
 /// The map's name in the object; no pin holds it, and each agent has its own.
 pub(crate) const FLOW_EVENTS: &str = "FLOW_EVENTS";
+
+/// Most records of one call: a full ring's.
+const LARGEST_DRAIN: usize = FLOW_EVENT_BYTES as usize / size_of::<FlowEvent>();
 
 /// Opened and closed connections that nobody has taken note of yet, of this agent's programs alone.
 pub struct FlowEvents(RingBuf<MapData>);
@@ -34,13 +38,15 @@ impl FlowEvents {
         Ok(Self(ring))
     }
 
-    /// Hands every record that there is to `take`, oldest first, and returns how many they were. Never blocks:
-    /// the programs wake nobody, so this is to be called at times of the caller's own, often enough that the ring
+    /// Hands the records that there are to `take`, oldest first, and returns how many they were: at most as many as
+    /// the ring holds, though others come meanwhile. Never blocks: the programs wake nobody, so this is to be called at times of the caller's own, often enough that the ring
     /// ([`karst_bpf_common::FLOW_EVENT_BYTES`]) does not fill up; what finds no room is counted as
     /// `bypass_event_lost`.
     pub fn drain(&mut self, mut take: impl FnMut(&FlowEvent)) -> usize {
         let mut taken = 0;
-        while let Some(record) = self.0.next() {
+        while taken < LARGEST_DRAIN
+            && let Some(record) = self.0.next()
+        {
             // The kernel side writes records of this very type alone.
             if let Some(event) = sys::from_bytes::<FlowEvent>(&record) {
                 take(&event);

@@ -250,17 +250,6 @@ impl RawMap {
         self.update(key, &grown)
             .map_err(self.spec.failed("copy into"))
     }
-
-    /// Copies every entry of `from`, a map of the same shape.
-    pub(crate) fn copy_from(&self, from: &Self) -> Result<(), DatapathError> {
-        for key in from.keys()? {
-            if let Some(value) = from.lookup(&key)? {
-                self.update(&key, &value)
-                    .map_err(self.spec.failed("copy into"))?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Key and value of every entry of the hash `spec` names that is pinned in `folder`, whatever the size of its

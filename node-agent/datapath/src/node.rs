@@ -315,15 +315,25 @@ fn agent_cgroup(config: &[u8]) -> Option<u64> {
     (id != 0).then_some(id)
 }
 
-/// Takes over the enrolled pods of maps of another layout, before programs that read the new
+/// Takes over the enrolled pods, and what is noted of live connections, of maps of another layout, before programs that read the new
 /// ones run: a pod must not be without capture in between. Listeners cannot be read back from
 /// the kernel, so inbound connections are dropped until the agent enrols the pod again.
 fn adopt_pods(maps: &Maps, former: &Path) -> Result<(), DatapathError> {
-    for (cookie, pod) in map::all_entries(former, &map::PODS)? {
-        maps.pods.raw().set_grown(&cookie, &pod)?;
+    adopt_all(maps.pods.raw(), former)?;
+    adopt_all(maps.addresses.raw(), former)?;
+    // Live connections past the agent, so that they can still be ended. Their sockets will not say when they close,
+    // since their storage is not taken over; the agent finds out that they are gone.
+    if let Err(error) = adopt_all(maps.flows.raw(), former) {
+        tracing::warn!(%error, "live connections past a former agent are not known any more");
     }
-    if let Some(from) = RawMap::open(former, map::POD_ADDRESSES)? {
-        maps.addresses.raw().copy_from(&from)?;
+    let flows = maps.flows.raw().count()?.unwrap_or_default();
+    maps.flow_count.set(&0, &flows.into())
+}
+
+/// Every entry of the map of the same name in `former`.
+fn adopt_all(to: &RawMap, former: &Path) -> Result<(), DatapathError> {
+    for (key, value) in map::all_entries(former, &to.spec)? {
+        to.set_grown(&key, &value)?;
     }
     Ok(())
 }
@@ -421,6 +431,7 @@ fn loaded_programs(ebpf: &Ebpf) -> Result<Vec<LoadedProgram>, DatapathError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
 
     fn of(agent_cgroup: u64) -> Config {
         Config {
@@ -445,6 +456,40 @@ mod tests {
         }
         // An agent that is started again keeps the one before it.
         assert_eq!(named(beside(of(10), Some(now))), [10, 40]);
+    }
+
+    /// Pods of layout 2, which knew nothing of guards.
+    #[test]
+    fn entries_grow_by_zeroes_when_they_are_taken_over() {
+        let root = Path::new("/sys/fs/bpf").join(format!("karst-grow-{}", std::process::id()));
+        let pins = Pins::new(&root, "n").unwrap();
+        for layout in [2, 3, 4] {
+            pins.prepare(&root, layout).unwrap();
+        }
+        let make = |layout, value_size| {
+            let map = sys::make_hash(8, value_size, 8).unwrap();
+            let pin = pins.maps(layout).join(map::PODS.name);
+            sys::pin(map.as_fd(), &pin).unwrap();
+            map
+        };
+        let size = size_of::<Pod>() as u32;
+        let (former, _now, newer) = (make(2, size - 4), make(3, size), make(4, size + 4));
+        let mut value = [7; size_of::<Pod>()];
+        let short = &value[..size_of::<Pod>() - 4];
+        sys::map_update(former.as_fd(), &1u64.to_ne_bytes(), short).unwrap();
+        let long = vec![7; size_of::<Pod>() + 4];
+        sys::map_update(newer.as_fd(), &2u64.to_ne_bytes(), &long).unwrap();
+        let to = RawMap::open(&pins.maps(3), map::PODS).unwrap().unwrap();
+        let adopted = adopt_all(&to, &pins.maps(2));
+        let refused = adopt_all(&to, &pins.maps(4));
+        let (found, others) = (to.lookup(&1u64.to_ne_bytes()), to.keys());
+        pins.remove_all().unwrap();
+        let _ = std::fs::remove_dir(&root);
+        adopted.unwrap();
+        value[size_of::<Pod>() - 4..].fill(0);
+        assert_eq!(found.unwrap().as_deref(), Some(&value[..]));
+        assert!(refused.is_err(), "what is longer is another thing");
+        assert_eq!(others.unwrap().len(), 1);
     }
 
     #[test]

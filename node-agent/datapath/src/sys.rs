@@ -563,6 +563,16 @@ pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     unsafe { bpf(MAP_GET_FD_BY_ID, &mut attr) }.map(owned)
 }
 
+/// A hash of these sizes, for tests of maps that other versions made.
+#[cfg(test)]
+pub(crate) fn make_hash(key_size: u32, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+    const MAP_CREATE: libc::c_int = 0;
+    const HASH: u32 = 1;
+    let mut attr = [HASH, key_size, value_size, max_entries, 0];
+    // SAFETY: the structure holds no pointers.
+    unsafe { bpf(MAP_CREATE, &mut attr) }.map(owned)
+}
+
 /// Makes the kernel count runs of all programs for as long as the descriptor is open (Linux 5.8).
 pub(crate) fn enable_run_stats() -> io::Result<OwnedFd> {
     let mut kind = STATS_RUN_TIME;

@@ -8,6 +8,7 @@
 mod agent;
 mod pair;
 mod place;
+pub mod raw;
 mod tcp;
 
 use std::fs;
@@ -18,7 +19,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use karst_datapath::netns::Netns;
 use karst_datapath::{Counter, Datapath, DatapathConfig};
 
@@ -176,6 +177,24 @@ impl World {
         ip(&["-n", &netns, "link", "set", "lo", "up"])
     }
 
+    /// Gives `host`, whose namespace was made anew, its addresses on an interface that leads nowhere.
+    pub fn add_bridge(&self, host: Host) -> Result<()> {
+        let netns = self.netns_name(host);
+        ip(&["-n", &netns, "link", "add", "eth0", "type", "bridge"])?;
+        Self::add_addresses(&netns, "eth0", host)
+    }
+
+    /// Gives it its addresses on a veth that ends in the namespace of `other` instead.
+    pub fn link_elsewhere(&self, host: Host, other: Host) -> Result<()> {
+        let (netns, peer) = (self.netns_name(host), self.netns_name(other));
+        ip(&["-n", &netns, "link", "del", "eth0"])?;
+        ip(&[
+            "-n", &netns, "link", "add", "eth0", "type", "veth", "peer", "name", "there", "netns",
+            &peer,
+        ])?;
+        Self::add_addresses(&netns, "eth0", host)
+    }
+
     /// Gives `host` one more address.
     pub fn add_address(&self, host: Host, address: IpAddr) -> Result<()> {
         let address = format!("{address}/32");
@@ -201,6 +220,58 @@ impl World {
             "-n", &node, "neigh", "replace", &neighbour, "lladdr", hardware, "dev", "br0",
         ])?;
         ip(&["-n", &node, "link", "set", &port, "down"])
+    }
+
+    /// Undoes [`World::cut_off`].
+    pub fn rejoin(&self, host: Host) -> Result<()> {
+        let node = self.netns_name(Host::Node);
+        let port = format!("v{}", host.suffix());
+        ip(&["-n", &node, "link", "set", &port, "up"])
+    }
+
+    /// Gives both addresses of `victim`, which should be cut off, to `thief`, and makes everybody ask again who
+    /// has them.
+    pub fn take_over(&self, thief: Host, victim: Host) -> Result<()> {
+        let netns = self.netns_name(thief);
+        let (v4, v6) = (
+            format!("{}/32", victim.v4()),
+            format!("{}/128", victim.v6()),
+        );
+        ip(&["-n", &netns, "addr", "add", &v4, "dev", "eth0"])?;
+        ip(&["-n", &netns, "addr", "add", &v6, "dev", "eth0", "nodad"])?;
+        for host in [Host::A, Host::B, Host::Stranger] {
+            ip(&["-n", &self.netns_name(host), "neigh", "flush", "all"])?;
+        }
+        Ok(())
+    }
+
+    /// The hardware address of a pod's interface.
+    pub fn hardware_address(&self, host: Host) -> Result<[u8; 6]> {
+        let netns = self.netns_name(host);
+        let output = Command::new("ip")
+            .args(["-n", &netns, "-o", "link", "show", "eth0"])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let address = text.split("link/ether ").nth(1);
+        let address = address.and_then(|rest| rest.split(' ').next());
+        let octets = address.context("no hardware address")?.split(':');
+        let octets: Vec<u8> = octets
+            .map(|octet| u8::from_str_radix(octet, 16))
+            .collect::<Result<_, _>>()?;
+        octets.try_into().map_err(|_| anyhow!("not six octets"))
+    }
+
+    /// Sets a kernel parameter of `host`'s namespace, such as `net/ipv4/tcp_syncookies`.
+    pub fn set_parameter(&self, host: Host, parameter: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(parameter);
+        let set = self.app(host)?.run(|| fs::write(&path, value))?;
+        set.with_context(|| format!("set {parameter}"))
+    }
+
+    /// Detaches the check of handshakes at the host's end of a pod's interface.
+    pub fn detach_guard(&self, host: Host) -> Result<()> {
+        let pin = format!("syn_check-{}", host.uid());
+        Ok(fs::remove_file(self.node_pins().join("links").join(pin))?)
     }
 
     /// Takes the node's address from it and gives it to `host`; `peer` is on the wire again.

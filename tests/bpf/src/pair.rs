@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use karst_bpf_common::layout::{FLOW_CLOSED, FLOW_OPENED, FlowEvent, VerdictKey};
 use karst_datapath::netns::Netns;
 use karst_datapath::{Datapath, FlowEvents, LocalEndpoints};
+use socket2::{Domain, Socket, Type};
 
 use crate::{Agent, Host, PATIENCE, World, accept, entries, eventually};
 
@@ -105,6 +106,30 @@ impl Pair {
             "no room"
         );
         Ok(())
+    }
+
+    /// Pod A dials the application of B while B is cut off, and is then cut off itself: the handshake stays
+    /// authorised for as long as the socket lives, and nobody completes it.
+    pub fn held_open(&self, to: SocketAddr) -> Result<Socket> {
+        // What A knows of B's hardware address must be known before.
+        let known = crate::connect(&self.world.app(Host::A)?, to)?;
+        drop(self.accepted(&known)?);
+        drop(known);
+        self.world.cut_off(Host::B)?;
+        let socket = self.world.app(Host::A)?.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            let pending = socket.connect(&to.into());
+            let pending = pending.err().and_then(|error| error.raw_os_error());
+            ensure!(
+                pending == Some(nix::errno::Errno::EINPROGRESS as i32),
+                "{pending:?}"
+            );
+            Ok(socket)
+        })??;
+        self.world.cut_off(Host::A)?;
+        self.world.rejoin(Host::B)?;
+        Ok(socket)
     }
 
     /// The application of B, by its IPv4 or IPv6 address.

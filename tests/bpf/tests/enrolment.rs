@@ -225,7 +225,7 @@ fn inspection_works_without_an_agent() -> Result<()> {
     );
     ensure!(inspect::nodes(root)? == [node]);
     let programs = inspect::programs(root, node)?;
-    ensure!(programs.len() == 6, "{programs:?}");
+    ensure!(programs.len() == 7, "{programs:?}");
     let kinds: Vec<_> = programs
         .iter()
         .filter(|program| program.kind == "cgroup_sock_addr")
@@ -254,7 +254,7 @@ fn inspection_works_without_an_agent() -> Result<()> {
         .map(|map| map.id)
         .collect();
     let (pinned, others): (Vec<_>, Vec<_>) = maps.iter().partition(|map| map.pinned.is_some());
-    ensure!(pinned.len() == 8, "{maps:?}");
+    ensure!(pinned.len() == 14, "{maps:?}");
     let log = others.iter().find(|map| map.name == "AYA_LOGS");
     let log = log.context("no AYA_LOGS")?;
     ensure!(
@@ -271,7 +271,7 @@ fn inspection_works_without_an_agent() -> Result<()> {
             .iter()
             .filter(|id| pins.contains(id))
             .count()
-            == 5
+            == 10
             && connect4.map_ids.iter().all(|id| ids.contains(id)),
         "{connect4:?}"
     );

@@ -42,8 +42,8 @@ pub fn once_attached(world: &World, node: &str) -> Result<()> {
     let mut hooks = BTreeMap::new();
     for link in links.as_array().context("links are no list")? {
         let hook = format!(
-            "{} {} {}",
-            link["attach_type"], link["cgroup_id"], link["netns_ino"]
+            "{} {} {} {}",
+            link["attach_type"], link["cgroup_id"], link["netns_ino"], link["ifindex"]
         );
         *hooks.entry(hook).or_insert(0) += 1;
     }

@@ -494,10 +494,10 @@ fn bpftool_says_the_same() -> Result<()> {
             &theirs,
             &[("id", "id"), ("type", "type"), ("prog_id", "prog_id")],
         )?;
-        let target = if link["type"] == "cgroup" {
-            "cgroup_id"
-        } else {
-            "netns_ino"
+        let target = match link["type"].as_str() {
+            Some("cgroup") => "cgroup_id",
+            Some("tcx") => "ifindex",
+            _ => "netns_ino",
         };
         same(link, &theirs, &[(target, target)])?;
     }

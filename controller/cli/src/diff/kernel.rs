@@ -265,6 +265,8 @@ fn pod_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
         let Some(name) = inspect::pod_link(&entry.uid) else {
             continue;
         };
+        known.extend(inspect::guard_link(&entry.uid));
+        guard(layers, kernel, entry, found);
         let object = format!("link {name} of {}", layers.pod(&entry.uid).text);
         let link = kernel.links.iter().find(|link| link.name == name);
         known.insert(name);
@@ -311,6 +313,38 @@ fn pod_links(layers: &Layers, kernel: &Kernel, found: &mut Found) {
                 ("no such link", format!("pinned, id {}", link.id)),
             );
         }
+    }
+}
+
+/// What checks handshakes to a pod at the host's end of its interface, where the kernel's entry says that something
+/// does.
+fn guard(layers: &Layers, kernel: &Kernel, entry: &PodEntry, found: &mut Found) {
+    let (Some(interface), Some(name)) = (entry.guard, inspect::guard_link(&entry.uid)) else {
+        return;
+    };
+    let between = (above(layers), "kernel");
+    let object = format!("link {name} of {}", layers.pod(&entry.uid).text);
+    let expected = format!("attached to interface {interface}");
+    let Some(link) = kernel.links.iter().find(|link| link.name == name) else {
+        add(
+            found,
+            LINK_MISSING,
+            between,
+            object,
+            (expected, "no such link"),
+        );
+        return;
+    };
+    match link.ifindex {
+        Some(0) | None => {
+            let instead = "attached to nothing";
+            add(found, LINK_DETACHED, between, object, (expected, instead));
+        }
+        Some(index) if index != interface => {
+            let instead = format!("interface {index}");
+            add(found, LINK_ELSEWHERE, between, object, (expected, instead));
+        }
+        Some(_) => program(link, loaded(layers, "syn_check"), between, found),
     }
 }
 

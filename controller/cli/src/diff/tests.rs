@@ -32,14 +32,21 @@ fn mesh() -> Mesh {
 
 fn link(name: &str, attach_type: &str, program_id: u32) -> LinkInfo {
     let of_pod = name.starts_with("sk_lookup");
+    let guard = name.starts_with("syn_check");
+    let kind = match (of_pod, guard) {
+        (true, _) => "netns",
+        (_, true) => "tcx",
+        _ => "cgroup",
+    };
     LinkInfo {
         name: name.to_owned(),
         id: 5,
-        kind: if of_pod { "netns" } else { "cgroup" }.to_owned(),
+        kind: kind.to_owned(),
         attach_type: attach_type.to_owned(),
         program_id,
-        cgroup_id: (!of_pod).then_some(70),
+        cgroup_id: (kind == "cgroup").then_some(70),
         netns_ino: of_pod.then_some(90),
+        ifindex: guard.then_some(12),
         pinned: name.into(),
     }
 }
@@ -65,7 +72,10 @@ fn agent() -> Agent {
     let programs = node_links()
         .iter()
         .map(|(link, _)| json!({"link": link, "id": 40}))
-        .chain([json!({"link": "sk_lookup", "id": 41})])
+        .chain([
+            json!({"link": "sk_lookup", "id": 41}),
+            json!({"link": "syn_check", "id": 42}),
+        ])
         .collect::<Vec<_>>();
     let pod = json!({
         "uid": UID, "namespace": "shop", "name": "cart", "addresses": [IP], "identity": ID,
@@ -94,6 +104,7 @@ fn kernel() -> Kernel {
         .iter()
         .map(|(name, hook)| link(name, hook, 40))
         .collect();
+    links.push(link("syn_check-u-1", "tcx_egress", 42));
     links.push(link("sk_lookup-u-1", "sk_lookup", 41));
     let ip = IP.parse().expect("ip");
     Kernel {
@@ -108,6 +119,7 @@ fn kernel() -> Kernel {
             netns_ino: Some(90),
             addresses: vec![ip],
             listening: vec![ip],
+            guard: Some(12),
         }],
         addresses: BTreeMap::from([(ip, 7)]),
         config: BTreeMap::from(
@@ -413,6 +425,7 @@ fn entries_of_maps() {
             netns_ino: None,
             addresses: vec![],
             listening: vec![],
+            guard: None,
         };
         kernel.pods.push(stale);
     });
@@ -490,6 +503,37 @@ fn links_and_programs() {
     assert_eq!(
         last(|link| link.program_id = 39),
         ["KARST1109 link sk_lookup-u-1"]
+    );
+    let guard = |change: fn(&mut LinkInfo)| {
+        of_kernel(|kernel| {
+            let place = kernel.links.len() - 2;
+            change(&mut kernel.links[place]);
+        })
+    };
+    let of_guard = of_pod.replace("sk_lookup", "syn_check");
+    assert_eq!(
+        guard(|link| link.ifindex = Some(0)),
+        [format!("KARST1107 {of_guard}")]
+    );
+    assert_eq!(
+        guard(|link| link.ifindex = Some(13)),
+        [format!("KARST1108 {of_guard}")]
+    );
+    assert_eq!(
+        guard(|link| link.program_id = 39),
+        ["KARST1109 link syn_check-u-1"]
+    );
+    assert_eq!(
+        of_kernel(|kernel| kernel.links.retain(|link| link.kind != "tcx")),
+        [format!("KARST1106 {of_guard}")]
+    );
+    // Without it nothing is promised.
+    assert_eq!(
+        of_kernel(|kernel| {
+            kernel.links.retain(|link| link.kind != "tcx");
+            kernel.pods[0].guard = None;
+        }),
+        [""; 0]
     );
     assert_eq!(
         of_kernel(|kernel| kernel.links.push(link("sk_lookup-x", "sk_lookup", 41))),
@@ -619,6 +663,7 @@ fn a_report_is_as_its_schema_says() {
         netns_ino: None,
         addresses: vec![],
         listening: vec![],
+        guard: None,
     };
     let kernel = layers.kernel.as_mut().expect("kernel");
     kernel.pods.push(stale);

@@ -16,6 +16,7 @@ pub const OBJECT: Object = Object {
         ("PROG", "/prog_id"),
         ("CGROUP", "/cgroup_id"),
         ("NETNS", "/netns_ino"),
+        ("INTERFACE", "/ifindex"),
     ],
     keys: &[Key::Id, Key::Name, Key::Pinned],
     list: |place, _| {
