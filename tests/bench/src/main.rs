@@ -3,23 +3,32 @@
 //!
 //! It drives programs that people know (iperf3, nginx, wrk, h2load) between pods of the mesh and
 //! between pods beside it, in the same run, and reports ratios. It says nothing about absolute speed on
-//! other machines. `README.md` has the method; [`tunnel`] and [`waypoint`] are the benchmarks, [`load`]
+//! other machines. `README.md` has the method; [`pairs`] and [`waypoint`] are the benchmarks, [`load`]
 //! the load that no ordinary program makes, [`process`] what agents and proxies use.
 
+mod chart;
+mod counted;
 mod cpus;
+mod goals;
 mod load;
 mod observe;
+mod output;
 mod own;
+mod pairs;
 mod parts;
+mod peer;
 mod process;
 mod report;
+mod spread;
 mod stage;
 mod tools;
-mod tunnel;
+mod usage;
 mod waypoint;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use stage::Place;
 
 #[derive(Parser)]
 #[command(
@@ -35,7 +44,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// HBONE between two nodes: throughput, requests, connections, CPU and memory.
-    Tunnel(tunnel::Args),
+    Tunnel(pairs::Args),
+    /// Two pods of one node: the same rows, and how many connections bypassed the agent.
+    SameNode(pairs::Args),
     /// A waypoint beside Envoy: requests, latencies, CPU and memory.
     Waypoint(waypoint::Args),
     /// What metrics, access log and tap cost an agent and a waypoint.
@@ -56,7 +67,8 @@ enum Command {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Tunnel(args) => tunnel::run(&args),
+        Command::Tunnel(args) => pairs::run(&args, Place::TwoNodes),
+        Command::SameNode(args) => pairs::run(&args, Place::OneNode),
         Command::Waypoint(args) => waypoint::run(&args),
         Command::Observe(args) => observe::run(&args),
         Command::Recorders(args) => observe::alone::run(&args),

@@ -396,6 +396,7 @@ mod tests {
         let latency = |us: f64| Latency {
             p50_us: us * factor,
             p99_us: 2.0 * us * factor,
+            ..Latency::default()
         };
         Sample {
             per_second: Three {
