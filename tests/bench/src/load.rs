@@ -1,6 +1,7 @@
 //! Load that wrk, h2load and iperf3 cannot make: requests at a fixed rate, and many idle
 //! connections. Both run inside a client pod.
 
+pub mod dial;
 mod http1;
 mod http2;
 

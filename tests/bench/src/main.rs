@@ -7,6 +7,7 @@
 //! the load that no ordinary program makes, [`process`] what agents and proxies use.
 
 mod chart;
+mod connect;
 mod counted;
 mod cpus;
 mod goals;
@@ -47,6 +48,8 @@ enum Command {
     Tunnel(pairs::Args),
     /// Two pods of one node: the same rows, and how many connections bypassed the agent.
     SameNode(pairs::Args),
+    /// New connections: how many, how long one takes, what a storm of them does to others and leaves behind.
+    Connect(connect::Args),
     /// A waypoint beside Envoy: requests, latencies, CPU and memory.
     Waypoint(waypoint::Args),
     /// What metrics, access log and tap cost an agent and a waypoint.
@@ -60,6 +63,9 @@ enum Command {
     /// Used inside a pod: HTTP requests at a fixed rate.
     #[command(hide = true)]
     Rate(load::RateArgs),
+    /// Used inside a pod: new connections with one request each.
+    #[command(hide = true)]
+    Dial(load::dial::DialArgs),
     /// Used inside a pod: opens idle HTTP connections and holds them until its input ends.
     #[command(hide = true)]
     Hold(load::HoldArgs),
@@ -69,11 +75,13 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Tunnel(args) => pairs::run(&args, Place::TwoNodes),
         Command::SameNode(args) => pairs::run(&args, Place::OneNode),
+        Command::Connect(args) => connect::run(&args),
         Command::Waypoint(args) => waypoint::run(&args),
         Command::Observe(args) => observe::run(&args),
         Command::Recorders(args) => observe::alone::run(&args),
         Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),
+        Command::Dial(args) => load::dial::dial(&args),
         Command::Hold(args) => load::hold(&args),
     }
 }
