@@ -59,16 +59,6 @@ impl Chart {
         self.groups.push(group);
     }
 
-    /// The groups of another chart below this one's, their names after `prefix`.
-    pub fn append(&mut self, prefix: &str, other: &Self) {
-        for group in &other.groups {
-            self.add(Group {
-                name: format!("{prefix}{}", group.name),
-                ..group.clone()
-            });
-        }
-    }
-
     /// The text of the file.
     pub fn svg(&self) -> String {
         let mut text = String::new();
@@ -318,16 +308,9 @@ mod tests {
     #[test]
     fn a_long_bar_widens_the_scale() {
         let svg = chart(7.3).svg();
-        assert!(svg.contains(">8.0</text>") || svg.contains(">9.0</text>"), "{svg}");
-    }
-
-    #[test]
-    fn charts_can_be_put_below_each_other() {
-        let mut all = Chart::new("all", "");
-        all.append("tunnel ", &chart(0.4));
-        all.append("same-node ", &chart(0.9));
-        let svg = all.svg();
-        assert!(svg.contains("tunnel row") && svg.contains("same-node row"));
-        assert_eq!(svg.matches(">karst</text>").count(), 1);
+        assert!(
+            svg.contains(">8.0</text>") || svg.contains(">9.0</text>"),
+            "{svg}"
+        );
     }
 }

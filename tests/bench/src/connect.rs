@@ -131,8 +131,14 @@ fn measure(stage: &Stage, args: &Args) -> Result<Report> {
             "==> round {round} of {}: a storm of {} connections a minute",
             args.rounds, args.per_minute
         );
-        let seconds = if warm { WARM_SECONDS } else { args.storm_seconds };
-        let storm = by_way(stage, round, |way| storm(stage, way, args.per_minute, seconds))?;
+        let seconds = if warm {
+            WARM_SECONDS
+        } else {
+            args.storm_seconds
+        };
+        let storm = by_way(stage, round, |way| {
+            storm(stage, way, args.per_minute, seconds)
+        })?;
         if warm {
             quiet = Some(agents_memory(stage)?);
         } else {
@@ -200,8 +206,9 @@ fn storm(stage: &Stage, way: Way, per_minute: u32, seconds: u32) -> Result<Storm
         seconds,
         ..BYSTANDERS
     };
-    let look =
-        || -> Result<Latency> { own::rate(&stage.lab, &bystander.client, &target(bystander), pace) };
+    let look = || -> Result<Latency> {
+        own::rate(&stage.lab, &bystander.client, &target(bystander), pace)
+    };
     let before = look()?;
     let counted = Counted::now(stage)?;
     let used = Usage::now(stage, way)?;

@@ -152,7 +152,9 @@ plain_total 1
 
     #[test]
     fn an_agent_without_a_bypass_has_bypassed_nothing() {
-        let metrics = METRICS.replace("bypass_", "other_").replace("same_node", "none");
+        let metrics = METRICS
+            .replace("bypass_", "other_")
+            .replace("same_node", "none");
         let counted = Counted::read(&metrics).unwrap();
         assert_eq!(counted.connections.bypassed, 0.0);
         assert!(counted.bypass_events.is_empty());

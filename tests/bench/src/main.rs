@@ -6,6 +6,7 @@
 //! other machines. `README.md` has the method; [`pairs`] and [`waypoint`] are the benchmarks, [`load`]
 //! the load that no ordinary program makes, [`process`] what agents and proxies use.
 
+mod all;
 mod chart;
 mod connect;
 mod counted;
@@ -54,6 +55,8 @@ enum Command {
     Waypoint(waypoint::Args),
     /// What metrics, access log and tap cost an agent and a waypoint.
     Observe(observe::Args),
+    /// All of them, and one report.
+    All(all::Args),
     /// Used by `observe`: what the recorders of agents and waypoints use by themselves.
     #[command(hide = true)]
     Recorders(observe::alone::Args),
@@ -78,6 +81,7 @@ fn main() -> Result<()> {
         Command::Connect(args) => connect::run(&args),
         Command::Waypoint(args) => waypoint::run(&args),
         Command::Observe(args) => observe::run(&args),
+        Command::All(args) => all::run(&args),
         Command::Recorders(args) => observe::alone::run(&args),
         Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),

@@ -90,7 +90,10 @@ mod tests {
             chart: None,
         };
         output.put(&outcome, &ChartFile::default()).unwrap();
-        assert_eq!(fs::read_to_string(out.join("x.json")).unwrap(), "{\"a\":1}\n");
+        assert_eq!(
+            fs::read_to_string(out.join("x.json")).unwrap(),
+            "{\"a\":1}\n"
+        );
         assert_eq!(fs::read_to_string(out.join("x.md")).unwrap(), "| a |\n");
         assert!(!out.join("x.svg").exists());
         let wish = ChartFile {

@@ -108,7 +108,11 @@ fn measure(stage: &Stage, args: &Args) -> Result<Report> {
     let mut latencies = vec![Vec::new(); RATES.len()];
     for round in 0..=args.rounds {
         // The first round opens tunnels and fills caches.
-        let seconds = if round == 0 { WARM_SECONDS } else { args.seconds };
+        let seconds = if round == 0 {
+            WARM_SECONDS
+        } else {
+            args.seconds
+        };
         for (measure, samples) in MEASURES.iter().zip(&mut samples) {
             eprintln!("==> round {round} of {}: {}", args.rounds, measure.name);
             let sample = sample(stage, measure, seconds, round)
@@ -131,8 +135,12 @@ fn measure(stage: &Stage, args: &Args) -> Result<Report> {
         }
     }
     for pid in stage.agents()? {
-        memory.after_load_rss_bytes_by_agent.push(resident_bytes(pid)?);
-        memory.after_load_anon_bytes_by_agent.push(anonymous_bytes(pid)?);
+        memory
+            .after_load_rss_bytes_by_agent
+            .push(resident_bytes(pid)?);
+        memory
+            .after_load_anon_bytes_by_agent
+            .push(anonymous_bytes(pid)?);
     }
     let rows = MEASURES
         .iter()
@@ -192,7 +200,8 @@ fn sample(stage: &Stage, measure: &Measure, seconds: u32, round: u32) -> Result<
     let ways = by_way(stage, round, |way| {
         let pair = stage.pair(way)?;
         if way != Way::Karst {
-            return measured(stage, way, || load(stage, measure, pair, seconds)).map(|(run, _)| run);
+            return measured(stage, way, || load(stage, measure, pair, seconds))
+                .map(|(run, _)| run);
         }
         let counted = Counted::now(stage)?;
         let (run, total) = measured(stage, way, || load(stage, measure, pair, seconds))?;

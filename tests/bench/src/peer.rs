@@ -75,10 +75,7 @@ impl Peers {
 
 /// What every node's command is told about both pods and all nodes.
 fn about_pods(lab: &Lab, place: Place, directory: &Path) -> Result<Vec<(String, String)>> {
-    let mut about = vec![(
-        "KARST_BENCH_DIRECTORY".to_owned(),
-        path_text(directory)?,
-    )];
+    let mut about = vec![("KARST_BENCH_DIRECTORY".to_owned(), path_text(directory)?)];
     for pod in ["client", "server"] {
         let name = format!("{}/{pod}", Way::Peer.namespace());
         let prefix = format!("KARST_BENCH_{}", pod.to_ascii_uppercase());

@@ -370,10 +370,15 @@ pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 /// An empty table of Markdown, which is also fit to be read as it is.
 pub fn markdown<const N: usize>(header: [&str; N]) -> Table {
+    markdown_of(&header)
+}
+
+/// The same with as many columns as there are.
+pub fn markdown_of(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(header);
-    for column in 1..N {
+    table.set_header(header.iter().copied());
+    for column in 1..header.len() {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -417,13 +422,18 @@ impl Report {
             megabytes(&memory.idle_rss_bytes_by_agent),
             megabytes(&memory.after_load_rss_bytes_by_agent),
         );
-        let (opened, bypassed) = self.rows.iter().fold((0.0, 0.0), |(opened, bypassed), row| {
-            (
-                opened + row.connections.opened,
-                bypassed + row.connections.bypassed,
-            )
-        });
-        text += &format!("Of {opened:.0} connections of the meshed client {bypassed:.0} bypassed its agent.\n");
+        let (opened, bypassed) = self
+            .rows
+            .iter()
+            .fold((0.0, 0.0), |(opened, bypassed), row| {
+                (
+                    opened + row.connections.opened,
+                    bypassed + row.connections.bypassed,
+                )
+            });
+        text += &format!(
+            "Of {opened:.0} connections of the meshed client {bypassed:.0} bypassed its agent.\n"
+        );
         if !self.bypass_events.is_empty() {
             let events = self.bypass_events.iter();
             let events: Vec<String> = events.map(|(name, n)| format!("{name} {n:.0}")).collect();
@@ -490,8 +500,7 @@ impl Report {
             "for each",
         ]);
         for row in &self.rows {
-            let or_none =
-                |value: Option<f64>| value.map_or_else(|| "-".to_owned(), goals::digits);
+            let or_none = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), goals::digits);
             let (direct, karst) = (&row.other_cpu.direct, &row.other_cpu.karst);
             let two = |direct: f64, karst: f64| {
                 format!("{} / {}", goals::digits(direct), goals::digits(karst))
@@ -545,10 +554,7 @@ impl Report {
             "p99 ratio",
         ]);
         for rate in &self.fixed_rates {
-            let name = format!(
-                "{}/s over {}",
-                rate.requests_per_second, rate.connections
-            );
+            let name = format!("{}/s over {}", rate.requests_per_second, rate.connections);
             let latencies = Ways {
                 direct: rate.direct,
                 karst: rate.karst,
@@ -590,7 +596,12 @@ impl Report {
                 range: Some([spread.min, spread.max]),
             };
             let mut bars = vec![bar("karst", &row.spread.ratio)];
-            bars.extend(row.spread.peer_ratio.as_ref().map(|ratio| bar("peer", ratio)));
+            bars.extend(
+                row.spread
+                    .peer_ratio
+                    .as_ref()
+                    .map(|ratio| bar("peer", ratio)),
+            );
             bars.extend(row.stock_ztunnel_ratio.map(|value| Bar {
                 series: "stock ztunnel, measured once".to_owned(),
                 value,

@@ -162,10 +162,7 @@ impl Stage {
         if !options.peer.is_empty() {
             ways.push(Way::Peer);
         }
-        let manifests: String = ways
-            .iter()
-            .map(|way| manifests(*way, options))
-            .collect();
+        let manifests: String = ways.iter().map(|way| manifests(*way, options)).collect();
         self.lab.apply(&manifests)?;
         let mut kinds = vec![("client", "server")];
         if options.bystanders {
@@ -225,7 +222,11 @@ impl Stage {
             ensure!(agents.len() == 2, "there are {} agents", agents.len());
             halves.first.take(agents[0])?;
             halves.second.take(agents[1])?;
-            for (cgroup, half) in self.peer_cgroups.iter().zip([&halves.first, &halves.second]) {
+            for (cgroup, half) in self
+                .peer_cgroups
+                .iter()
+                .zip([&halves.first, &halves.second])
+            {
                 for pid in cgroup::pids(cgroup)? {
                     half.take(pid)?;
                 }

@@ -75,13 +75,14 @@ impl Usage {
 /// CPU time of a cgroup's processes, also of those that have ended, user and system, in microseconds.
 fn cgroup_us(cgroup: &Path) -> Result<f64> {
     let path = cgroup.join("cpu.stat");
-    let stat =
-        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let stat = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     read_cgroup(&stat).with_context(|| format!("{} has no usage_usec", path.display()))
 }
 
 fn read_cgroup(stat: &str) -> Option<f64> {
-    let line = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
+    let line = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "));
     line?.trim().parse().ok()
 }
 

@@ -91,7 +91,10 @@ fn every_byte_arrives_and_nothing_is_left() -> Result<()> {
         for server in SERVERS {
             let at = world.at(server, TOTALS)?;
             let totals = world.app("mesh/client", &["stress-totals", &at])?;
-            ensure!(totals["open"] == 0, "{server} has open connections: {totals}");
+            ensure!(
+                totals["open"] == 0,
+                "{server} has open connections: {totals}"
+            );
             ensure!(totals["ok"] == true, "{server}: {totals}");
             served += number(&totals, "whole")?;
         }

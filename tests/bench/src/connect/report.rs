@@ -161,7 +161,10 @@ pub struct Report {
 
 /// The rounds of each way; a peer that is missing in one round is missing in all.
 fn turned<T: Clone>(rounds: &[Ways<T>]) -> Ways<Vec<T>> {
-    let peer: Vec<T> = rounds.iter().filter_map(|round| round.peer.clone()).collect();
+    let peer: Vec<T> = rounds
+        .iter()
+        .filter_map(|round| round.peer.clone())
+        .collect();
     Ways {
         direct: rounds.iter().map(|round| round.direct.clone()).collect(),
         karst: rounds.iter().map(|round| round.karst.clone()).collect(),
@@ -181,9 +184,7 @@ fn times(all: &[Times]) -> Option<Times> {
 impl Row {
     fn new(at_once: u32, rounds: &[Ways<Sample>]) -> Option<Self> {
         let ways = turned(rounds);
-        let of = |value: fn(&Sample) -> f64| {
-            ways.map(|samples| median(samples.iter().map(value)))
-        };
+        let of = |value: fn(&Sample) -> f64| ways.map(|samples| median(samples.iter().map(value)));
         let agent = |number: usize| {
             let values = ways.karst.iter();
             median(values.filter_map(|s| s.cpu.agents_us.get(number).copied()))
@@ -366,7 +367,9 @@ impl Report {
     pub fn tables(&self) -> String {
         let storm = &self.storm;
         let megabytes = |bytes: &[u64]| {
-            let each = bytes.iter().map(|bytes| format!("{:.1}", *bytes as f64 / 1e6));
+            let each = bytes
+                .iter()
+                .map(|bytes| format!("{:.1}", *bytes as f64 / 1e6));
             each.collect::<Vec<_>>().join(" and ")
         };
         let cpu = storm.agents_cpu_us_per_connection.iter();
@@ -442,10 +445,21 @@ impl Report {
     }
 
     fn latencies(&self) -> Table {
-        let mut table = markdown(["new connections, us", "way", "p50", "p90", "p99", "p99.9", "max"]);
+        let mut table = markdown([
+            "new connections, us",
+            "way",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max",
+        ]);
         let rows = self.rows.iter().map(|row| (row.name.as_str(), &row.times));
         for (name, times) in rows.chain([("storm", &self.storm.times)]) {
-            let ways = [("direct", Some(&times.direct)), ("karst", Some(&times.karst))];
+            let ways = [
+                ("direct", Some(&times.direct)),
+                ("karst", Some(&times.karst)),
+            ];
             for (way, times) in ways.into_iter().chain([("peer", times.peer.as_ref())]) {
                 let Some(times) = times else { continue };
                 table.add_row(cells(&format!("{name}: connect()"), way, &times.connect));
@@ -482,7 +496,11 @@ impl Report {
                 range: Some([spread.min, spread.max]),
             };
             let mut bars = vec![bar("karst", &row.ratio_spread)];
-            bars.extend(row.peer_ratio_spread.as_ref().map(|spread| bar("peer", spread)));
+            bars.extend(
+                row.peer_ratio_spread
+                    .as_ref()
+                    .map(|spread| bar("peer", spread)),
+            );
             chart.add(Group {
                 name: row.name.clone(),
                 bars,
@@ -607,7 +625,10 @@ mod tests {
         assert_eq!(json["per_idle_connection_anon_bytes"][0], 4000.0);
         assert_eq!(json["storm"]["moved_p50"]["karst"]["median"], 1.25);
         let text = report.tables();
-        assert!(text.contains("10000 of 10000 made through the mesh"), "{text}");
+        assert!(
+            text.contains("10000 of 10000 made through the mesh"),
+            "{text}"
+        );
         assert!(report.chart().svg().contains("connect_c16"));
     }
 }

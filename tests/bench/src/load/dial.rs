@@ -34,7 +34,11 @@ pub struct DialArgs {
     #[arg(long, default_value = "/")]
     path: String,
     /// As fast as it goes, with so many at a time.
-    #[arg(long, conflicts_with = "per_minute", required_unless_present = "per_minute")]
+    #[arg(
+        long,
+        conflicts_with = "per_minute",
+        required_unless_present = "per_minute"
+    )]
     connections: Option<u32>,
     /// So many a minute, each at its time, however many are open already.
     #[arg(long)]

@@ -126,7 +126,10 @@ fn one_node_is_held_to_a_direct_connection() {
         .collect();
     let report = report(Place::OneNode, &one_agent);
     let json = serde_json::to_value(&report).unwrap();
-    assert_eq!(json["rows"][0]["stock_ztunnel_ratio"], serde_json::Value::Null);
+    assert_eq!(
+        json["rows"][0]["stock_ztunnel_ratio"],
+        serde_json::Value::Null
+    );
     assert_eq!(
         json["rows"][0]["destination_agent_cpu_us"],
         serde_json::Value::Null
@@ -139,7 +142,10 @@ fn one_node_is_held_to_a_direct_connection() {
     assert!(text.contains("Of 180 connections of the meshed client 72 bypassed its agent."));
     assert!(text.contains("bypass_chosen 4"), "{text}");
     // 1.035 of direct's p99 holds, 5,000 bytes of a connection do not.
-    assert!(text.contains("500 requests/s over 1: p99 to direct's at most 1.050: holds"), "{text}");
+    assert!(
+        text.contains("500 requests/s over 1: p99 to direct's at most 1.050: holds"),
+        "{text}"
+    );
     assert!(text.contains("1 of 9 goals do NOT hold."), "{text}");
 }
 
@@ -149,7 +155,8 @@ fn two_nodes_are_held_to_a_stock_ztunnel() {
     let holds = |row: &str, name: &str| {
         let mut goals = report.goals.iter();
         let goal = goals.find(|goal| goal.row == row && goal.name.contains(name));
-        goal.unwrap_or_else(|| panic!("no goal {name} of {row}")).holds
+        goal.unwrap_or_else(|| panic!("no goal {name} of {row}"))
+            .holds
     };
     // The ratio is 0.25 where 0.351 and 0.286 are asked for, 0.3375 and 0.21 of connections.
     assert!(!holds("throughput_1", "ratio") && !holds("throughput_8", "ratio"));

@@ -225,9 +225,7 @@ async fn accept(listener: TcpListener, speaks_first: bool, totals: Arc<Totals>) 
 /// A server's side of a connection.
 async fn server(mut stream: TcpStream, speaks_first: bool) -> Result<Outcome> {
     let mut random = StdRng::from_rng(&mut rand::rng());
-    if speaks_first
-        && let Err(error) = talk::greet(&mut stream, &mut random).await
-    {
+    if speaks_first && let Err(error) = talk::greet(&mut stream, &mut random).await {
         return talk::before_plan(error.into()).context("greeting");
     }
     let plan = match talk::hear_plan(&mut stream).await {

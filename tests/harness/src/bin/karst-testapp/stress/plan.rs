@@ -129,7 +129,9 @@ impl Plan {
 fn size(random: &mut impl Rng, max: u64) -> u64 {
     if random.random_bool(0.2) {
         let edge = EDGES[random.random_range(0..EDGES.len())];
-        return (edge + random.random_range(0..3)).saturating_sub(1).min(max);
+        return (edge + random.random_range(0..3))
+            .saturating_sub(1)
+            .min(max);
     }
     let bits = max.max(1).ilog2();
     let below = 1_u64 << random.random_range(0..=bits);

@@ -1,4 +1,7 @@
-//! Bytes that both sides know: what is at each position follows from a seed, and no two places look alike.
+//! Bytes that both sides know: what is at each position follows from a seed and the position. A piece may be found twice,
+//! but never with the beginning of a block, so that a stream that goes on from another place is another one.
+
+use std::sync::LazyLock;
 
 use anyhow::{Result, ensure};
 use sha2::{Digest, Sha256};
@@ -33,24 +36,36 @@ impl Bytes {
         }
     }
 
-    /// The eight bytes of a position that is a multiple of eight.
-    fn word(self, number: u64) -> [u8; 8] {
-        mix(self.seed.wrapping_add(number.wrapping_mul(GOLDEN))).to_le_bytes()
-    }
-
-    /// Fills `into` with what is at `position` and behind.
+    /// Fills `into` with what is at `position` and behind: blocks out of [`TABLE`], each from a place of its own and with
+    /// eight bytes of its own at the beginning. That is as fast as copying, so that the connection is tested and not this.
     pub fn fill(self, position: u64, into: &mut [u8]) {
-        let mut number = position / 8;
-        let mut skip = (position % 8) as usize;
+        let mut number = position / BLOCK as u64;
+        let mut skip = (position % BLOCK as u64) as usize;
         let mut rest = into;
         while !rest.is_empty() {
-            let word = self.word(number);
-            let (this, behind) = rest.split_at_mut(rest.len().min(8 - skip));
-            this.copy_from_slice(&word[skip..skip + this.len()]);
+            let own = mix(self.seed.wrapping_add(number.wrapping_mul(GOLDEN)));
+            let from = (own % PLACES as u64) as usize;
+            let (this, behind) = rest.split_at_mut(rest.len().min(BLOCK - skip));
+            this.copy_from_slice(&TABLE[from + skip..from + skip + this.len()]);
+            let stamp = own.to_be_bytes();
+            if let Some(stamp) = stamp.get(skip..) {
+                let length = stamp.len().min(this.len());
+                this[..length].copy_from_slice(&stamp[..length]);
+            }
             (rest, skip, number) = (behind, 0, number + 1);
         }
     }
 }
+
+/// Bytes of a block, and at how many places of the table one may begin.
+const BLOCK: usize = 4096;
+const PLACES: usize = 1 << 16;
+
+/// Bytes without structure.
+static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let words = (0..(PLACES + BLOCK) as u64 / 8).map(|number| mix(number.wrapping_mul(GOLDEN)));
+    words.flat_map(u64::to_le_bytes).collect()
+});
 
 /// The finishing function of splitmix64: every bit of the result depends on every bit of `x`.
 fn mix(mut x: u64) -> u64 {
@@ -143,7 +158,9 @@ impl Checker {
         let (body, hash) = came.split_at(came.len().min(left));
         self.wanted.resize(body.len(), 0);
         self.bytes.fill(self.position, &mut self.wanted);
-        if let Some(at) = (0..body.len()).find(|at| body[*at] != self.wanted[*at]) {
+        if body != self.wanted {
+            let differs = |at: &usize| body[*at] != self.wanted[*at];
+            let at = (0..body.len()).find(differs).unwrap_or(0);
             let position = self.position + at as u64;
             anyhow::bail!(
                 "byte {position} of {} is {:#04x} and not {:#04x}{}",
@@ -192,8 +209,13 @@ impl Checker {
         let from = position.saturating_sub(SEARCH);
         let mut around = vec![0; (2 * SEARCH) as usize + PIECE];
         self.bytes.fill(from, &mut around);
-        match around.windows(PIECE).position(|window| window == piece) {
-            Some(at) => format!(", what came belongs to {}", from + at as u64),
+        let windows = around.windows(PIECE).zip(from..);
+        let places = windows.filter(|(window, _)| *window == piece);
+        match places
+            .map(|(_, at)| at)
+            .min_by_key(|at| at.abs_diff(position))
+        {
+            Some(at) => format!(", what came belongs to {at}"),
             None => ", what came is from nowhere near".to_owned(),
         }
     }

@@ -186,7 +186,11 @@ struct Talk {
 }
 
 impl Talk {
-    async fn run(mut self, mut stream: TcpStream, random: &mut (impl Rng + Send)) -> Result<Outcome> {
+    async fn run(
+        mut self,
+        mut stream: TcpStream,
+        random: &mut (impl Rng + Send),
+    ) -> Result<Outcome> {
         let all_came = Notify::new();
         let block = random.random_range(1..=MAX_BLOCK);
         let ended = {
@@ -221,9 +225,9 @@ impl Talk {
             Err(Stop::Failed(error)) if self.their_reset && is_reset(&error) => {
                 outcome(Side::Reset)
             }
-            Err(Stop::Failed(error)) => Err(error).with_context(|| {
-                format!("after {} bytes had come", self.check.checked())
-            }),
+            Err(Stop::Failed(error)) => {
+                Err(error).with_context(|| format!("after {} bytes had come", self.check.checked()))
+            }
             Err(Stop::Wrong(error)) => Err(error),
         }
     }

@@ -194,16 +194,30 @@ fn plans_come_as_they_were_sent() {
 
 #[test]
 fn bytes_do_not_depend_on_how_they_are_taken() {
-    let mut whole = vec![0; 1000];
+    let mut whole = vec![0; 10_000];
     Bytes::up(9).fill(0, &mut whole);
-    for (from, to) in [(0, 1000), (1, 9), (7, 8), (8, 16), (13, 999)] {
+    let mut pieces: Vec<&[u8]> = whole.chunks(16).collect();
+    pieces.sort_unstable();
+    pieces.dedup();
+    assert_eq!(pieces.len(), 625, "two places look alike");
+    for (from, to) in [
+        (0, 10_000),
+        (1, 9),
+        (7, 8),
+        (8, 16),
+        (13, 9999),
+        (4095, 4100),
+        (4099, 8200),
+    ] {
         let mut part = vec![0; to - from];
         Bytes::up(9).fill(from as u64, &mut part);
         assert_eq!(part, whole[from..to]);
     }
-    let mut other = vec![0; 1000];
+    let mut other = vec![0; 10_000];
     Bytes::down(9).fill(0, &mut other);
-    assert_ne!(other, whole);
+    for (one, other) in whole.chunks(16).zip(other.chunks(16)) {
+        assert_ne!(other, one);
+    }
 }
 
 #[test]
