@@ -79,24 +79,22 @@ pub fn dial(lab: &Lab, pod: &str, target: &Target, at_once: u32, seconds: u32) -
     serde_json::from_str(&said).with_context(|| format!("the load of connections said {said}"))
 }
 
-/// A storm that blows until its time is over.
+/// A storm that blows until it is told to end.
 pub struct Storm(Running);
 
+/// The longest storm, seconds; one that nobody ends does not blow for ever.
+const LONGEST_STORM: u32 = 3600;
+
 /// Begins new connections, so many a minute, one request on each.
-pub fn storm(
-    lab: &Lab,
-    pod: &str,
-    target: &Target,
-    per_minute: u32,
-    seconds: u32,
-) -> Result<Storm> {
-    let argv = dial_argv(target, "--per-minute", per_minute, seconds)?;
+pub fn storm(lab: &Lab, pod: &str, target: &Target, per_minute: u32) -> Result<Storm> {
+    let mut argv = dial_argv(target, "--per-minute", per_minute, LONGEST_STORM)?;
+    argv.push("--until-eof".to_owned());
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     lab.spawn(pod, &argv).map(Storm)
 }
 
 impl Storm {
-    /// Waits for its end.
+    /// Begins no more, waits for those that are under way, and tells of all.
     pub fn end(self) -> Result<Dialled> {
         let output = self.0.finish()?;
         let (said, failed) = (

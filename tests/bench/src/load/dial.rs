@@ -2,11 +2,17 @@
 //! answer.
 
 use std::{
+    io::{self, Read},
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -46,13 +52,20 @@ pub struct DialArgs {
     /// How long.
     #[arg(long)]
     seconds: u32,
+    /// Begin no more once standard input has ended.
+    #[arg(long)]
+    until_eof: bool,
 }
 
 /// What was achieved.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dialled {
     /// Connections that were answered.
     pub connections: u32,
+    /// Those that were not, at a rate; one that fails as fast as it goes makes all fail.
+    pub failed: u32,
+    /// What was wrong with the first of those.
+    pub first_failure: Option<String>,
     /// From the first to the last answer, seconds.
     pub seconds: f64,
     /// Until connect() returned. In a mesh that may be before the server knows of the connection.
@@ -61,7 +74,7 @@ pub struct Dialled {
     pub answer: Latency,
 }
 
-/// Makes connections and prints [`Dialled`] as JSON. One that fails makes it fail.
+/// Makes connections and prints [`Dialled`] as JSON.
 pub fn dial(args: &DialArgs) -> Result<()> {
     raise_open_files()?;
     let runtime = Builder::new_current_thread()
@@ -86,11 +99,24 @@ async fn run(args: &DialArgs) -> Result<Dialled> {
         args.path
     );
     let request: &'static [u8] = request.into_bytes().leak();
-    let times = match (args.connections, args.per_minute) {
+    let ended = Arc::new(AtomicBool::new(false));
+    if args.until_eof {
+        // Nobody waits for this thread, which may read for ever.
+        let ended = ended.clone();
+        thread::spawn(move || {
+            let _ = io::stdin().read_to_end(&mut Vec::new());
+            ended.store(true, Ordering::Relaxed);
+        });
+    }
+    let (times, failures) = match (args.connections, args.per_minute) {
         (Some(connections), _) => {
-            closed(args.address, request, connections, begin + length).await?
+            let times = closed(args.address, request, connections, begin + length).await?;
+            (times, Vec::new())
         }
-        (None, Some(per_minute)) => open(args.address, request, per_minute, begin, length).await?,
+        (None, Some(per_minute)) => {
+            let until = begin + length;
+            open(args.address, request, per_minute, (begin, until), &ended).await?
+        }
         (None, None) => anyhow::bail!("neither a number of connections nor a rate"),
     };
     let last = times.iter().map(|(_, _, answered)| *answered).max();
@@ -101,6 +127,8 @@ async fn run(args: &DialArgs) -> Result<Dialled> {
     };
     Ok(Dialled {
         connections: u32::try_from(times.len()).context("too many connections")?,
+        failed: u32::try_from(failures.len()).context("too many connections")?,
+        first_failure: failures.first().map(|error| format!("{error:#}")),
         seconds: seconds.as_secs_f64(),
         connect: of(|times| times.1)?,
         answer: of(|times| times.2)?,
@@ -131,35 +159,41 @@ async fn closed(
     Ok(all)
 }
 
-/// Each has its time.
+/// Each has its time. What was not answered is no reason to stop: that it was not is what is looked for.
 async fn open(
     address: SocketAddr,
     request: &'static [u8],
     per_minute: u32,
-    begin: Instant,
-    length: Duration,
-) -> Result<Vec<Times>> {
+    (begin, until): (Instant, Instant),
+    ended: &AtomicBool,
+) -> Result<(Vec<Times>, Vec<anyhow::Error>)> {
     ensure!(per_minute > 0, "at least one connection a minute");
     let interval = Duration::from_secs(60) / per_minute;
     let mut waiting = JoinSet::new();
-    let mut all = Vec::new();
+    let (mut answered, mut failures) = (Vec::new(), Vec::new());
+    let mut note = |outcome: Result<Times>| match outcome {
+        Ok(times) => answered.push(times),
+        Err(error) => failures.push(error),
+    };
     let mut due = begin;
-    while due < begin + length {
+    while due < until && !ended.load(Ordering::Relaxed) {
         sleep_until(due.into()).await;
-        while let Some(times) = waiting.try_join_next() {
-            all.push(times.context("a connection's task failed")??);
+        while let Some(outcome) = waiting.try_join_next() {
+            note(outcome.context("a connection's task failed")?);
         }
-        ensure!(
-            waiting.len() < MAX_WAITING,
-            "{MAX_WAITING} connections wait for an answer"
-        );
-        waiting.spawn(one(address, request, due));
+        if waiting.len() < MAX_WAITING {
+            waiting.spawn(one(address, request, due));
+        } else {
+            note(Err(anyhow!(
+                "not begun: {MAX_WAITING} connections wait for an answer"
+            )));
+        }
         due += interval;
     }
-    while let Some(times) = waiting.join_next().await {
-        all.push(times.context("a connection's task failed")??);
+    while let Some(outcome) = waiting.join_next().await {
+        note(outcome.context("a connection's task failed")?);
     }
-    Ok(all)
+    Ok((answered, failures))
 }
 
 async fn one(address: SocketAddr, request: &'static [u8], due: Instant) -> Result<Times> {
@@ -184,11 +218,7 @@ async fn one(address: SocketAddr, request: &'static [u8], due: Instant) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{Read, Write},
-        net::TcpListener,
-        thread,
-    };
+    use std::{io::Write, net::TcpListener};
 
     use super::*;
 
@@ -219,6 +249,7 @@ mod tests {
             connections: None,
             per_minute: None,
             seconds: 1,
+            until_eof: false,
         }
     }
 
@@ -257,5 +288,39 @@ mod tests {
             ..args(address)
         });
         assert!(bad.is_err());
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        let nobody = block_on(DialArgs {
+            per_minute: Some(600),
+            ..args(port)
+        });
+        assert!(nobody.is_err(), "none was answered");
+    }
+
+    #[test]
+    fn in_a_storm_what_fails_is_counted() {
+        // Closes every other connection without an answer.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let mut good = false;
+            while let Ok((mut stream, _)) = listener.accept() {
+                good = !good;
+                let _ = stream.read(&mut [0; 256]);
+                if good {
+                    let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                }
+            }
+        });
+        let dialled = block_on(DialArgs {
+            per_minute: Some(60 * 20),
+            ..args(address)
+        })
+        .unwrap();
+        assert_eq!((dialled.connections, dialled.failed), (10, 10));
+        let failure = dialled.first_failure.unwrap();
+        assert!(failure.contains("the server answered"), "{failure}");
     }
 }
