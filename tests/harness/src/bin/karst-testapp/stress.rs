@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 use crate::client::{Target, addresses};
 use crate::{ports, tell};
-use plan::Plan;
+use plan::{Plan, Reset};
 use talk::{Outcome, Side};
 
 /// A connection that is not done after this hangs.
@@ -174,7 +174,14 @@ async fn client(
     let sent = talk::send_plan(&mut stream, plan, random).await;
     sent.context("sending the plan")?;
     if plan.server_first && eager {
-        greeting = talk::hear_greeting(&mut stream).await?;
+        // The server has the plan, and may have reset by now, which overtakes what it has said before.
+        greeting = match talk::hear_greeting(&mut stream).await {
+            Ok(greeting) => greeting,
+            Err(error) if matches!(plan.reset, Reset::ByServer(_)) => {
+                return talk::reset_or(error, Side::Reset);
+            }
+            Err(error) => return Err(error),
+        };
     }
     let mut outcome = talk::client(stream, plan, random).await?;
     outcome.checked += greeting;
@@ -226,11 +233,14 @@ async fn accept(listener: TcpListener, speaks_first: bool, totals: Arc<Totals>) 
 async fn server(mut stream: TcpStream, speaks_first: bool) -> Result<Outcome> {
     let mut random = StdRng::from_rng(&mut rand::rng());
     if speaks_first && let Err(error) = talk::greet(&mut stream, &mut random).await {
-        return talk::before_plan(error.into()).context("greeting");
+        return talk::reset_or(error.into(), Side::Unplanned).context("greeting");
     }
     let plan = match talk::hear_plan(&mut stream).await {
         Ok(plan) => plan,
-        Err(error) => return talk::before_plan(error).context("reading the plan"),
+        // A client may reset at once.
+        Err(error) => {
+            return talk::reset_or(error, Side::Unplanned).context("reading the plan");
+        }
     };
     ensure!(plan.server_first == speaks_first, "another port's plan");
     let outcome = talk::server(stream, &plan, &mut random).await;

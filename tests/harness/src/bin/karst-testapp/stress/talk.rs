@@ -122,13 +122,10 @@ pub async fn hear_plan(stream: &mut TcpStream) -> Result<Plan> {
     Plan::from_bytes(&bytes)
 }
 
-/// What a failure before the plan was there means: a client may reset at once, and nothing else.
-pub fn before_plan(error: anyhow::Error) -> Result<Outcome> {
+/// What a failure means where a reset may be: that it was one, or else itself.
+pub fn reset_or(error: anyhow::Error, side: Side) -> Result<Outcome> {
     match error.downcast_ref::<io::Error>() {
-        Some(io) if is_reset(io) => Ok(Outcome {
-            side: Side::Unplanned,
-            checked: 0,
-        }),
+        Some(io) if is_reset(io) => Ok(Outcome { side, checked: 0 }),
         _ => Err(error),
     }
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use rand::rngs::StdRng;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::plan::{Order, Reset};
+use super::plan::Order;
 use super::stream::{Bytes, Checker, Sender};
 use super::*;
 
@@ -179,6 +179,15 @@ async fn plans_by_chance_are_carried_out() {
         }
     }
     assert!(resets > 5, "{resets}");
+}
+
+#[test]
+fn a_failure_is_a_reset_only_if_it_is_one() {
+    let error = |kind| anyhow::Error::from(std::io::Error::from(kind)).context("reading");
+    let reset = talk::reset_or(error(std::io::ErrorKind::ConnectionReset), Side::Reset);
+    assert_eq!(reset.unwrap().side, Side::Reset);
+    assert!(talk::reset_or(error(std::io::ErrorKind::UnexpectedEof), Side::Reset).is_err());
+    assert!(talk::reset_or(anyhow::anyhow!("wrong"), Side::Reset).is_err());
 }
 
 #[test]
