@@ -209,7 +209,9 @@ fn storm(stage: &Stage, way: Way, per_minute: u32, seconds: u32) -> Result<Storm
     let used = Usage::now(stage, way)?;
     let blowing = own::storm(&stage.lab, &pair.client, &target(pair), per_minute)?;
     thread::sleep(MARGIN);
-    let during = look()?;
+    let during = look().context(
+        "bystanders got no answer in the storm, which may be more than can be carried here; --per-minute makes it less",
+    )?;
     thread::sleep(MARGIN);
     let dialled = blowing.end()?;
     let made = f64::from(dialled.connections);
