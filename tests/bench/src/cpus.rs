@@ -24,12 +24,7 @@ impl Cpus {
     pub fn split() -> Result<Self> {
         let here = Pid::from_raw(0);
         let mut others = sched_getaffinity(here).context("reading which CPUs may be used")?;
-        let mut all = Vec::new();
-        for cpu in 0..CpuSet::count() {
-            if others.is_set(cpu)? {
-                all.push(cpu);
-            }
-        }
+        let all = numbers()?;
         ensure!(
             all.len() > 1,
             "what is measured needs a CPU for itself, and there is one in all"
@@ -63,6 +58,68 @@ impl Drop for Given<'_> {
     }
 }
 
+/// The CPUs of the machine that this process may use, in two halves.
+pub struct Halves {
+    /// The clients', and this process's, so that what it starts is there.
+    pub first: Half,
+    /// The servers'.
+    pub second: Half,
+}
+
+/// Some CPUs.
+pub struct Half(CpuSet);
+
+impl Halves {
+    /// Halves of as many CPUs each, the first with one more if their number is odd.
+    ///
+    /// # Errors
+    /// There is one CPU only.
+    pub fn of_machine() -> Result<Self> {
+        let all = numbers()?;
+        ensure!(
+            all.len() > 1,
+            "two sides need a CPU each, and there is one in all; --pin none pins nothing"
+        );
+        let (first, second) = all.split_at(all.len().div_ceil(2));
+        Ok(Self {
+            first: Half::of(first)?,
+            second: Half::of(second)?,
+        })
+    }
+
+    /// Starts all that this thread starts from now on on the first half.
+    pub fn begin(&self) -> Result<()> {
+        sched_setaffinity(Pid::from_raw(0), &self.first.0).context("moving to the first half")
+    }
+}
+
+impl Half {
+    fn of(numbers: &[usize]) -> Result<Self> {
+        let mut set = CpuSet::new();
+        for cpu in numbers {
+            set.set(*cpu)?;
+        }
+        Ok(Self(set))
+    }
+
+    /// Moves a process here, with all its threads and what it starts from now on.
+    pub fn take(&self, pid: u32) -> Result<()> {
+        move_to(pid, &self.0)
+    }
+}
+
+/// The CPUs that this thread may use.
+fn numbers() -> Result<Vec<usize>> {
+    let here = sched_getaffinity(Pid::from_raw(0)).context("reading which CPUs may be used")?;
+    let mut all = Vec::new();
+    for cpu in 0..CpuSet::count() {
+        if here.is_set(cpu)? {
+            all.push(cpu);
+        }
+    }
+    Ok(all)
+}
+
 /// Moves all threads of a process.
 fn move_to(pid: u32, cpus: &CpuSet) -> Result<()> {
     let tasks = format!("/proc/{pid}/task");
@@ -89,7 +146,20 @@ mod tests {
     use nix::sched::sched_getaffinity;
     use nix::unistd::Pid;
 
-    use super::Cpus;
+    use super::{Cpus, Halves, numbers};
+
+    #[test]
+    fn halves_have_all_cpus_between_them() {
+        let all = numbers().unwrap();
+        let halves = Halves::of_machine().unwrap();
+        for cpu in all {
+            let first = halves.first.0.is_set(cpu).unwrap();
+            assert_ne!(first, halves.second.0.is_set(cpu).unwrap());
+        }
+        // The affinity of a thread is its own, so other tests go on everywhere.
+        halves.begin().unwrap();
+        assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), halves.first.0);
+    }
 
     #[test]
     fn what_is_measured_has_a_cpu_for_itself() {

@@ -1,6 +1,7 @@
 //! Load that wrk, h2load and iperf3 cannot make: requests at a fixed rate, and many idle
 //! connections. Both run inside a client pod.
 
+pub mod dial;
 mod http1;
 mod http2;
 
@@ -52,8 +53,14 @@ pub struct RateArgs {
 pub struct Latency {
     /// Half of the requests were answered within this.
     pub p50_us: f64,
+    /// 9 of 10 were.
+    pub p90_us: f64,
     /// 99 of 100 were.
     pub p99_us: f64,
+    /// 999 of 1,000 were.
+    pub p999_us: f64,
+    /// All were.
+    pub max_us: f64,
 }
 
 /// Sends requests at a fixed rate and prints their latencies as JSON.
@@ -117,17 +124,21 @@ fn paced(
     Ok(latencies)
 }
 
-fn percentiles(mut latencies: Vec<Duration>) -> Option<Latency> {
+/// Latencies in order; `None` of none.
+pub fn percentiles(mut latencies: Vec<Duration>) -> Option<Latency> {
     latencies.sort_unstable();
-    let at = |hundredths: usize| {
-        let index = (latencies.len() * hundredths)
-            .div_ceil(100)
+    let at = |thousandths: usize| {
+        let index = (latencies.len() * thousandths)
+            .div_ceil(1000)
             .checked_sub(1)?;
         Some(latencies.get(index)?.as_secs_f64() * 1e6)
     };
     Some(Latency {
-        p50_us: at(50)?,
-        p99_us: at(99)?,
+        p50_us: at(500)?,
+        p90_us: at(900)?,
+        p99_us: at(990)?,
+        p999_us: at(999)?,
+        max_us: at(1000)?,
     })
 }
 
@@ -209,12 +220,19 @@ mod tests {
 
     #[test]
     fn percentiles_are_of_the_sorted_latencies() {
-        let latencies = (1..=100).rev().map(Duration::from_micros).collect();
+        let latencies = (1..=1000).rev().map(Duration::from_micros).collect();
         let latency = percentiles(latencies).unwrap();
-        assert!(
-            (latency.p50_us - 50.0).abs() < 1e-6 && (latency.p99_us - 99.0).abs() < 1e-6,
-            "{latency:?}"
-        );
+        for (is, wanted) in [
+            (latency.p50_us, 500.0),
+            (latency.p90_us, 900.0),
+            (latency.p99_us, 990.0),
+            (latency.p999_us, 999.0),
+            (latency.max_us, 1000.0),
+        ] {
+            assert!((is - wanted).abs() < 1e-6, "{latency:?}");
+        }
+        let one = percentiles(vec![Duration::from_micros(7)]).unwrap();
+        assert!((one.p999_us - 7.0).abs() < 1e-6, "{one:?}");
         assert!(percentiles(Vec::new()).is_none());
     }
 

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     cpus::Cpus,
+    output::{ChartFile, Outcome, Output},
     process::cpu_us,
     tools::{Reuse, wrk_with},
 };
@@ -49,9 +50,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Arguments of `observe`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print the result as one JSON object instead of a table.
-    #[arg(short, long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// Rounds, each with every setting; the result is the median. There is no interval with fewer than 6.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -81,12 +81,13 @@ pub fn run(args: &Args) -> Result<()> {
     let downed = stage.down();
     let report = measured?;
     downed?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        println!("{}", report.table());
-    }
-    Ok(())
+    let outcome = Outcome {
+        name: "observe",
+        json: serde_json::to_value(&report)?,
+        table: report.table(),
+        chart: None,
+    };
+    args.output.put(&outcome, &ChartFile::default())
 }
 
 /// What carries the load.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use karst_harness::{Lab, Running};
 
 use crate::{
-    load::{Latency, READY},
+    load::{Latency, READY, dial::Dialled},
     tools::{GRACE, run_within},
 };
 
@@ -69,6 +69,63 @@ pub fn rate(lab: &Lab, pod: &str, target: &Target, pace: Pace) -> Result<Latency
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let said = run_within(lab, pod, pace.seconds + GRACE, &argv)?;
     serde_json::from_str(&said).with_context(|| format!("the load at a fixed rate said {said}"))
+}
+
+/// New connections, one request on each, as fast as it goes with so many at a time.
+pub fn dial(lab: &Lab, pod: &str, target: &Target, at_once: u32, seconds: u32) -> Result<Dialled> {
+    let argv = dial_argv(target, "--connections", at_once, seconds)?;
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let said = run_within(lab, pod, seconds + GRACE, &argv)?;
+    serde_json::from_str(&said).with_context(|| format!("the load of connections said {said}"))
+}
+
+/// A storm that blows until it is told to end.
+pub struct Storm(Running);
+
+/// The longest storm, seconds; one that nobody ends does not blow for ever.
+const LONGEST_STORM: u32 = 3600;
+
+/// Begins new connections, so many a minute, one request on each.
+pub fn storm(lab: &Lab, pod: &str, target: &Target, per_minute: u32) -> Result<Storm> {
+    let mut argv = dial_argv(target, "--per-minute", per_minute, LONGEST_STORM)?;
+    argv.push("--until-eof".to_owned());
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    lab.spawn(pod, &argv).map(Storm)
+}
+
+impl Storm {
+    /// Begins no more, waits for those that are under way, and tells of all.
+    pub fn end(self) -> Result<Dialled> {
+        let output = self.0.finish()?;
+        let (said, failed) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        ensure!(output.status.success(), "the storm failed: {failed}");
+        serde_json::from_str(&said).with_context(|| format!("the storm said {said}"))
+    }
+}
+
+fn dial_argv(target: &Target, how: &str, many: u32, seconds: u32) -> Result<Vec<String>> {
+    let (address, many, seconds) = (
+        target.address.to_string(),
+        many.to_string(),
+        seconds.to_string(),
+    );
+    let program = this_program()?;
+    let argv = [
+        &program,
+        "dial",
+        "--address",
+        &address,
+        "--path",
+        &target.path,
+        how,
+        &many,
+        "--seconds",
+        &seconds,
+    ];
+    Ok(argv.map(str::to_owned).to_vec())
 }
 
 /// Opens connections of HTTP/1.1 that have each served a request; they stay open until the result is

@@ -4,6 +4,8 @@ use anyhow::{Context, Result};
 use karst_harness::Lab;
 use serde_json::Value;
 
+use crate::load::Latency;
+
 /// Seconds that iperf3 runs before it starts counting: TCP's slow start is no throughput.
 const OMIT: u32 = 1;
 
@@ -17,6 +19,9 @@ pub struct Achieved {
     pub per_second: f64,
     /// How much in all, for dividing CPU by: GB, requests or connections.
     pub total: f64,
+    /// Latencies of a load that sends as fast as it is answered, where the program was asked for them; p99.9 is not
+    /// among what it says, and 0.
+    pub latency: Option<Latency>,
 }
 
 /// Throughput of `streams` parallel streams from `pod` to `host`, in Gbit/s as received.
@@ -54,6 +59,9 @@ pub fn wrk_with(
 ) -> Result<Achieved> {
     let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}s"));
     let mut argv = vec!["wrk", "-t1", &connections, &duration, "--timeout", "5s"];
+    if reuse == Reuse::KeepAlive {
+        argv.push("--latency");
+    }
     argv.extend(more);
     if reuse == Reuse::Never {
         argv.extend(["-H", "Connection: close"]);
@@ -110,6 +118,7 @@ fn read_iperf(said: &str) -> Result<Achieved> {
     Ok(Achieved {
         per_second: bits / 1e9,
         total: bytes / 1e9,
+        latency: None,
     })
 }
 
@@ -137,7 +146,39 @@ fn read_wrk(said: &str) -> Result<Achieved> {
     Ok(Achieved {
         per_second,
         total: total.parse().context("the total is no number")?,
+        latency: read_wrk_latency(said)?,
     })
+}
+
+/// Its latencies, if there are any.
+fn read_wrk_latency(said: &str) -> Result<Option<Latency>> {
+    let at = |percent: &str| -> Result<Option<f64>> {
+        let line = said
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(percent));
+        line.map(|line| microseconds(line.trim())).transpose()
+    };
+    let (Some(p50_us), Some(p90_us), Some(p99_us)) = (at("50%")?, at("90%")?, at("99%")?) else {
+        return Ok(None);
+    };
+    Ok(Some(Latency {
+        p50_us,
+        p90_us,
+        p99_us,
+        ..Latency::default()
+    }))
+}
+
+/// A time as wrk writes it.
+fn microseconds(text: &str) -> Result<f64> {
+    let (number, factor) = [("us", 1.0), ("ms", 1e3), ("s", 1e6), ("m", 60e6)]
+        .iter()
+        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))
+        .with_context(|| format!("{text:?} is no time"))?;
+    let number: f64 = number
+        .parse()
+        .with_context(|| format!("{text:?} is no time"))?;
+    Ok(number * factor)
 }
 
 /// The share of the time in which a connection that is alone must have lived.
@@ -193,6 +234,7 @@ fn read_h2load(said: &str, alone: bool) -> Result<Achieved> {
     Ok(Achieved {
         per_second,
         total: succeeded,
+        latency: None,
     })
 }
 
@@ -216,9 +258,21 @@ Transfer/sec:     10.00MB
             read_wrk(WRK).unwrap(),
             Achieved {
                 per_second: 64268.10,
-                total: 192_807.0
+                total: 192_807.0,
+                latency: None,
             }
         );
+    }
+
+    #[test]
+    fn reads_the_latencies_of_wrk() {
+        let distribution = "  Latency Distribution\n     50%  363.00us\n     75%    1.00ms\n     90%    1.50ms\n     99%    2.00s \n";
+        let said = WRK.replace("  192807", &format!("{distribution}  192807"));
+        let latency = read_wrk(&said).unwrap().latency.unwrap();
+        assert_eq!(latency.p50_us, 363.0);
+        assert_eq!(latency.p90_us, 1500.0);
+        assert_eq!(latency.p99_us, 2e6);
+        assert!(read_wrk(&said.replace("2.00s", "2.00 ")).is_err());
     }
 
     #[test]
@@ -247,7 +301,8 @@ req/s           :   12050.10    12050.10    12050.10        0.00   100.00%
             read_h2load(H2LOAD, true).unwrap(),
             Achieved {
                 per_second: 12049.5,
-                total: 24_099.0
+                total: 24_099.0,
+                latency: None,
             }
         );
     }
@@ -278,7 +333,8 @@ req/s           :   12050.10    12050.10    12050.10        0.00   100.00%
             read_iperf(said).unwrap(),
             Achieved {
                 per_second: 9.5,
-                total: 3.0
+                total: 3.0,
+                latency: None,
             }
         );
         assert!(read_iperf(r#"{"error": "unable to connect"}"#).is_err());

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     load::{Latency, raise_open_files},
+    output::{ChartFile, Outcome, Output},
     own::{self, Pace, Target},
     process::{cpu_us, resident_bytes},
     tools::{Achieved, Reuse, h2load, wrk},
@@ -30,9 +31,8 @@ const COUNT_SLACK: f64 = 0.02;
 /// Arguments of `waypoint`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print the result as one JSON object instead of a table.
-    #[arg(short, long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// Rounds, each with every measurement direct and through both proxies; the result is the median.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -88,12 +88,13 @@ pub fn run(args: &Args) -> Result<()> {
         rounds: args.rounds,
         seconds: args.seconds,
     };
-    if args.json {
-        println!("{}", report.json()?);
-    } else {
-        println!("{}", report.tables());
-    }
-    Ok(())
+    let outcome = Outcome {
+        name: "waypoint",
+        json: report.json(),
+        table: report.tables(),
+        chart: None,
+    };
+    args.output.put(&outcome, &ChartFile::default())
 }
 
 fn cpus() -> u32 {

@@ -42,7 +42,7 @@ pub(crate) fn create(path: &Path) -> Result<()> {
 }
 
 /// The processes in a cgroup and below; none if it does not exist.
-pub(crate) fn pids(path: &Path) -> Result<Vec<u32>> {
+pub fn pids(path: &Path) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     let own = match fs::read_to_string(path.join("cgroup.procs")) {
         Ok(own) => own,

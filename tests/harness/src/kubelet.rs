@@ -57,7 +57,8 @@ pub fn node_cgroups(paths: &Paths, node: &str) -> Result<NodeCgroups> {
     })
 }
 
-fn pod_cgroup(paths: &Paths, pod: &PodRecord) -> Result<PathBuf> {
+/// Where a pod's processes live.
+pub fn pod_cgroup(paths: &Paths, pod: &PodRecord) -> Result<PathBuf> {
     Ok(node_cgroups(paths, &pod.node)?
         .pods
         .join(format!("pod{}", pod.uid)))

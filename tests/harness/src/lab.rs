@@ -612,6 +612,17 @@ impl Lab {
         Ok(self.read()?.pod(pod)?.netns.clone())
     }
 
+    /// The cgroup of a pod's processes, a directory of the cgroup2 hierarchy.
+    pub fn pod_cgroup(&self, pod: &str) -> Result<PathBuf> {
+        kubelet::pod_cgroup(&self.paths, self.read()?.pod(pod)?)
+    }
+
+    /// The cgroup of what [`Lab::node_command`] runs on a node.
+    pub fn node_cgroup(&self, node: &str) -> Result<PathBuf> {
+        self.read()?.node_number(node)?;
+        Ok(node_cgroups(&self.paths, node)?.host)
+    }
+
     /// A Service's addresses; none when it is headless.
     pub fn service_addresses(&self, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
         let state = self.read()?;

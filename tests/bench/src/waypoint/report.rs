@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -259,7 +259,7 @@ fn floor(name: &'static str, at_most: f64, ratios: &[(String, f64)]) -> Option<F
 
 impl Report {
     /// For programs: one object.
-    pub fn json(&self) -> Result<String> {
+    pub fn json(&self) -> Value {
         let idle = self.idle.iter().map(|row| {
             json!({
                 "name": row.name,
@@ -273,7 +273,7 @@ impl Report {
             })
         });
         let rows: Vec<Value> = self.rows.iter().map(Row::json).chain(idle).collect();
-        let report = json!({
+        json!({
             "rows": rows,
             "floors": self.floors,
             "envoy_version": self.envoy_version,
@@ -281,20 +281,19 @@ impl Report {
             "access_log": self.access_log,
             "rounds": self.rounds,
             "seconds": self.seconds,
-        });
-        serde_json::to_string(&report).context("writing the result")
+        })
     }
 
     /// For people.
     pub fn tables(&self) -> String {
         let mut text = String::new();
         if !self.rows.is_empty() {
-            let _ = writeln!(text, "{}", self.table());
+            let _ = writeln!(text, "{}\n", self.table());
         }
         for row in &self.idle {
             let _ = writeln!(
                 text,
-                "{}: RSS {:.1} MB karst, {:.1} MB envoy (x{:.2})",
+                "- {}: RSS {:.1} MB karst, {:.1} MB envoy (x{:.2})",
                 row.name,
                 row.rss_bytes.karst / 1e6,
                 row.rss_bytes.envoy / 1e6,
@@ -303,7 +302,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "direct / karst / envoy {}; {} threads each, access log {}; p50 and p99 at a fixed rate; medians of {} rounds of {} s",
+            "\ndirect / karst / envoy {}; {} threads each, access log {}; p50 and p99 at a fixed rate; medians of {} rounds of {} s\n",
             self.envoy_version,
             self.workers,
             if self.access_log { "on" } else { "off" },
@@ -314,6 +313,7 @@ impl Report {
             let _ = writeln!(text, "{}", floor.line());
         }
         let broken = self.floors.iter().filter(|floor| !floor.holds).count();
+        text.push('\n');
         text += &if broken == 0 {
             "every floor that was measured holds".to_owned()
         } else {
@@ -324,7 +324,7 @@ impl Report {
 
     fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED);
+        table.load_style(presets::ASCII_MARKDOWN);
         table.set_header([
             "",
             "requests/s",
@@ -376,7 +376,7 @@ impl Floor {
             String::new()
         };
         format!(
-            "{}: at most {:.2} of Envoy's{target}: {}, {} of {} rows; the worst is {} with {:.2}",
+            "- {}: at most {:.2} of Envoy's{target}: {}, {} of {} rows; the worst is {} with {:.2}",
             self.name,
             self.at_most,
             if self.holds { "holds" } else { "does NOT hold" },
@@ -396,6 +396,7 @@ mod tests {
         let latency = |us: f64| Latency {
             p50_us: us * factor,
             p99_us: 2.0 * us * factor,
+            ..Latency::default()
         };
         Sample {
             per_second: Three {
@@ -495,7 +496,7 @@ mod tests {
             text.contains("idle RSS: at most 0.33 of Envoy's: does NOT hold"),
             "{text}"
         );
-        let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        let json = report.json();
         assert_eq!(json["rows"][1]["name"], "idle");
         assert_eq!(json["rows"][1]["rss_ratio_to_envoy"], 0.5);
         assert_eq!(json["floors"][0]["holds"], true);

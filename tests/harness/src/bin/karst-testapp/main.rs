@@ -14,6 +14,7 @@ mod http_server;
 mod load;
 mod ports;
 mod sha1;
+mod stress;
 mod tcp_server;
 mod udp;
 mod websocket;
@@ -59,6 +60,10 @@ enum Command {
     StallRead(client::Target),
     /// Open, use and close many connections.
     Storm(crowd::Storm),
+    /// Open many connections of every shape and check each byte that comes, at both ends.
+    Stress(stress::Stress),
+    /// Ask a server what it saw of `stress`.
+    StressTotals(client::Target),
     /// Open many connections, use each once, and keep them until standard input ends.
     Hold(crowd::Hold),
     /// Send a datagram and wait for its echo.
@@ -100,6 +105,8 @@ async fn run(command: Command) -> Result<Option<Value>> {
         Command::StallWrite(target) => crowd::stall_write(&target).await?,
         Command::StallRead(target) => crowd::stall_read(&target).await?,
         Command::Storm(storm) => crowd::storm(&storm).await?,
+        Command::Stress(stress) => stress::stress(stress).await?,
+        Command::StressTotals(target) => stress::totals(&target).await?,
         Command::Hold(hold) => crowd::hold(&hold).await?,
         Command::Udp(target) => udp::echo_once(&target).await?,
         Command::Http(http) => http_client::http(&http).await?,

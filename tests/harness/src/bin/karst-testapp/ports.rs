@@ -25,3 +25,9 @@ pub const RESET: u16 = 7007;
 pub const FIRST_TO_END: u16 = 7008;
 /// Reads very slowly.
 pub const SLOW: u16 = 7009;
+/// Carries out the plan that a connection of `stress` begins with.
+pub const STRESS: u16 = 7010;
+/// The same, and the server speaks first.
+pub const STRESS_FIRST: u16 = 7011;
+/// Sends a JSON line of what came of the connections to the other two, and closes.
+pub const STRESS_TOTALS: u16 = 7012;

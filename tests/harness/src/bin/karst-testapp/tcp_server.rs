@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::bulk::{Pattern, Tally};
-use crate::{http_server, ports, tell, udp};
+use crate::{http_server, ports, stress, tell, udp};
 
 /// The line of the server that speaks first.
 const BANNER: &str = "220 karst-testapp ready\n";
@@ -23,6 +23,7 @@ pub async fn serve() -> Result<()> {
     let http = listen("[::]", ports::HTTP).await?;
     tokio::spawn(http_server::serve(http));
     tokio::spawn(udp::serve(ports::UDP_ECHO));
+    stress::serve().await?;
     for (host, port) in [
         ("[::]", ports::ECHO),
         ("[::]", ports::BANNER),
