@@ -37,7 +37,7 @@ use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::target::Source;
 use crate::proxy::{Direction, inbound, outbound, plaintext};
-use crate::sockets::{self, Listeners, Listening};
+use crate::sockets::{self, End, Listeners, Listening};
 use crate::state::READY_WAIT;
 use crate::state::policy::{Cache, Effective};
 use crate::state::workload::Workload;
@@ -511,7 +511,8 @@ pub struct PodDialer {
 
 impl Dialer for PodDialer {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        sockets::connect(&self.pod.netns, address, |_| Ok(())).await
+        let to = (End::Network, address);
+        sockets::connect(&self.pod.netns, to, |_| Ok(())).await
     }
 }
 

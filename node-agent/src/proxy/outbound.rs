@@ -20,7 +20,7 @@ use super::target::{Destination, Target, Way};
 use crate::metrics::traffic::Security;
 use crate::pod::{OUTBOUND_PORT, Permit};
 use crate::reason::Reason;
-use crate::sockets;
+use crate::sockets::{self, End};
 use crate::state::endpoint::{LiveGuard, now_ms};
 use crate::state::workload::Workload;
 use crate::worker::LocalPod;
@@ -212,7 +212,21 @@ impl From<Reason> for Failure {
 }
 
 impl Failure {
+    /// This node lacks something: no endpoint is to blame, and another would find the same.
+    fn of_shortage(error: impl ToString) -> Self {
+        Self {
+            refused: Refused::because(Reason::OutOfResources, error),
+            endpoint_is_to_blame: false,
+            again: false,
+        }
+    }
+
     fn of_tunnel(error: TunnelError, way: Way) -> Self {
+        if let TunnelError::Dial { kind, .. } = &error
+            && sockets::is_shortage(*kind)
+        {
+            return Self::of_shortage(error);
+        }
         let endpoint_is_to_blame = match &error {
             // A waypoint that answered is well; what it says is about what is behind it.
             TunnelError::Refused { .. } if matches!(way, Way::Waypoint(_)) => false,
@@ -232,6 +246,9 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
+        if sockets::is_shortage(error.kind()) {
+            return Self::of_shortage(error);
+        }
         let refused = Refused::because(Reason::UpstreamConnectFailed, error);
         Self {
             refused,
@@ -243,7 +260,8 @@ impl From<io::Error> for Failure {
 
 async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upstream, Failure> {
     let (Some(address), Some(workload)) = (target.hbone_addr(), &target.workload) else {
-        let plain = sockets::connect(&local.pod.netns, target.address, |_| Ok(())).await?;
+        let to = (End::Network, target.address);
+        let plain = sockets::connect(&local.pod.netns, to, |_| Ok(())).await?;
         return Ok(Upstream::Plain(plain));
     };
     let certificates = &local.worker.context.certificates;

@@ -188,7 +188,10 @@ impl Relay<'_> {
                 }
             }
         }
-        if ready!(Pin::new(&mut self.tcp).poll_shutdown(cx)).is_err() {
+        // When the application has ended its direction too, closing says the same as a shutdown.
+        if !matches!(self.up, Up::Done)
+            && ready!(Pin::new(&mut self.tcp).poll_shutdown(cx)).is_err()
+        {
             return Poll::Ready(Err(RelayEnd::LocalReset));
         }
         self.down = Down::Done;
