@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::uri::Authority;
 use karst_tunnel::headers::{Forwarded, SourceHeaders};
-use karst_tunnel::pool::{OutboundRequest, PoolKey};
+use karst_tunnel::pool::{Early, FirstBytes, OutboundRequest, PoolKey};
 use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
 use tokio::net::TcpStream;
 
@@ -32,11 +32,12 @@ const MAX_TRIES: usize = 3;
 enum Upstream {
     /// Boxed: it is moved several times on its way into the relay.
     Tunnel(Box<HboneStream>),
-    Plain(TcpStream),
+    /// With what of the application's a tunnel that was tried before has not carried.
+    Plain(TcpStream, Early),
 }
 
 /// Serves one captured connection.
-pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
+pub async fn serve(local: Rc<LocalPod>, mut stream: TcpStream, from: SocketAddr) {
     let mut flow = Flow::new(&local.pod, Direction::Outbound);
     let worker = Rc::clone(&local.worker);
     flow.source.addr = Some(from);
@@ -46,7 +47,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
         return sockets::reset(stream);
     };
     // Boxed: what opening needs is given back before the long part, the relay.
-    let opened = Box::pin(open(&local, &stream, from, &mut flow)).await;
+    let opened = Box::pin(open(&local, &mut stream, from, &mut flow)).await;
     let (upstream, load) = match opened {
         Ok(open) => open,
         Err(refused) => {
@@ -57,7 +58,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
     let counters = Arc::new(Counters::default());
     let tls = match &upstream {
         Upstream::Tunnel(tunnel) => Some(Arc::clone(&tunnel.tls)),
-        Upstream::Plain(_) => None,
+        Upstream::Plain(..) => None,
     };
     let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
     let mut cut = connection.cut();
@@ -68,9 +69,9 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
             end = relay::tcp_hbone(stream, *tunnel, &counters) => Some(end),
             Ok(()) = &mut cut => None,
         },
-        Upstream::Plain(upstream) => tokio::select! {
+        Upstream::Plain(upstream, early) => tokio::select! {
             biased;
-            end = relay::tcp_tcp(stream, upstream, &counters) => Some(end),
+            end = relay::tcp_tcp_after(early, stream, upstream, &counters) => Some(end),
             Ok(()) = &mut cut => None,
         },
     };
@@ -82,7 +83,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
 
 async fn open(
     local: &Rc<LocalPod>,
-    stream: &TcpStream,
+    stream: &mut TcpStream,
     from: SocketAddr,
     flow: &mut Flow,
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
@@ -115,7 +116,7 @@ async fn open(
     if !found.is_inside() {
         flow.outside = Some(Box::new(original));
     }
-    let opened = connect(local, &found, original, flow).await?;
+    let opened = connect(local, &found, original, flow, stream).await?;
     // What was changed meanwhile cuts live connections, of which this is none yet.
     flow.may_leave(local.source())?;
     Ok(opened)
@@ -127,7 +128,9 @@ async fn connect(
     found: &Destination,
     original: SocketAddr,
     flow: &mut Flow,
+    stream: &mut TcpStream,
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
+    let mut first = FirstBytes::of(stream);
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < MAX_TRIES {
@@ -139,10 +142,10 @@ async fn connect(
         describe(flow, local, &target);
         let stats = target.workload.as_ref().map(|w| Arc::clone(&w.stats));
         let load = stats.as_ref().map(LiveGuard::new);
-        match dial(local, &target, flow).await {
+        match dial(local, &target, flow, &mut first).await {
             Ok(upstream) => {
                 flow.legs.network = match &upstream {
-                    Upstream::Plain(stream) => Leg::of(stream, target.address),
+                    Upstream::Plain(stream, _) => Leg::of(stream, target.address),
                     Upstream::Tunnel(tunnel) => {
                         let ends = tunnel.tls.local_addr.zip(target.hbone_addr());
                         ends.map(|(local, remote)| Leg { local, remote })
@@ -166,7 +169,7 @@ async fn connect(
                     .workload
                     .map_or_else(|| Arc::from(""), |w| Arc::clone(&w.uid));
                 tried.push(uid);
-                if !retry {
+                if !retry || first.is_spent() {
                     return Err(failure.refused);
                 }
                 last = Some(failure.refused);
@@ -258,11 +261,16 @@ impl From<io::Error> for Failure {
     }
 }
 
-async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upstream, Failure> {
+async fn dial(
+    local: &Rc<LocalPod>,
+    target: &Target,
+    flow: &Flow,
+    first: &mut FirstBytes<'_>,
+) -> Result<Upstream, Failure> {
     let (Some(address), Some(workload)) = (target.hbone_addr(), &target.workload) else {
         let to = (End::Network, target.address);
         let plain = sockets::connect(&local.pod.netns, to, |_| Ok(())).await?;
-        return Ok(Upstream::Plain(plain));
+        return Ok(Upstream::Plain(plain, first.unsent()));
     };
     let certificates = &local.worker.context.certificates;
     let certificate = certificates
@@ -282,7 +290,7 @@ async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upst
     let request = request(local, target.address, flow)?;
     let mut tunnel = local
         .pool
-        .connect(key, &local.dialer, &certificate, request)
+        .connect_with(key, &local.dialer, &certificate, request, first)
         .await
         .map_err(|error| Failure::of_tunnel(error, target.way))?;
     // They have been read; a relay may go on for days.

@@ -21,20 +21,34 @@ const READS_PER_TURN: usize = 8;
 
 pub(super) async fn relay(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> RelayEnd {
     let HboneStream {
-        send, recv, place, ..
+        mut send,
+        recv,
+        early,
+        place,
+        ..
     } = stream;
+    counters.add_sent(early.sent);
+    let up = if early.unsent.is_empty() {
+        Up::Reading
+    } else {
+        send.reserve_capacity(early.unsent.len());
+        Up::Sending(early.unsent)
+    };
     let mut relay = Relay {
         tcp,
         send,
         recv,
         counters,
-        up: Up::Reading,
+        up,
         read_size: ReadSize::default(),
         queue: Queue::default(),
         down: Down::Open,
         ended: false,
     };
-    let end = poll_fn(|cx| relay.poll(cx)).await;
+    let end = match early.reset {
+        true => RelayEnd::LocalReset,
+        false => poll_fn(|cx| relay.poll(cx)).await,
+    };
     relay.ended = true;
     match end {
         RelayEnd::Closed => {}

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::connection::{Peer, StreamCount};
 use super::{Accepted, Answer, ConnectRequest, InboundHandler, Refusal};
 use crate::headers::{Authority, SourceHeaders};
+use crate::pool::Early;
 use crate::relay::{self, RelayEnd};
 use crate::stream::Place;
 use crate::{HboneStream, TlsInfo, TunnelError};
@@ -112,6 +113,7 @@ impl Exchange {
             recv: self.recv,
             tls,
             response_headers: HeaderMap::new(),
+            early: Early::default(),
             place: Place::Served(self.stream),
         })
     }
