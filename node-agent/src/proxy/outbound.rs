@@ -15,7 +15,7 @@ use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Leg, Refused};
+use super::connection::{Connection, Flow, Leg, Refused};
 use super::target::{Destination, Target, Way};
 use crate::metrics::traffic::Security;
 use crate::pod::{OUTBOUND_PORT, Permit};
@@ -37,30 +37,65 @@ enum Upstream {
 }
 
 /// Serves one captured connection.
-pub async fn serve(local: Rc<LocalPod>, mut stream: TcpStream, from: SocketAddr) {
-    let mut flow = Flow::new(&local.pod, Direction::Outbound);
-    let worker = Rc::clone(&local.worker);
-    flow.source.addr = Some(from);
-    flow.observe(&worker, None);
-    let Some(permit) = Permit::acquire(&local.pod) else {
-        flow.refuse(&worker, Reason::TooManyConnections.into());
-        return sockets::reset(stream);
-    };
+pub fn serve(
+    local: Rc<LocalPod>,
+    stream: TcpStream,
+    from: SocketAddr,
+) -> impl Future<Output = ()> + 'static {
     // Boxed: what opening needs is given back before the long part, the relay.
-    let opened = Box::pin(open(&local, &mut stream, from, &mut flow)).await;
-    let (upstream, load) = match opened {
+    let opened = Box::pin(begin(local, stream, from));
+    async move {
+        if let Some(open) = opened.await {
+            relay(open).await;
+        }
+    }
+}
+
+/// A connection whose both ends are connected.
+struct Open {
+    stream: TcpStream,
+    upstream: Upstream,
+    connection: Connection,
+}
+
+/// Opens the way to the destination; `None` when the connection is refused.
+async fn begin(local: Rc<LocalPod>, mut stream: TcpStream, from: SocketAddr) -> Option<Box<Open>> {
+    let mut flow = Flow::new(&local.pod, Direction::Outbound);
+    let worker = &local.worker;
+    flow.source.addr = Some(from);
+    flow.observe(worker, None);
+    let Some(permit) = Permit::acquire(&local.pod) else {
+        flow.refuse(worker, Reason::TooManyConnections.into());
+        sockets::reset(stream);
+        return None;
+    };
+    let (upstream, load) = match open(&local, &mut stream, from, &mut flow).await {
         Ok(open) => open,
         Err(refused) => {
-            flow.refuse(&worker, refused);
-            return sockets::reset(stream);
+            flow.refuse(worker, refused);
+            sockets::reset(stream);
+            return None;
         }
     };
-    let counters = Arc::new(Counters::default());
     let tls = match &upstream {
         Upstream::Tunnel(tunnel) => Some(Arc::clone(&tunnel.tls)),
         Upstream::Plain(..) => None,
     };
-    let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
+    let counters = Arc::new(Counters::default());
+    Some(Box::new(Open {
+        stream,
+        upstream,
+        connection: flow.open(worker, tls, counters, (permit, load)),
+    }))
+}
+
+async fn relay(open: Box<Open>) {
+    let Open {
+        stream,
+        upstream,
+        connection,
+    } = *open;
+    let counters = connection.counters();
     let mut cut = connection.cut();
     // Written out twice: a future around both would hold everything twice, as long as the connection lasts.
     let end = match upstream {
@@ -69,11 +104,15 @@ pub async fn serve(local: Rc<LocalPod>, mut stream: TcpStream, from: SocketAddr)
             end = relay::tcp_hbone(stream, *tunnel, &counters) => Some(end),
             Ok(()) = &mut cut => None,
         },
-        Upstream::Plain(upstream, early) => tokio::select! {
-            biased;
-            end = relay::tcp_tcp_after(early, stream, upstream, &counters) => Some(end),
-            Ok(()) = &mut cut => None,
-        },
+        Upstream::Plain(upstream, early) => {
+            // Boxed: it is larger than that of the usual way.
+            let plain = Box::pin(relay::tcp_tcp_after(early, stream, upstream, &counters));
+            tokio::select! {
+                biased;
+                end = plain => Some(end),
+                Ok(()) = &mut cut => None,
+            }
+        }
     };
     // One that was cut is ended by its drop; that of the relay has reset both ends.
     if let Some(end) = end {

@@ -43,8 +43,12 @@ impl RelayEnd {
 
 /// Copies both ways until both directions have ended. `sent` counts bytes from `tcp` to the
 /// stream.
-pub async fn tcp_hbone(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> RelayEnd {
-    hbone::relay(tcp, stream, counters).await
+pub fn tcp_hbone(
+    tcp: TcpStream,
+    stream: HboneStream,
+    counters: &Counters,
+) -> impl Future<Output = RelayEnd> {
+    hbone::relay(tcp, stream, counters)
 }
 
 /// Copies both ways until both directions have ended. `sent` counts bytes from `first` to
