@@ -42,6 +42,8 @@ pub enum Reason {
     NoCertificate,
     /// The pod is at its limit of connections.
     TooManyConnections,
+    /// This node has no file descriptors or kernel memory left for a connection.
+    OutOfResources,
     /// The destination did not accept the connection.
     UpstreamConnectFailed,
     /// The real client address could not be given to the application.
@@ -82,6 +84,7 @@ impl Reason {
             Self::PolicyUnusable => "policy_unusable",
             Self::NoCertificate => "no_certificate",
             Self::TooManyConnections => "too_many_connections",
+            Self::OutOfResources => "out_of_resources",
             Self::UpstreamConnectFailed => "upstream_connect_failed",
             Self::SourceAddressFailed => "source_address_failed",
             Self::OriginalDestinationFailed => "original_destination_failed",

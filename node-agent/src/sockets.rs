@@ -8,8 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use karst_datapath::netns::Netns;
+use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::pod::{HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
 
@@ -185,26 +186,97 @@ fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
+/// Which end of a connection through the agent is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The pod's own application, in the namespace that the socket is made in. One that dies is noticed,
+    /// because the kernel that ends it is the same, so there are no keepalive probes.
+    Application,
+    /// Another pod, or a host outside.
+    Network,
+}
+
 /// Connects from inside a pod's namespace. `prepare` sees the socket before the
 /// first packet leaves.
 ///
 /// # Errors
-/// Those of `prepare`, of connect, and a timeout after [`CONNECT_TIMEOUT`].
+/// Those of `prepare`, of connect, and a timeout after [`CONNECT_TIMEOUT`]. What this node has too little
+/// of is told by [`is_shortage`].
 pub async fn connect(
     netns: &Netns,
-    address: SocketAddr,
+    (end, address): (End, SocketAddr),
     prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
 ) -> io::Result<TcpStream> {
+    let connected = match begin(netns, (end, address), prepare) {
+        Ok(Begun::Connected(stream)) => return Ok(stream),
+        Ok(Begun::Connecting(stream)) => established(stream).await,
+        Err(error) => Err(error),
+    };
+    connected.map_err(|error| {
+        if is_scarcity(&error) {
+            // A kind of its own, because those who hear of it may keep no more than the kind.
+            return io::Error::new(io::ErrorKind::QuotaExceeded, error);
+        }
+        error
+    })
+}
+
+/// A connect that has been asked for.
+enum Begun {
+    Connected(TcpStream),
+    Connecting(TcpStream),
+}
+
+fn begin(
+    netns: &Netns,
+    (end, address): (End, SocketAddr),
+    prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<Begun> {
     let domain = Domain::for_address(address);
     let socket =
         netns.run(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))??;
-    tune(&socket)?;
-    prepare(socket.as_fd())?;
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(address);
-    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connect timed out")),
+    match end {
+        End::Application => socket.set_tcp_nodelay(true)?,
+        End::Network => tune(&socket)?,
     }
+    prepare(socket.as_fd())?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
+        _ => {}
+    }
+    // Over the loopback the handshake is over before connect() has returned, though it does not say so.
+    let connected = end == End::Application && socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    Ok(if connected {
+        Begun::Connected(stream)
+    } else {
+        Begun::Connecting(stream)
+    })
+}
+
+async fn established(stream: TcpStream) -> io::Result<TcpStream> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, stream.writable()).await {
+        Ok(writable) => writable?,
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "connect timed out")),
+    }
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+/// Whether [`connect`] failed for lack of something of this node, which says nothing about the destination.
+pub fn is_shortage(kind: io::ErrorKind) -> bool {
+    kind == io::ErrorKind::QuotaExceeded
+}
+
+/// Errors that stay until something of this node, descriptors or kernel memory, is freed.
+fn is_scarcity(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        code,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+    )
 }
 
 /// Closes a connection with a reset, so that the other end does not take it for

@@ -5,6 +5,8 @@
 //!
 //! Start with [`spawn`]; what a worker does is its [`Command`]s and the proxies.
 
+mod storm;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
@@ -37,11 +39,12 @@ use crate::proxy::accept::{Gate, Stop, accept_loop};
 use crate::proxy::connection::{ConnectionView, Live};
 use crate::proxy::target::Source;
 use crate::proxy::{Direction, inbound, outbound, plaintext};
-use crate::sockets::{self, Listeners, Listening};
+use crate::sockets::{self, End, Listeners, Listening};
 use crate::state::READY_WAIT;
 use crate::state::policy::{Cache, Effective};
 use crate::state::workload::Workload;
 use crate::waypoints::Waypoints;
+use storm::Storm;
 
 /// Ready tasks run between two looks at the kernel's readiness events. Large on
 /// purpose: many streams of one tunnel connection then share a write.
@@ -148,6 +151,7 @@ pub struct Worker {
     uncounted: Option<Arc<Series>>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     next_id: Cell<u64>,
+    storm: Storm,
 }
 
 impl std::fmt::Debug for Worker {
@@ -173,6 +177,7 @@ impl Worker {
             context,
             live: RefCell::default(),
             next_id: Cell::new(0),
+            storm: Storm::default(),
         })
     }
 
@@ -229,13 +234,28 @@ impl Worker {
     pub fn track(&self, live: Rc<Live>) -> u64 {
         let id = self.next_id.get();
         self.next_id.set(id.wrapping_add(1));
-        self.live.borrow_mut().insert(id, live);
+        let mut all = self.live.borrow_mut();
+        all.insert(id, live);
+        self.storm.rose(all.len());
         id
     }
 
     /// Removes an ended connection.
     pub fn untrack(&self, id: u64) {
-        self.live.borrow_mut().remove(&id);
+        // Dropped last: what hangs on it may come back here.
+        let (ended, is_over) = {
+            let mut all = self.live.borrow_mut();
+            let ended = all.remove(&id);
+            let is_over = self.storm.fell(all.len());
+            if is_over {
+                all.shrink_to_fit();
+            }
+            (ended, is_over)
+        };
+        drop(ended);
+        if is_over {
+            storm::give_back();
+        }
     }
 
     fn live_count(&self) -> usize {
@@ -516,7 +536,8 @@ pub struct PodDialer {
 
 impl Dialer for PodDialer {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        sockets::connect(&self.pod.netns, address, |_| Ok(())).await
+        let to = (End::Network, address);
+        sockets::connect(&self.pod.netns, to, |_| Ok(())).await
     }
 }
 

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +16,10 @@ use crate::worker::LocalPod;
 /// Wait after an accept that failed for lack of resources. Without it the loop
 /// would spin, because the connection stays in the queue.
 const BACKOFF: Duration = Duration::from_millis(50);
+
+/// Between two lines of the log while accepts go on failing: one a listener is enough to say that
+/// it lasts, and the metric counts each.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// After a stop, connections that already wait in the queue are still taken
 /// until none has come for this long.
@@ -51,6 +55,7 @@ pub async fn accept_loop<F>(
 ) where
     F: Future<Output = ()> + 'static,
 {
+    let mut logged: Option<Instant> = None;
     loop {
         // The gate's sender is the pod's, so it is there as long as we are.
         let gate = *stop.gate.borrow_and_update();
@@ -89,40 +94,42 @@ pub async fn accept_loop<F>(
                     }
                 });
             }
-            Err(error) if is_scarcity(&error) => {
+            // The client was gone before we came to it.
+            Err(error) if is_of_client(&error) => tracing::debug!(%error, "accept failed"),
+            Err(error) => {
                 pod.worker.context.metrics.accept_failures.inc();
-                tracing::warn!(%error, pod.name = &*pod.pod.name, "accept failed, waiting");
+                if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+                    logged = Some(Instant::now());
+                    tracing::warn!(%error, pod.name = &*pod.pod.name, "accept failed, waiting");
+                }
                 tokio::time::sleep(BACKOFF).await;
             }
-            // The client was gone before we came to it.
-            Err(error) => tracing::debug!(%error, "accept failed"),
         }
     }
 }
 
-/// Errors that stay until something is freed.
-fn is_scarcity(error: &io::Error) -> bool {
-    let Some(code) = error.raw_os_error() else {
-        return true;
-    };
+/// Errors of the one connection that was to be accepted, which leaves the queue with them (accept(2)). All
+/// others, the lack of descriptors above all, stay until something is done about them.
+fn is_of_client(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw);
     matches!(
-        Errno::from_raw(code),
-        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM
+        code,
+        Some(
+            Errno::ECONNABORTED
+                | Errno::ECONNRESET
+                | Errno::EPERM
+                | Errno::EPROTO
+                | Errno::ENOPROTOOPT
+                | Errno::EOPNOTSUPP
+                | Errno::ENETDOWN
+                | Errno::ENETUNREACH
+                | Errno::EHOSTDOWN
+                | Errno::EHOSTUNREACH
+                | Errno::ETIMEDOUT
+        )
     )
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io;
-
-    use super::is_scarcity;
-
-    #[test]
-    fn only_scarcity_waits() {
-        assert!(is_scarcity(&io::Error::from_raw_os_error(24)), "EMFILE");
-        assert!(
-            !is_scarcity(&io::Error::from_raw_os_error(103)),
-            "ECONNABORTED"
-        );
-    }
-}
+#[path = "accept_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use super::connection::{Flow, Leg, Refused};
 use crate::metrics::traffic::Security;
 use crate::pod::{Permit, is_own_port};
 use crate::reason::Reason;
-use crate::sockets;
+use crate::sockets::{self, End};
 use crate::state::workload::Workload;
 use crate::worker::LocalPod;
 
@@ -283,11 +283,18 @@ pub async fn connect_to_application(
                 io::Error::other(text)
             })
     };
-    let connected = sockets::connect(&local.pod.netns, address, prepare).await;
+    let to = (End::Application, address);
+    let connected = sockets::connect(&local.pod.netns, to, prepare).await;
     match (connected, source_failed) {
         (Ok(stream), _) => Ok(stream),
         (Err(_), Some(error)) => Err(Refused::because(Reason::SourceAddressFailed, error)),
-        (Err(error), None) => Err(Refused::because(Reason::UpstreamConnectFailed, error)),
+        (Err(error), None) => {
+            let reason = match sockets::is_shortage(error.kind()) {
+                true => Reason::OutOfResources,
+                false => Reason::UpstreamConnectFailed,
+            };
+            Err(Refused::because(reason, error))
+        }
     }
 }
 

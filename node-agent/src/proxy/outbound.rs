@@ -10,17 +10,17 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::uri::Authority;
 use karst_tunnel::headers::{Forwarded, SourceHeaders};
-use karst_tunnel::pool::{OutboundRequest, PoolKey};
+use karst_tunnel::pool::{Early, FirstBytes, OutboundRequest, PoolKey};
 use karst_tunnel::{Counters, HboneStream, TunnelError, relay};
 use tokio::net::TcpStream;
 
 use super::Direction;
-use super::connection::{Flow, Leg, Refused};
+use super::connection::{Connection, Flow, Leg, Refused};
 use super::target::{Destination, Target, Way};
 use crate::metrics::traffic::Security;
 use crate::pod::{OUTBOUND_PORT, Permit};
 use crate::reason::Reason;
-use crate::sockets;
+use crate::sockets::{self, End};
 use crate::state::endpoint::{EndpointSet, LiveGuard, now_ms};
 use crate::state::workload::Workload;
 use crate::worker::LocalPod;
@@ -32,34 +32,70 @@ const MAX_TRIES: usize = 3;
 enum Upstream {
     /// Boxed: it is moved several times on its way into the relay.
     Tunnel(Box<HboneStream>),
-    Plain(TcpStream),
+    /// With what of the application's a tunnel that was tried before has not carried.
+    Plain(TcpStream, Early),
 }
 
 /// Serves one captured connection.
-pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
-    let mut flow = Flow::new(&local.pod, Direction::Outbound);
-    let worker = Rc::clone(&local.worker);
-    flow.source.addr = Some(from);
-    flow.observe(&worker, None);
-    let Some(permit) = Permit::acquire(&local.pod) else {
-        flow.refuse(&worker, Reason::TooManyConnections.into());
-        return sockets::reset(stream);
-    };
+pub fn serve(
+    local: Rc<LocalPod>,
+    stream: TcpStream,
+    from: SocketAddr,
+) -> impl Future<Output = ()> + 'static {
     // Boxed: what opening needs is given back before the long part, the relay.
-    let opened = Box::pin(open(&local, &stream, from, &mut flow)).await;
-    let (upstream, load) = match opened {
+    let opened = Box::pin(begin(local, stream, from));
+    async move {
+        if let Some(open) = opened.await {
+            relay(open).await;
+        }
+    }
+}
+
+/// A connection whose both ends are connected.
+struct Open {
+    stream: TcpStream,
+    upstream: Upstream,
+    connection: Connection,
+}
+
+/// Opens the way to the destination; `None` when the connection is refused.
+async fn begin(local: Rc<LocalPod>, mut stream: TcpStream, from: SocketAddr) -> Option<Box<Open>> {
+    let mut flow = Flow::new(&local.pod, Direction::Outbound);
+    let worker = &local.worker;
+    flow.source.addr = Some(from);
+    flow.observe(worker, None);
+    let Some(permit) = Permit::acquire(&local.pod) else {
+        flow.refuse(worker, Reason::TooManyConnections.into());
+        sockets::reset(stream);
+        return None;
+    };
+    let (upstream, load) = match open(&local, &mut stream, from, &mut flow).await {
         Ok(open) => open,
         Err(refused) => {
-            flow.refuse(&worker, refused);
-            return sockets::reset(stream);
+            flow.refuse(worker, refused);
+            sockets::reset(stream);
+            return None;
         }
     };
-    let counters = Arc::new(Counters::default());
     let tls = match &upstream {
         Upstream::Tunnel(tunnel) => Some(Arc::clone(&tunnel.tls)),
-        Upstream::Plain(_) => None,
+        Upstream::Plain(..) => None,
     };
-    let connection = flow.open(&worker, tls, Arc::clone(&counters), (permit, load));
+    let counters = Arc::new(Counters::default());
+    Some(Box::new(Open {
+        stream,
+        upstream,
+        connection: flow.open(worker, tls, counters, (permit, load)),
+    }))
+}
+
+async fn relay(open: Box<Open>) {
+    let Open {
+        stream,
+        upstream,
+        connection,
+    } = *open;
+    let counters = connection.counters();
     let mut cut = connection.cut();
     // Written out twice: a future around both would hold everything twice, as long as the connection lasts.
     let end = match upstream {
@@ -68,11 +104,15 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
             end = relay::tcp_hbone(stream, *tunnel, &counters) => Some(end),
             Ok(()) = &mut cut => None,
         },
-        Upstream::Plain(upstream) => tokio::select! {
-            biased;
-            end = relay::tcp_tcp(stream, upstream, &counters) => Some(end),
-            Ok(()) = &mut cut => None,
-        },
+        Upstream::Plain(upstream, early) => {
+            // Boxed: it is larger than that of the usual way.
+            let plain = Box::pin(relay::tcp_tcp_after(early, stream, upstream, &counters));
+            tokio::select! {
+                biased;
+                end = plain => Some(end),
+                Ok(()) = &mut cut => None,
+            }
+        }
     };
     // One that was cut is ended by its drop; that of the relay has reset both ends.
     if let Some(end) = end {
@@ -82,7 +122,7 @@ pub async fn serve(local: Rc<LocalPod>, stream: TcpStream, from: SocketAddr) {
 
 async fn open(
     local: &Rc<LocalPod>,
-    stream: &TcpStream,
+    stream: &mut TcpStream,
     from: SocketAddr,
     flow: &mut Flow,
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
@@ -120,7 +160,7 @@ async fn open(
         true => reached_past_us(local, &found, original),
         false => Vec::new(),
     };
-    let opened = connect(local, &found, original, (flow, left_out)).await?;
+    let opened = connect(local, &found, original, (flow, left_out), stream).await?;
     // What was changed meanwhile cuts live connections, of which this is none yet.
     flow.may_leave(local.source())?;
     Ok(opened)
@@ -147,7 +187,9 @@ async fn connect(
     found: &Destination,
     original: SocketAddr,
     (flow, left_out): (&mut Flow, Vec<Arc<str>>),
+    stream: &mut TcpStream,
 ) -> Result<(Upstream, Option<LiveGuard>), Refused> {
+    let mut first = FirstBytes::of(stream);
     let mut avoided = left_out.len();
     let mut tried = left_out;
     let mut last = None;
@@ -165,10 +207,10 @@ async fn connect(
         describe(flow, local, &target);
         let stats = target.workload.as_ref().map(|w| Arc::clone(&w.stats));
         let load = stats.as_ref().map(LiveGuard::new);
-        match dial(local, &target, flow).await {
+        match dial(local, &target, flow, &mut first).await {
             Ok(upstream) => {
                 flow.legs.network = match &upstream {
-                    Upstream::Plain(stream) => Leg::of(stream, target.address),
+                    Upstream::Plain(stream, _) => Leg::of(stream, target.address),
                     Upstream::Tunnel(tunnel) => {
                         let ends = tunnel.tls.local_addr.zip(target.hbone_addr());
                         ends.map(|(local, remote)| Leg { local, remote })
@@ -192,7 +234,7 @@ async fn connect(
                     .workload
                     .map_or_else(|| Arc::from(""), |w| Arc::clone(&w.uid));
                 tried.push(uid);
-                if !retry {
+                if !retry || first.is_spent() {
                     return Err(failure.refused);
                 }
                 last = Some(failure.refused);
@@ -238,7 +280,21 @@ impl From<Reason> for Failure {
 }
 
 impl Failure {
+    /// This node lacks something: no endpoint is to blame, and another would find the same.
+    fn of_shortage(error: impl ToString) -> Self {
+        Self {
+            refused: Refused::because(Reason::OutOfResources, error),
+            endpoint_is_to_blame: false,
+            again: false,
+        }
+    }
+
     fn of_tunnel(error: TunnelError, way: Way) -> Self {
+        if let TunnelError::Dial { kind, .. } = &error
+            && sockets::is_shortage(*kind)
+        {
+            return Self::of_shortage(error);
+        }
         let endpoint_is_to_blame = match &error {
             // A waypoint that answered is well; what it says is about what is behind it.
             TunnelError::Refused { .. } if matches!(way, Way::Waypoint(_)) => false,
@@ -258,6 +314,9 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
+        if sockets::is_shortage(error.kind()) {
+            return Self::of_shortage(error);
+        }
         let refused = Refused::because(Reason::UpstreamConnectFailed, error);
         Self {
             refused,
@@ -267,10 +326,16 @@ impl From<io::Error> for Failure {
     }
 }
 
-async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upstream, Failure> {
+async fn dial(
+    local: &Rc<LocalPod>,
+    target: &Target,
+    flow: &Flow,
+    first: &mut FirstBytes<'_>,
+) -> Result<Upstream, Failure> {
     let (Some(address), Some(workload)) = (target.hbone_addr(), &target.workload) else {
-        let plain = sockets::connect(&local.pod.netns, target.address, |_| Ok(())).await?;
-        return Ok(Upstream::Plain(plain));
+        let to = (End::Network, target.address);
+        let plain = sockets::connect(&local.pod.netns, to, |_| Ok(())).await?;
+        return Ok(Upstream::Plain(plain, first.unsent()));
     };
     let certificates = &local.worker.context.certificates;
     let certificate = certificates
@@ -290,7 +355,7 @@ async fn dial(local: &Rc<LocalPod>, target: &Target, flow: &Flow) -> Result<Upst
     let request = request(local, target.address, flow)?;
     let mut tunnel = local
         .pool
-        .connect(key, &local.dialer, &certificate, request)
+        .connect_with(key, &local.dialer, &certificate, request, first)
         .await
         .map_err(|error| Failure::of_tunnel(error, target.way))?;
     // They have been read; a relay may go on for days.

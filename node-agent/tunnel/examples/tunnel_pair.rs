@@ -16,7 +16,7 @@ use http::HeaderMap;
 use karst_identity::{SpiffeId, WorkloadCertificate};
 use karst_tunnel::Counters;
 use karst_tunnel::headers::Authority;
-use karst_tunnel::pool::{Dialer, OutboundRequest, Pool, PoolConfig, PoolKey};
+use karst_tunnel::pool::{Dialer, FirstBytes, OutboundRequest, Pool, PoolConfig, PoolKey};
 use karst_tunnel::relay;
 use karst_tunnel::server::{
     self, Accepted, Answer, ConnectRequest, Drain, InboundHandler, Refusal, RefusalStatus,
@@ -133,7 +133,7 @@ async fn accept(
         spawn_local(async move {
             let dialer = Rc::new(Loopback);
             loop {
-                let Ok((tcp, _)) = listener.accept().await else {
+                let Ok((mut tcp, _)) = listener.accept().await else {
                     continue;
                 };
                 let (pool, key, cert) = (pool.clone(), key.clone(), Arc::clone(&cert));
@@ -141,7 +141,9 @@ async fn accept(
                 spawn_local(async move {
                     // A socket that fails here is seen as closed by the relay.
                     let _ = tcp.set_nodelay(true);
-                    match pool.connect(key, &dialer, &cert, request).await {
+                    let mut first = FirstBytes::of(&mut tcp);
+                    let stream = pool.connect_with(key, &dialer, &cert, request, &mut first);
+                    match stream.await {
                         Ok(stream) => {
                             relay::tcp_hbone(tcp, stream, &Counters::default()).await;
                         }

@@ -15,7 +15,7 @@ pub use forwarded::Forwarded;
 pub use traceparent::TraceParent;
 
 use http::HeaderMap;
-use http::header::{FORWARDED, HeaderName};
+use http::header::{FORWARDED, HeaderName, HeaderValue};
 
 use crate::{HeaderLimit, TunnelError};
 
@@ -83,12 +83,19 @@ impl SourceHeaders {
             headers.insert(BAGGAGE, value);
         }
         if let Some(value) = self.forwarded.as_ref().and_then(Forwarded::to_value) {
-            headers.insert(FORWARDED, value);
+            headers.insert(FORWARDED, once(value));
         }
         if let Some(value) = self.traceparent.as_ref().and_then(TraceParent::to_value) {
-            headers.insert(TRACEPARENT, value);
+            headers.insert(TRACEPARENT, once(value));
         }
     }
+}
+
+/// A value that no other request of the connection has. Said to be sensitive it stays out of the tables of
+/// header compression, where it would push out what does come again.
+fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 fn too_large(limit: HeaderLimit) -> TunnelError {

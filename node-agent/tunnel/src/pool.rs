@@ -2,8 +2,10 @@
 
 mod connection;
 mod entries;
+mod first;
 
 pub(crate) use connection::Lease;
+pub use first::{Early, FirstBytes};
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -191,13 +193,31 @@ impl Pool {
         cert: &Arc<WorkloadCertificate>,
         request: OutboundRequest,
     ) -> Result<HboneStream, TunnelError> {
+        let mut first = FirstBytes::none();
+        self.connect_with(key, dial, cert, request, &mut first)
+            .await
+    }
+
+    /// As [`Self::connect`], and sends the application's first bytes without waiting for the answer.
+    ///
+    /// # Errors
+    /// As [`Self::connect`]. Unless `first` is [spent](FirstBytes::is_spent) then, no application has
+    /// seen any of it, and it can be used for another destination.
+    pub async fn connect_with<D: Dialer>(
+        &self,
+        key: PoolKey,
+        dial: &Rc<D>,
+        cert: &Arc<WorkloadCertificate>,
+        request: OutboundRequest,
+        first: &mut FirstBytes<'_>,
+    ) -> Result<HboneStream, TunnelError> {
         if cert.id() != &key.source || cert.epoch() != key.certificate_epoch {
             return Err(TunnelError::NoCertificate {
                 expected: key.source,
             });
         }
         // Boxed: what opening needs is not to stay with the relay that follows in the same task.
-        Box::pin(self.open(&key, dial, cert, &request)).await
+        Box::pin(self.open(&key, dial, cert, &request, first)).await
     }
 
     async fn open<D: Dialer>(
@@ -206,20 +226,23 @@ impl Pool {
         dial: &Rc<D>,
         cert: &Arc<WorkloadCertificate>,
         request: &OutboundRequest,
+        first: &mut FirstBytes<'_>,
     ) -> Result<HboneStream, TunnelError> {
         let response = self.inner.borrow().config.response;
         let mut retried = false;
         loop {
             let lease = self.acquire(key, dial, cert).await?;
             let reused = lease.is_reused();
-            match lease.open(request, response).await {
+            let failed = match lease.open(request, response, first).await {
                 Ok(stream) => return Ok(stream),
-                Err(failed) if !retried && failed.is_worth_another(reused) => {
-                    failed.lease.retire();
-                    retried = true;
-                }
-                Err(failed) => return Err(failed.error),
+                Err(failed) => failed,
+            };
+            first.failed(&failed.error);
+            if retried || first.is_spent() || !failed.is_worth_another(reused) {
+                return Err(failed.error);
             }
+            failed.lease.retire();
+            retried = true;
         }
     }
 

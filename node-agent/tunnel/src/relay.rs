@@ -12,6 +12,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use crate::pool::Early;
 use crate::{Counters, HboneStream};
 
 /// How a relayed connection ended.
@@ -42,14 +43,28 @@ impl RelayEnd {
 
 /// Copies both ways until both directions have ended. `sent` counts bytes from `tcp` to the
 /// stream.
-pub async fn tcp_hbone(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> RelayEnd {
-    hbone::relay(tcp, stream, counters).await
+pub fn tcp_hbone(
+    tcp: TcpStream,
+    stream: HboneStream,
+    counters: &Counters,
+) -> impl Future<Output = RelayEnd> {
+    hbone::relay(tcp, stream, counters)
 }
 
 /// Copies both ways until both directions have ended. `sent` counts bytes from `first` to
 /// `second`.
 pub async fn tcp_tcp(first: TcpStream, second: TcpStream, counters: &Counters) -> RelayEnd {
-    tcp::relay(first, second, counters).await
+    tcp::relay(first, second, Early::default(), counters).await
+}
+
+/// As [`tcp_tcp`], for a first socket of which `early` has been read already.
+pub async fn tcp_tcp_after(
+    early: Early,
+    first: TcpStream,
+    second: TcpStream,
+    counters: &Counters,
+) -> RelayEnd {
+    tcp::relay(first, second, early, counters).await
 }
 
 /// Makes the application at the other end see a reset when the socket is dropped.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use crate::pool::Lease;
+use crate::pool::{Early, Lease};
 use crate::server::StreamCount;
 
 /// What was negotiated on a tunnel connection.
@@ -37,6 +37,8 @@ pub struct HboneStream {
     pub tls: Arc<TlsInfo>,
     /// Headers of the 200 response; empty on the server side, which has sent it.
     pub response_headers: HeaderMap,
+    /// What of the application's was read before the stream was accepted.
+    pub(crate) early: Early,
     /// Keeps the stream counted on its connection. Dropped last, so that the place is free
     /// only after the stream is.
     pub(crate) place: Place,

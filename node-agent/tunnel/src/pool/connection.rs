@@ -1,7 +1,7 @@
 //! One pooled tunnel connection.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::{Dialer, OutboundRequest, PoolConfig, PoolConnection, PoolKey};
+use super::{Dialer, FirstBytes, OutboundRequest, PoolConfig, PoolConnection, PoolKey};
 use crate::keepalive::Keepalive;
 use crate::stream::Place;
 use crate::tls::{self, TlsHandle, TlsIo};
@@ -117,13 +117,14 @@ impl Lease {
         self.connection.retire();
     }
 
-    /// Sends the CONNECT and waits for the answer.
+    /// Sends the CONNECT and what of the application's comes meanwhile, and waits for the answer.
     pub(super) async fn open(
         self,
         request: &OutboundRequest,
         limit: Duration,
+        first: &mut FirstBytes<'_>,
     ) -> Result<HboneStream, Failed> {
-        match self.request(request, limit).await {
+        match self.request(request, limit, first).await {
             Ok((send, response)) => {
                 let (head, recv) = response.into_parts();
                 Ok(HboneStream {
@@ -131,6 +132,7 @@ impl Lease {
                     recv,
                     tls: Arc::clone(&self.connection.tls),
                     response_headers: head.headers,
+                    early: first.accepted(),
                     place: Place::Pooled(self),
                 })
             }
@@ -142,18 +144,21 @@ impl Lease {
         &self,
         request: &OutboundRequest,
         limit: Duration,
+        first: &mut FirstBytes<'_>,
     ) -> Result<(h2::SendStream<Bytes>, http::Response<h2::RecvStream>), TunnelError> {
-        let (response, send) = {
+        let (response, mut send) = {
             let mut sender = self.connection.sender.borrow_mut();
             let sender = sender.as_mut().ok_or(TunnelError::Draining)?;
             sender.send_request(connect_request(request), false)?
         };
-        let response =
-            timeout(limit, response)
-                .await
-                .map_err(|_| TunnelError::ResponseTimeout {
-                    seconds: limit.as_secs(),
-                })??;
+        let mut response = pin!(timeout(limit, response));
+        let answer = poll_fn(|cx| {
+            first.poll_send(cx, &mut send);
+            response.as_mut().poll(cx)
+        });
+        let response = answer.await.map_err(|_| TunnelError::ResponseTimeout {
+            seconds: limit.as_secs(),
+        })??;
         match response.status() {
             StatusCode::OK => Ok((send, response)),
             status => Err(TunnelError::Refused { status }),

@@ -1,6 +1,6 @@
 //! Socket to stream and back, as one state machine without inner tasks.
 
-use std::future::poll_fn;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::queue::Queue;
 use super::{RelayEnd, reset_on_drop};
 use crate::buffers::{self, ReadSize};
+use crate::stream::Place;
 use crate::{Counters, HboneStream};
 
 /// Bytes gathered before they are written, while the application's socket takes them.
@@ -19,32 +20,70 @@ const GATHER: usize = 256 << 10;
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 8;
 
-pub(super) async fn relay(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> RelayEnd {
+/// A relay that runs. Not an `async fn`, which would hold what it is given once more beside what it makes
+/// of it for as long as the connection lasts.
+pub(super) struct Relaying<'a> {
+    relay: Option<Relay<'a>>,
+    /// The place on the connection, which is free only after the stream is.
+    _place: Place,
+    /// The application's reset, which was read before.
+    reset: bool,
+}
+
+pub(super) fn relay(tcp: TcpStream, stream: HboneStream, counters: &Counters) -> Relaying<'_> {
     let HboneStream {
-        send, recv, place, ..
-    } = stream;
-    let mut relay = Relay {
-        tcp,
-        send,
+        mut send,
         recv,
-        counters,
-        up: Up::Reading,
-        read_size: ReadSize::default(),
-        queue: Queue::default(),
-        down: Down::Open,
-        ended: false,
+        early,
+        place,
+        ..
+    } = stream;
+    counters.add_sent(early.sent);
+    let up = if early.unsent.is_empty() {
+        Up::Reading
+    } else {
+        send.reserve_capacity(early.unsent.len());
+        Up::Sending(early.unsent)
     };
-    let end = poll_fn(|cx| relay.poll(cx)).await;
-    relay.ended = true;
-    match end {
-        RelayEnd::Closed => {}
-        RelayEnd::LocalReset => relay.send.send_reset(Reason::CANCEL),
-        RelayEnd::RemoteReset | RelayEnd::TunnelFailed => reset_on_drop(&relay.tcp),
+    Relaying {
+        relay: Some(Relay {
+            tcp,
+            send,
+            recv,
+            counters,
+            up,
+            read_size: ReadSize::default(),
+            queue: Queue::default(),
+            down: Down::Open,
+            ended: false,
+        }),
+        _place: place,
+        reset: early.reset,
     }
-    // The place on the connection is free only after the stream is.
-    drop(relay);
-    drop(place);
-    end
+}
+
+impl Future for Relaying<'_> {
+    type Output = RelayEnd;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RelayEnd> {
+        let reset = self.reset;
+        let Some(relay) = &mut self.relay else {
+            // Nobody polls a future that has ended; if somebody did, it would still have ended.
+            return Poll::Ready(RelayEnd::Closed);
+        };
+        let end = match reset {
+            true => RelayEnd::LocalReset,
+            false => ready!(relay.poll(cx)),
+        };
+        relay.ended = true;
+        match end {
+            RelayEnd::Closed => {}
+            RelayEnd::LocalReset => relay.send.send_reset(Reason::CANCEL),
+            RelayEnd::RemoteReset | RelayEnd::TunnelFailed => reset_on_drop(&relay.tcp),
+        }
+        self.relay = None;
+        Poll::Ready(end)
+    }
 }
 
 /// From the socket to the stream.
@@ -188,7 +227,10 @@ impl Relay<'_> {
                 }
             }
         }
-        if ready!(Pin::new(&mut self.tcp).poll_shutdown(cx)).is_err() {
+        // When the application has ended its direction too, closing says the same as a shutdown.
+        if !matches!(self.up, Up::Done)
+            && ready!(Pin::new(&mut self.tcp).poll_shutdown(cx)).is_err()
+        {
             return Poll::Ready(Err(RelayEnd::LocalReset));
         }
         self.down = Down::Done;

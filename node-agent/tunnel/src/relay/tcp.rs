@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::{RelayEnd, reset_on_drop};
 use crate::Counters;
 use crate::buffers::{self, ReadSize};
+use crate::pool::Early;
 
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 8;
@@ -33,15 +34,23 @@ impl Drop for Ends {
     }
 }
 
-pub(super) async fn relay(first: TcpStream, second: TcpStream, counters: &Counters) -> RelayEnd {
+pub(super) async fn relay(
+    first: TcpStream,
+    second: TcpStream,
+    early: Early,
+    counters: &Counters,
+) -> RelayEnd {
     let mut ends = Ends {
         first,
         second,
         ended: false,
     };
-    let mut out = Direction::default();
+    let mut out = Direction {
+        pending: early.unsent,
+        ..Direction::default()
+    };
     let mut back = Direction::default();
-    let end = poll_fn(|cx| {
+    let relayed = poll_fn(|cx| {
         let sent = |bytes| counters.add_sent(bytes);
         let received = |bytes| counters.add_received(bytes);
         let Ends { first, second, .. } = &mut ends;
@@ -59,8 +68,11 @@ pub(super) async fn relay(first: TcpStream, second: TcpStream, counters: &Counte
             return Poll::Ready(RelayEnd::Closed);
         }
         Poll::Pending
-    })
-    .await;
+    });
+    let end = match early.reset {
+        true => RelayEnd::LocalReset,
+        false => relayed.await,
+    };
     ends.ended = true;
     match end {
         RelayEnd::Closed => {}

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::request::{Exchange, answer, read_request};
+use super::request::{Exchange, answer, read_request, relay};
 use super::{Drain, EndCause, InboundHandler, ServeEnd, ServerLimits};
 use crate::keepalive::Keepalive;
 use crate::tls::{self, TlsHandle, TlsIo};
@@ -204,7 +204,8 @@ impl<H: InboundHandler> Server<'_, H> {
         let peer = Rc::clone(&self.peer);
         let handler = Rc::clone(&self.handler);
         let header_bytes = self.limits.header_bytes;
-        tokio::task::spawn_local(async move {
+        // Boxed: what opening needs is given back before the long part, the relay.
+        let opened = Box::pin(async move {
             match read_request(&request, &peer, header_bytes) {
                 Ok(connect) => {
                     let exchange = Exchange {
@@ -212,12 +213,18 @@ impl<H: InboundHandler> Server<'_, H> {
                         respond,
                         stream,
                     };
-                    answer(&*handler, connect, exchange).await;
+                    answer(&*handler, connect, exchange).await.map(Box::new)
                 }
                 Err(error) => {
                     handler.refused(&peer.id, peer.peer_addr, &error);
                     refuse(respond, &error);
+                    None
                 }
+            }
+        });
+        tokio::task::spawn_local(async move {
+            if let Some(open) = opened.await {
+                relay(open).await;
             }
         });
     }

@@ -1,20 +1,23 @@
 //! One CONNECT of a server.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, Method, Request, Response};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::connection::{Peer, StreamCount};
 use super::{Accepted, Answer, ConnectRequest, InboundHandler, Refusal};
 use crate::headers::{Authority, SourceHeaders};
+use crate::pool::Early;
 use crate::relay::{self, RelayEnd};
 use crate::stream::Place;
-use crate::{HboneStream, TlsInfo, TunnelError};
+use crate::{Counters, HboneStream, TlsInfo, TunnelError};
 
 /// Checks the form of a request.
 pub(super) fn read_request(
@@ -47,22 +50,29 @@ pub(super) struct Exchange {
     pub(super) stream: StreamCount,
 }
 
-/// Asks the handler, answers, and relays or gives the stream away.
+/// An application whose connection is accepted, and its stream.
+pub(super) struct Open {
+    upstream: TcpStream,
+    stream: HboneStream,
+    counters: Arc<Counters>,
+    cut: Option<oneshot::Receiver<()>>,
+    on_end: Box<dyn FnOnce(RelayEnd)>,
+}
+
+/// Asks the handler and answers; what there is to relay then, if the stream is not given away.
 pub(super) async fn answer<H: InboundHandler>(
     handler: &H,
     request: ConnectRequest,
     mut exchange: Exchange,
-) {
+) -> Option<Open> {
     let tls = Arc::clone(&request.tls);
-    // Boxed so that the memory it needs is free while the connection lives.
-    let mut connect = Box::pin(handler.connect(request));
+    let mut connect = pin!(handler.connect(request));
     let answered = tokio::select! {
         biased;
         answered = &mut connect => answered,
         // The client gave up: so does the connection to the application.
-        _ = poll_fn(|cx| exchange.respond.poll_reset(cx)) => return,
+        _ = poll_fn(|cx| exchange.respond.poll_reset(cx)) => return None,
     };
-    drop(connect);
     match answered {
         Ok(Answer::Relay(accepted)) => {
             let Accepted {
@@ -74,13 +84,16 @@ pub(super) async fn answer<H: InboundHandler>(
             } = accepted;
             let Some(stream) = exchange.accept(response_headers, tls) else {
                 // The client went away while the application was being connected.
-                return on_end(RelayEnd::RemoteReset);
+                on_end(RelayEnd::RemoteReset);
+                return None;
             };
-            tokio::select! {
-                biased;
-                end = relay::tcp_hbone(upstream, stream, &counters) => on_end(end),
-                () = told(cut) => {}
-            }
+            return Some(Open {
+                upstream,
+                stream,
+                counters,
+                cut,
+                on_end,
+            });
         }
         Ok(Answer::Take(taken)) => {
             if let Some(stream) = exchange.accept(taken.response_headers, tls) {
@@ -88,6 +101,23 @@ pub(super) async fn answer<H: InboundHandler>(
             }
         }
         Err(refusal) => exchange.refuse(refusal),
+    }
+    None
+}
+
+/// Relays until the connection ends or is cut.
+pub(super) async fn relay(open: Box<Open>) {
+    let Open {
+        upstream,
+        stream,
+        counters,
+        cut,
+        on_end,
+    } = *open;
+    tokio::select! {
+        biased;
+        end = relay::tcp_hbone(upstream, stream, &counters) => on_end(end),
+        () = told(cut) => {}
     }
 }
 
@@ -112,6 +142,7 @@ impl Exchange {
             recv: self.recv,
             tls,
             response_headers: HeaderMap::new(),
+            early: Early::default(),
             place: Place::Served(self.stream),
         })
     }

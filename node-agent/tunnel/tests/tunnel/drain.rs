@@ -115,15 +115,17 @@ fn a_new_certificate_makes_new_connections_and_drains_the_old() {
 }
 
 /// How a scripted server treats the first stream of a connection.
-#[derive(Clone, Copy)]
-enum First {
+#[derive(Clone, Copy, PartialEq)]
+pub enum First {
     Refuse,
+    /// 503.
+    Decline,
     Drop,
     Accept,
 }
 
 /// A server that treats its connections as the script says, the last entry for ever.
-async fn scripted(ca: &TestCa, script: &'static [First]) -> (Server, Rc<Cell<usize>>) {
+pub async fn scripted(ca: &TestCa, script: &'static [First]) -> (Server, Rc<Cell<usize>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(ca.issue(&id("server")).server_config());
@@ -142,6 +144,11 @@ async fn scripted(ca: &TestCa, script: &'static [First]) -> (Server, Rc<Cell<usi
                     while let Some(Ok((_request, mut respond))) = http2.accept().await {
                         match step {
                             First::Refuse => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                            First::Decline => {
+                                let mut response = Response::new(());
+                                *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+                                respond.send_response(response, true).unwrap();
+                            }
                             First::Drop => return,
                             First::Accept => {
                                 let response = Response::new(());

@@ -15,6 +15,7 @@ mod ca;
 mod support;
 
 mod drain;
+mod first;
 mod flow;
 mod io;
 mod pool;
