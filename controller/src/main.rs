@@ -25,7 +25,6 @@ use anyhow::Context;
 use clap::Parser;
 use karst_api::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     node::node_service_server::NodeServiceServer,
 };
 use karst_core::Index;
@@ -47,7 +46,7 @@ use crate::{
     serve::{certificate::ServingCertificate, http, listener},
     start::Parts,
     store::Store,
-    xds::service::Discovery,
+    xds::service::{Discovery, DiscoveryServer},
 };
 
 /// Requests one connection may have open: one stream, and a certificate for each pod of a node.
@@ -58,9 +57,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A probe must be answered within this time.
 const PING_LIMIT: Duration = Duration::from_secs(20);
-
-/// Largest request in bytes: what an agent of a large mesh says it has when it reconnects.
-const MAX_REQUEST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Streams and requests are given this long to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -162,8 +158,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         callers,
         metrics: metrics.clone(),
     };
-    let ads = AggregatedDiscoveryServiceServer::new(discovery.clone())
-        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let ads = DiscoveryServer(discovery.clone());
     let listen = grpc.local_addr().context("reading the listening address")?;
     let connections = listener::accept(grpc, TlsAcceptor::from(Arc::new(tls)), metrics.clone());
     let mut stopping = shutdown;

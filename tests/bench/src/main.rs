@@ -13,6 +13,7 @@ mod own;
 mod parts;
 mod process;
 mod report;
+mod scale;
 mod stage;
 mod tools;
 mod tunnel;
@@ -40,6 +41,11 @@ enum Command {
     Waypoint(waypoint::Args),
     /// What metrics, access log and tap cost an agent and a waypoint.
     Observe(observe::Args),
+    /// A controller with a large cluster, and what an agent keeps of it.
+    Scale(scale::Args),
+    /// Used by `scale`: an agent's state and control-plane client.
+    #[command(hide = true)]
+    MeshAgent(scale::agent::Args),
     /// Used by `observe`: what the recorders of agents and waypoints use by themselves.
     #[command(hide = true)]
     Recorders(observe::alone::Args),
@@ -59,6 +65,8 @@ fn main() -> Result<()> {
         Command::Tunnel(args) => tunnel::run(&args),
         Command::Waypoint(args) => waypoint::run(&args),
         Command::Observe(args) => observe::run(&args),
+        Command::Scale(args) => scale::run(&args),
+        Command::MeshAgent(args) => scale::agent::run(&args),
         Command::Recorders(args) => observe::alone::run(&args),
         Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),

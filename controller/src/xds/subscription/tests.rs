@@ -24,7 +24,9 @@ fn resource(name: &str) -> String {
 fn said(subscription: &mut Subscription, index: &Index, part: Part) -> Option<Vec<String>> {
     let scope = Scope::Node("n".to_owned());
     let view = View::new(index, &scope, ResourceKind::Address);
-    let response = subscription.respond(&view, part)?;
+    let Said::Own(response) = subscription.say(&view, part).unwrap()? else {
+        panic!("nothing is shared without a journal");
+    };
     let ack = DeltaDiscoveryRequest {
         response_nonce: response.nonce.clone(),
         ..DeltaDiscoveryRequest::default()
@@ -100,13 +102,13 @@ fn an_unanswered_response_keeps_updates_waiting() {
     let scope = Scope::Node("n".to_owned());
     let now = index(&["a"]);
     let view = View::new(&now, &scope, ResourceKind::Address);
-    assert!(subscription.respond(&view, Part::Updates).is_some());
+    assert!(subscription.say(&view, Part::Updates).unwrap().is_some());
     assert!(
         !subscription.has_updates(),
         "others may be told what refers to it"
     );
     changed(&mut subscription, &["a"]);
-    assert!(subscription.respond(&view, Part::Updates).is_none());
+    assert!(subscription.say(&view, Part::Updates).unwrap().is_none());
     assert!(subscription.has_updates(), "others wait");
 }
 
