@@ -49,6 +49,11 @@ use crate::{
     xds::service::{Discovery, DiscoveryServer},
 };
 
+/// Objects are read in many small allocations, for which the C library's is slow.
+#[cfg(target_arch = "x86_64")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Requests one connection may have open: one stream, and a certificate for each pod of a node.
 const MAX_REQUESTS_PER_CONNECTION: u32 = 256;
 

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: builds everything and runs the benchmark program, `karst-bench`; `policy`, which needs no
-//! mesh, is a benchmark of cargo's own instead.
+//! mesh, is a benchmark of cargo's own instead, and `scale` has no data plane: neither needs root.
 //!
 //! What is measured, and how, is said in `tests/bench/README.md`.
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     setup::{self, Need, envoy},
-    workspace::{Workspace, require_root},
+    workspace::{Workspace, require_root, step},
 };
 
 /// Arguments of `bench`.
@@ -19,7 +19,7 @@ pub struct Args {
     /// Use the binaries as they are, without building first.
     #[arg(long)]
     no_build: bool,
-    /// What to measure (`tunnel`, `waypoint`, `observe` or `policy`), with its options; `tunnel --help` lists them.
+    /// What to measure (`tunnel`, `waypoint`, `observe`, `scale` or `policy`), with its options; `tunnel --help` lists them.
     #[arg(
         required = true,
         trailing_var_arg = true,
@@ -35,6 +35,9 @@ pub fn run(args: &Args) -> Result<()> {
         && name == "policy"
     {
         return policy(args, options);
+    }
+    if args.arguments.first().is_some_and(|name| name == "scale") {
+        return scale(args);
     }
     require_root(
         "cargo xtask bench",
@@ -57,6 +60,30 @@ pub fn run(args: &Args) -> Result<()> {
         .env("KARST_BIN_DIR", &binaries)
         .env("KARST_ENVOY", envoy::program(&workspace))
         .current_dir(workspace.root());
+    let status = program.status().context("starting karst-bench")?;
+    if !status.success() {
+        bail!("the benchmark failed ({status})");
+    }
+    Ok(())
+}
+
+/// Measures a controller with a large cluster: two binaries, no root, no lab.
+fn scale(args: &Args) -> Result<()> {
+    let workspace = Workspace::locate()?;
+    let (profile, binaries) = match args.quick {
+        true => ("release", workspace.release()?),
+        false => ("dist", workspace.release()?.with_file_name("dist")),
+    };
+    if !args.no_build {
+        let mut build = workspace.cargo();
+        build.args(["build", "--profile", profile]);
+        build.args(["--bin", "karst-bench", "--bin", "karst-controller"]);
+        step("build the controller and the bench", &mut build)?;
+    }
+    let mut program = std::process::Command::new(binaries.join("karst-bench"));
+    program
+        .args(&args.arguments)
+        .env("KARST_BIN_DIR", &binaries);
     let status = program.status().context("starting karst-bench")?;
     if !status.success() {
         bail!("the benchmark failed ({status})");

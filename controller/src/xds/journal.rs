@@ -34,7 +34,7 @@ const PUSH_BYTES: usize = 4 * 1024 * 1024;
 
 /// A part of the first state is closed when it has this many bytes. Small, because the client has a part in memory
 /// several times over while it reads it.
-const PART_BYTES: usize = 512 * 1024;
+const PART_BYTES: usize = 2 * 1024 * 1024;
 
 /// Written responses that are kept for other streams. Streams stand at the end of one of the last pushes.
 const MAX_WRITTEN: usize = 16;
@@ -280,3 +280,6 @@ impl Draft {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

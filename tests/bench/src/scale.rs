@@ -19,7 +19,10 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -184,10 +187,11 @@ impl<'a> Run<'a> {
         let idle = self.spend(&controller, &shared, SETTLE).await?;
 
         say("churn");
-        let lasting = WARM_UP + args.lasting() + Duration::from_secs(20);
+        let stop_churn = Arc::new(AtomicBool::new(false));
         let churn = tokio::spawn({
             let (model, rate, first) = (self.model.clone(), args.churn, args.pods);
-            async move { churn::run(&model, rate, first, lasting).await }
+            let stop = stop_churn.clone();
+            async move { churn::run(&model, rate, first, &stop).await }
         });
         tokio::time::sleep(WARM_UP).await;
         let from = self.model.times.now();
@@ -199,6 +203,7 @@ impl<'a> Run<'a> {
         let propagation = controller.propagation().await?.since(&before);
         say("a new agent while pods are replaced");
         let (under_churn, memory_after_churn) = self.agent(&controller, 1).await?;
+        stop_churn.store(true, Ordering::Relaxed);
         let replaced = churn.await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
 
@@ -310,7 +315,12 @@ impl<'a> Run<'a> {
             ])
         };
         let (begun, before) = (Instant::now(), read()?);
-        tokio::time::sleep(lasting).await;
+        while let Some(left) = lasting.checked_sub(begun.elapsed()) {
+            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+            if std::env::var_os("KARST_BENCH_DEBUG").is_some() {
+                eprintln!("{:?} {:?} {}", begun.elapsed(), read()?, shared.counted.load(Ordering::Relaxed));
+            }
+        }
         let (elapsed, after) = (begun.elapsed().as_secs_f64(), read()?);
         let rate = |at: usize| (after[at] - before[at]) / elapsed;
         Ok(Spent {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,8 +28,8 @@ struct Replacement {
     old: u32,
 }
 
-/// Replaces `rate` pods a second, for so long; ends when the last one is gone. Returns how many.
-pub async fn run(model: &Arc<Model>, rate: f64, first_number: u32, lasting: Duration) -> u32 {
+/// Replaces `rate` pods a second until told to stop; ends when the last one is gone. Returns how many.
+pub async fn run(model: &Arc<Model>, rate: f64, first_number: u32, stop: &AtomicBool) -> u32 {
     let begun = Instant::now();
     let mut waiting: VecDeque<Replacement> = VecDeque::new();
     let mut ending: VecDeque<Replacement> = VecDeque::new();
@@ -34,8 +37,9 @@ pub async fn run(model: &Arc<Model>, rate: f64, first_number: u32, lasting: Dura
     let mut begins = 0_u32;
     loop {
         let now = Instant::now();
-        let wanted = now.duration_since(begun).min(lasting).as_secs_f64() * rate;
-        while f64::from(begins) < wanted.floor() {
+        let wanted = now.duration_since(begun).as_secs_f64() * rate;
+        let stops = stop.load(Ordering::Relaxed);
+        while !stops && f64::from(begins) < wanted.floor() {
             let service = begins.wrapping_mul(STRIDE) % model.sizes.services;
             if let Some(old) = model.oldest(service) {
                 let new = first_number + begins;
@@ -59,7 +63,7 @@ pub async fn run(model: &Arc<Model>, rate: f64, first_number: u32, lasting: Dura
             model.delete(next.old, next.service);
             replaced += 1;
         }
-        if now.duration_since(begun) >= lasting && waiting.is_empty() && ending.is_empty() {
+        if stops && waiting.is_empty() && ending.is_empty() {
             return replaced;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;

@@ -104,10 +104,12 @@ impl Server {
         if let Some(object) = written.get(path) {
             return json_answer(object);
         }
-        let (folder, last) = path.rsplit_once('/').unwrap_or_default();
-        if folder.contains("/namespaces/") && !folder.ends_with("/namespaces") {
+        // NAMESPACE/KIND/NAME is an object, NAMESPACE/KIND a list.
+        let namespaced = path.split_once("/namespaces/").map(|(_, rest)| rest);
+        if namespaced.is_some_and(|rest| rest.matches('/').count() == 2) {
             return refusal(StatusCode::NOT_FOUND);
         }
+        let last = path.rsplit('/').next().unwrap_or_default();
         let items: Vec<&Value> = written
             .range(format!("{path}/")..)
             .take_while(|(key, _)| key.starts_with(&format!("{path}/")))
