@@ -177,8 +177,12 @@ impl Journal {
     /// The first state for a stream: one that others are being told, or a new one.
     pub fn snapshot(&self, view: &View<'_>) -> Arc<Snapshot> {
         let mut current = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        let to = self.head();
+        let (to, floor) = {
+            let state = self.state();
+            (state.head, state.floor)
+        };
         if let Some(snapshot) = current.upgrade()
+            && snapshot.to >= floor
             && to - snapshot.to <= MAX_SNAPSHOT_AGE
         {
             return snapshot;

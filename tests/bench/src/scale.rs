@@ -315,12 +315,7 @@ impl<'a> Run<'a> {
             ])
         };
         let (begun, before) = (Instant::now(), read()?);
-        while let Some(left) = lasting.checked_sub(begun.elapsed()) {
-            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
-            if std::env::var_os("KARST_BENCH_DEBUG").is_some() {
-                eprintln!("{:?} {:?} {}", begun.elapsed(), read()?, shared.counted.load(Ordering::Relaxed));
-            }
-        }
+        tokio::time::sleep(lasting).await;
         let (elapsed, after) = (begun.elapsed().as_secs_f64(), read()?);
         let rate = |at: usize| (after[at] - before[at]) / elapsed;
         Ok(Spent {

@@ -7,8 +7,7 @@ use std::{
 
 use karst_core::{Kind, Object, ObjectError, ObjectKey};
 use kube::{
-    Api,
-    Resource as _,
+    Api, Resource as _,
     core::{ApiResource, GroupVersionKind},
 };
 use tokio::sync::{mpsc, watch};

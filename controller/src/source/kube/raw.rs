@@ -121,7 +121,9 @@ impl<'de> Visitor<'de> for Fields {
         let mut fields = Map::new();
         while let Some(field) = map.next_key::<String>()? {
             let value = match (self, field.as_str()) {
-                (Self::OfObject, "metadata") => Value::Object(map.next_value_seed(Self::OfMetadata)?),
+                (Self::OfObject, "metadata") => {
+                    Value::Object(map.next_value_seed(Self::OfMetadata)?)
+                }
                 (Self::OfMetadata, "managedFields" | "finalizers") => {
                     map.next_value::<IgnoredAny>()?;
                     continue;
@@ -161,8 +163,14 @@ mod tests {
             "spec": {"nodeName": "x"}, "status": {"phase": "Running"},
         });
         let raw: Raw = serde_json::from_str(&text.to_string()).unwrap();
-        assert_eq!((raw.name_any(), raw.namespace()), ("a".to_owned(), Some("n".to_owned())));
-        assert_eq!((raw.uid(), raw.resource_version()), (Some("u".to_owned()), Some("7".to_owned())));
+        assert_eq!(
+            (raw.name_any(), raw.namespace()),
+            ("a".to_owned(), Some("n".to_owned()))
+        );
+        assert_eq!(
+            (raw.uid(), raw.resource_version()),
+            (Some("u".to_owned()), Some("7".to_owned()))
+        );
         assert!(raw.annotations().contains_key(ENROLLED));
         assert_eq!(raw.status()["phase"], "Running");
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
