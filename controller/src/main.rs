@@ -25,7 +25,6 @@ use anyhow::Context;
 use clap::Parser;
 use karst_api::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     node::node_service_server::NodeServiceServer,
 };
 use karst_core::Index;
@@ -47,8 +46,13 @@ use crate::{
     serve::{certificate::ServingCertificate, http, listener},
     start::Parts,
     store::Store,
-    xds::service::Discovery,
+    xds::service::{Discovery, DiscoveryServer},
 };
+
+/// Objects are read in many small allocations, for which the C library's is slow.
+#[cfg(target_arch = "x86_64")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Requests one connection may have open: one stream, and a certificate for each pod of a node.
 const MAX_REQUESTS_PER_CONNECTION: u32 = 256;
@@ -58,9 +62,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A probe must be answered within this time.
 const PING_LIMIT: Duration = Duration::from_secs(20);
-
-/// Largest request in bytes: what an agent of a large mesh says it has when it reconnects.
-const MAX_REQUEST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Streams and requests are given this long to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -162,8 +163,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         callers,
         metrics: metrics.clone(),
     };
-    let ads = AggregatedDiscoveryServiceServer::new(discovery.clone())
-        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let ads = DiscoveryServer(discovery.clone());
     let listen = grpc.local_addr().context("reading the listening address")?;
     let connections = listener::accept(grpc, TlsAcceptor::from(Arc::new(tls)), metrics.clone());
     let mut stopping = shutdown;

@@ -14,7 +14,11 @@ use karst_core::{
 use tokio::sync::{Notify, watch};
 
 pub use self::problems::Problems;
-use crate::{auth::ServiceAccount, feed::Feeds};
+use crate::{
+    auth::ServiceAccount,
+    feed::Feeds,
+    xds::{journal::Journal, resources::ResourceKind},
+};
 
 /// Names a stream may have waiting beyond twice the number of resources that exist. A stream that
 /// is further behind is told to compare everything instead, which takes no memory.
@@ -26,6 +30,8 @@ pub struct Store {
     streams: Mutex<Streams>,
     revision: watch::Sender<u64>,
     problems: Problems,
+    /// What has changed of `istio.workload.Address` resources, which all agents are told alike.
+    pub addresses: Arc<Journal>,
     /// Told of objects whose status may have to be written.
     pub statuses: Feeds<ObjectKey>,
     /// Told of Gateways for which something else may have to run.
@@ -72,8 +78,8 @@ pub struct Dirty {
     pub since: Option<Instant>,
     /// Too much has changed to name it.
     pub everything: bool,
-    /// `istio.workload.Address` resources.
-    pub addresses: BTreeSet<String>,
+    /// Something of the `istio.workload.Address` resources; which it is, [`Store::addresses`] says.
+    pub addresses: bool,
     /// `istio.security.Authorization` resources.
     pub authorizations: BTreeSet<String>,
     /// `karst.node.v1.NodePod` resources of the stream's node.
@@ -131,6 +137,7 @@ impl Store {
             streams: Mutex::default(),
             revision: watch::Sender::new(0),
             problems: Problems::default(),
+            addresses: Arc::new(Journal::new(ResourceKind::Address)),
             statuses: Feeds::default(),
             wanted: Feeds::default(),
         }
@@ -251,12 +258,12 @@ impl Store {
         if changes.is_empty() {
             return;
         }
+        self.addresses.note(&changes.addresses, since);
         self.statuses.tell(&changes.statuses);
         self.wanted.tell(&changes.workloads_wanted);
         let queues: Vec<Arc<StreamQueue>> = self.streams().open.values().cloned().collect();
         let index = self.index();
-        let resources = index.addresses().count() + index.authorizations().count();
-        let limit = 2 * resources + MAX_DIRTY_EXTRA;
+        let limit = 2 * index.authorizations().count() + MAX_DIRTY_EXTRA;
         for queue in queues {
             queue.add((changes, since), &index, limit);
         }
@@ -288,7 +295,7 @@ impl StreamQueue {
             Scope::Proxy(_) => dirty.add_of_gateways(changes, self.scope.gateways(index)),
         };
         let proxies: usize = dirty.proxies.values().map(BTreeSet::len).sum();
-        let own = dirty.addresses.len() + dirty.authorizations.len() + dirty.node_pods.len();
+        let own = dirty.authorizations.len() + dirty.node_pods.len();
         if own + proxies > limit {
             dirty.forget_names();
         }
@@ -305,12 +312,12 @@ impl StreamQueue {
 impl Dirty {
     /// Whether something of it concerns the node.
     fn add_of_node(&mut self, changes: &Changes, node: &str) -> bool {
-        self.addresses.extend(changes.addresses.iter().cloned());
+        self.addresses |= !changes.addresses.is_empty();
         self.authorizations
             .extend(changes.authorizations.iter().cloned());
         let own = changes.node_pods.iter().filter(|(of, _)| of == node);
         self.node_pods.extend(own.map(|(_, name)| name.clone()));
-        !self.addresses.is_empty()
+        self.addresses
             || !self.authorizations.is_empty()
             || !self.node_pods.is_empty()
             || self.everything
@@ -335,6 +342,7 @@ impl Dirty {
     fn forget_names(&mut self) {
         *self = Self {
             everything: true,
+            addresses: self.addresses,
             since: self.since,
             gateways: std::mem::take(&mut self.gateways),
             ..Self::default()

@@ -8,8 +8,10 @@
 //! [`store::Store::apply`] for what a push does.
 
 pub mod authorization;
+pub mod claims;
 pub mod convert;
 pub mod endpoint;
+pub mod intern;
 pub mod outside;
 pub mod policy;
 pub mod service;

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: builds everything and runs the benchmark program, `karst-bench`; `policy`, which needs no
-//! mesh, is a benchmark of cargo's own instead, and `stress` is the lab's test of that name for longer.
+//! mesh, is a benchmark of cargo's own instead, `scale` has no data plane, and `stress` is the lab's test of that name
+//! for longer.
 //!
 //! What is measured, and how, is said in `tests/bench/README.md`.
 
@@ -14,7 +15,7 @@ use clap::Parser;
 
 use crate::{
     setup::{self, Need, envoy},
-    workspace::{Workspace, require_root, say},
+    workspace::{Workspace, require_root, say, step},
 };
 
 /// Arguments of `bench`.
@@ -26,7 +27,7 @@ pub struct Args {
     /// Use the binaries as they are, without building first.
     #[arg(long)]
     no_build: bool,
-    /// What to measure (`tunnel`, `same-node`, `connect`, `waypoint`, `observe`, `policy` or `all` of them), with its
+    /// What to measure (`tunnel`, `same-node`, `connect`, `waypoint`, `observe`, `scale`, `policy` or `all` of them), with its
     /// options, which `tunnel --help` lists; or `stress --minutes N`, which measures nothing, but checks every byte.
     #[arg(
         required = true,
@@ -48,6 +49,9 @@ pub fn run(args: &Args) -> Result<()> {
         && name == "stress"
     {
         return stress(args, options);
+    }
+    if args.arguments.first().is_some_and(|name| name == "scale") {
+        return scale(args);
     }
     require_root(
         "cargo xtask bench",
@@ -145,6 +149,30 @@ fn stress(args: &Args, options: &[String]) -> Result<()> {
     let status = test.status().context("starting cargo")?;
     if !status.success() {
         bail!("the stress test failed ({status})");
+    }
+    Ok(())
+}
+
+/// Measures a controller with a large cluster: two binaries, no root, no lab.
+fn scale(args: &Args) -> Result<()> {
+    let workspace = Workspace::locate()?;
+    let (profile, binaries) = match args.quick {
+        true => ("release", workspace.release()?),
+        false => ("dist", workspace.release()?.with_file_name("dist")),
+    };
+    if !args.no_build {
+        let mut build = workspace.cargo();
+        build.args(["build", "--profile", profile]);
+        build.args(["--bin", "karst-bench", "--bin", "karst-controller"]);
+        step("build the controller and the bench", &mut build)?;
+    }
+    let mut program = std::process::Command::new(binaries.join("karst-bench"));
+    program
+        .args(&args.arguments)
+        .env("KARST_BIN_DIR", &binaries);
+    let status = program.status().context("starting karst-bench")?;
+    if !status.success() {
+        bail!("the benchmark failed ({status})");
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod backoff;
 mod channel;
 mod config;
 mod error;
+mod held;
 mod report;
 mod session;
 mod subscriptions;

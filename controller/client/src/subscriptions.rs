@@ -8,6 +8,7 @@ use karst_api::{
 };
 
 use crate::config::InitialSubscription;
+use crate::held::Held;
 use crate::report::{Answers, TypeReport, cut};
 
 /// Rejected resources of one type that are remembered, for an operator to read. All are counted.
@@ -26,7 +27,7 @@ pub(crate) struct TypeState {
     /// Names the current stream has been told of.
     told: BTreeSet<String>,
     /// Resource name to the version held; rejected versions never get in.
-    held: BTreeMap<String, String>,
+    held: Held,
     /// A complete response has arrived, in this or an earlier stream.
     pub(crate) synced: bool,
     /// What was answered to responses.
@@ -41,7 +42,7 @@ impl TypeState {
             initial,
             wanted: BTreeSet::new(),
             told: BTreeSet::new(),
-            held: BTreeMap::new(),
+            held: Held::default(),
             synced: false,
             answers: Answers::default(),
             rejected: BTreeMap::new(),
@@ -88,7 +89,7 @@ impl TypeState {
         }
         // What was rejected last is asked for again by a version that there is not. A controller that is back at the one
         // that is held would have nothing to say of it, and it would count as rejected for ever.
-        let mut versions = self.held.clone();
+        let mut versions: BTreeMap<String, String> = self.held.iter().collect();
         let rejected = self.rejected.keys();
         versions.extend(rejected.map(|name| (name.clone(), String::new())));
         DeltaDiscoveryRequest {
@@ -138,7 +139,7 @@ impl TypeState {
         }
         for (name, version) in versions {
             if !rejected.iter().any(|(bad, _)| *bad == name) {
-                self.held.insert(name, version);
+                self.held.insert(name, &version);
             }
         }
         for name in removed {
@@ -252,8 +253,8 @@ mod tests {
             &[],
             &[("a".into(), "bad".into())],
         );
-        assert_eq!(state.held["a"], "1");
-        assert_eq!(state.held["b"], "1");
+        assert_eq!(state.held.version("a").as_deref(), Some("1"));
+        assert_eq!(state.held.version("b").as_deref(), Some("1"));
         state.record(Vec::new(), &names(&["a"]), &[]);
         assert_eq!(state.held(), 1);
     }

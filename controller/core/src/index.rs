@@ -31,7 +31,7 @@ use karst_api::workload::Locality;
 use self::{
     l7::L7,
     policies::Policies,
-    relations::{Concerned, Relations, node_ips},
+    relations::{Concerned, Relations, node_ips, service_of},
     service_entries::ServiceEntries,
     tunnel::Tunnel,
 };
@@ -591,7 +591,7 @@ impl Index {
     }
 
     fn set_slice(&mut self, key: NsName, slice: Option<EndpointSlice>, changes: &mut Changes) {
-        let mut touched = self.slice_pods(&key);
+        let mut touched = self.slice_members(&key);
         self.slice_changed(&key);
         if let Some(former) = self.slices.remove(&key) {
             self.relations.remove_slice(&key, &former);
@@ -600,12 +600,24 @@ impl Index {
             self.relations.add_slice(&key, &slice);
             self.slices.insert(key.clone(), slice);
         }
-        touched.extend(self.slice_pods(&key));
+        touched.extend(self.slice_members(&key));
         self.slice_changed(&key);
         self.render_slice(&key, changes);
         for pod in touched {
             self.l7.dirty.pods.insert(pod.clone());
             self.render_pod(&pod, changes);
+        }
+    }
+
+    /// Pods that are endpoints of a Service because a slice says so. Where the Service has a selector, it decides, and
+    /// the slice, which changes with each of its pods, says nothing of them.
+    fn slice_members(&self, key: &NsName) -> BTreeSet<NsName> {
+        let slice = self.slices.get(key);
+        let service = slice.and_then(|slice| service_of(key, slice));
+        let service = service.and_then(|service| self.services.get(&service));
+        match service.is_some_and(|service| service.selector.is_none()) {
+            true => self.slice_pods(key),
+            false => BTreeSet::new(),
         }
     }
 

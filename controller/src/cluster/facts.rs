@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use karst_core::{Kind, ObjectKey};
-use kube::core::{ApiResource, DynamicObject};
+use kube::core::ApiResource;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -89,12 +89,13 @@ impl Facts {
         &self,
         key: &ObjectKey,
         resource: &Arc<ApiResource>,
-        object: &DynamicObject,
+        version: String,
+        status: &Value,
     ) {
         let seen = Seen {
             resource: resource.clone(),
-            version: object.metadata.resource_version.clone().unwrap_or_default(),
-            status: Arc::new(object.data.get("status").cloned().unwrap_or_default()),
+            version,
+            status: Arc::new(status.clone()),
         };
         let mut state = self.state();
         let status = seen.status.clone();

@@ -8,6 +8,7 @@
 
 mod batch;
 mod kind;
+mod raw;
 mod served;
 
 use std::{

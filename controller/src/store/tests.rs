@@ -31,7 +31,7 @@ fn a_proxy_is_told_of_its_own_gateway_only() {
     let node = store.register(Scope::Node("n".to_owned()));
     store.announce(&changed("front", "a"), Instant::now());
     let dirty = front.queue.take();
-    assert!(!dirty.everything && dirty.addresses.is_empty());
+    assert!(!dirty.everything && !dirty.addresses);
     assert_eq!(
         dirty.proxies[&ProxyKind::Route],
         BTreeSet::from(["a".to_owned()])
@@ -40,7 +40,7 @@ fn a_proxy_is_told_of_its_own_gateway_only() {
     let dirty = other.queue.take();
     assert!(!dirty.everything && dirty.proxies.is_empty());
     let dirty = node.queue.take();
-    assert!(dirty.proxies.is_empty() && !dirty.addresses.is_empty());
+    assert!(dirty.proxies.is_empty() && dirty.addresses);
 }
 
 #[test]

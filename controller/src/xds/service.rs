@@ -1,26 +1,44 @@
 //! The gRPC services for discovery, of node agents and of proxies, and for node agents' reports.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use karst_api::{
-    discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        aggregated_discovery_service_server::AggregatedDiscoveryService,
-    },
+    discovery::{DeltaDiscoveryRequest, aggregated_discovery_service_server},
     node::{ReportEnrolmentRequest, ReportEnrolmentResponse, node_service_server::NodeService},
 };
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{
+    Request, Response, Status, Streaming, body::Body, codegen::Service, metadata::MetadataMap,
+    server::NamedService,
+};
+use tonic_prost::ProstDecoder;
 use tracing::info;
 
-use super::stream::{SEND_QUEUE, Stream, StreamEnd};
+use super::{
+    frame::Frames,
+    stream::{SEND_QUEUE, Stream, StreamEnd},
+};
 use crate::{
     auth::{Authenticator, Callers, NotPermitted, Subject},
     cluster::reports::Reports,
     metrics::{Metrics, Reason},
     store::Store,
 };
+
+/// The method, after the service's name.
+const DELTA_METHOD: &str = "/DeltaAggregatedResources";
+
+/// Largest request in bytes: what an agent of a large mesh says it has when it reconnects.
+const MAX_REQUEST_BYTES: usize = 64 * 1024 * 1024;
+
+/// Streams whose first request is being read. That of an agent of a large mesh has megabytes, and all agents come at
+/// once when a controller starts: more of them at a time would be no faster, and take memory for each.
+const MAX_OPENING: usize = 8;
 
 /// Streams that may be open at a time: several times the nodes of the largest cluster.
 const MAX_STREAMS: usize = 20_000;
@@ -38,6 +56,7 @@ pub struct Discovery {
     reports: Option<Arc<Reports>>,
     metrics: Metrics,
     places: Arc<Semaphore>,
+    opening: Arc<Semaphore>,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -58,6 +77,7 @@ impl Discovery {
             reports,
             metrics,
             places: Arc::new(Semaphore::new(MAX_STREAMS)),
+            opening: Arc::new(Semaphore::new(MAX_OPENING)),
             shutdown,
         }
     }
@@ -83,19 +103,17 @@ impl Discovery {
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Discovery {
-    type DeltaAggregatedResourcesStream =
-        Pin<Box<dyn tokio_stream::Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let subject = self.subject(request.metadata()).await?;
+impl Discovery {
+    /// Opens a stream; returns what it says.
+    async fn open(&self, request: http::Request<Body>) -> Result<Frames, Status> {
+        let (parts, body) = request.into_parts();
+        let metadata = MetadataMap::from_headers(parts.headers);
+        let subject = self.subject(&metadata).await?;
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted("xds_too_many_streams: try another controller")
         })?;
+        let requests: Streaming<DeltaDiscoveryRequest> =
+            Streaming::new_request(ProstDecoder::default(), body, None, Some(MAX_REQUEST_BYTES));
         let (responses, queue) = mpsc::channel(SEND_QUEUE);
         let stream = Stream::new(
             self.store.clone(),
@@ -103,13 +121,13 @@ impl AggregatedDiscoveryService for Discovery {
             self.metrics.clone(),
             responses.clone(),
         );
-        let requests = request.into_inner();
         let mut shutdown = self.shutdown.clone();
         let metrics = self.metrics.clone();
+        let opening = self.opening.clone();
         tokio::spawn(async move {
             metrics.xds_streams.inc();
             let end = tokio::select! {
-                end = stream.run(requests) => end,
+                end = stream.run(requests, &opening) => end,
                 _ = shutdown.wait_for(|stop| *stop) => StreamEnd::Shutdown,
             };
             metrics.xds_streams.dec();
@@ -122,7 +140,47 @@ impl AggregatedDiscoveryService for Discovery {
             }
             drop(place);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+        Ok(Frames::new(queue))
+    }
+}
+
+/// The discovery service. What it sends is not encoded here but written once for all streams that are told it, which the
+/// server that is generated from the protocol cannot do.
+#[derive(Clone)]
+pub struct DiscoveryServer(pub Discovery);
+
+impl NamedService for DiscoveryServer {
+    const NAME: &'static str = aggregated_discovery_service_server::SERVICE_NAME;
+}
+
+impl Service<http::Request<Body>> for DiscoveryServer {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let discovery = self.0.clone();
+        Box::pin(async move {
+            let method = request.uri().path().strip_prefix('/');
+            let method = method.and_then(|path| path.strip_prefix(Self::NAME));
+            if method != Some(DELTA_METHOD) {
+                return Ok(Status::unimplemented("").into_http());
+            }
+            Ok(match discovery.open(request).await {
+                Ok(frames) => {
+                    let mut response = http::Response::new(Body::new(frames));
+                    let content = http::HeaderValue::from_static("application/grpc");
+                    let headers = response.headers_mut();
+                    headers.insert(http::header::CONTENT_TYPE, content);
+                    response
+                }
+                Err(status) => status.into_http(),
+            })
+        })
     }
 }
 

@@ -6,14 +6,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use karst_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tokio::{sync::mpsc, time::Instant};
+use bytes::Bytes;
+use karst_api::discovery::DeltaDiscoveryRequest;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
+    frame::framed,
+    journal::FellBehind,
     resources::{ResourceKind, View},
-    subscription::{Answer, Part, Subscription},
+    subscription::{Answer, Part, Said, Subscription},
 };
 use crate::{
     auth::Subject,
@@ -24,6 +30,12 @@ use crate::{
 /// A client that does not answer a response for this long is given up; it will come back with what
 /// it has.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// A stream may have a place among those that open for this long, however slowly its client talks.
+const OPENING_LIMIT: Duration = Duration::from_secs(5);
+
+/// A client that has asked for so many types has sent what may be large: clients ask for addresses and policies first.
+const LARGE_TYPES: usize = 2;
 
 /// The first request must come within this time.
 const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(30);
@@ -53,6 +65,9 @@ pub enum StreamEnd {
     /// The client does not answer.
     #[error("no answer within {ANSWER_LIMIT:?}")]
     Silent,
+    /// The client has been too slow to be told only what has changed.
+    #[error("too far behind: what has changed since is not known any more")]
+    FellBehind,
     /// The token that the stream was opened with has ended.
     #[error("the token has expired")]
     TokenExpired,
@@ -71,6 +86,7 @@ impl StreamEnd {
             Self::ForbiddenType(_) => "xds_type_not_allowed",
             Self::Protocol(_) => "xds_protocol_error",
             Self::Silent => "xds_no_answer",
+            Self::FellBehind => "xds_fell_behind",
             Self::TokenExpired => "auth_expired",
             Self::Shutdown => "xds_shutdown",
         }
@@ -84,6 +100,7 @@ impl StreamEnd {
             Self::UnknownType(_) | Self::Protocol(_) => Some(Status::invalid_argument(message)),
             Self::ForbiddenType(_) => Some(Status::permission_denied(message)),
             Self::Silent => Some(Status::deadline_exceeded(message)),
+            Self::FellBehind => Some(Status::aborted(message)),
             Self::TokenExpired => Some(Status::unauthenticated(message)),
             Self::Shutdown => Some(Status::unavailable(message)),
         }
@@ -97,7 +114,7 @@ pub struct Stream {
     pub subject: Subject,
     scope: Scope,
     metrics: Metrics,
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    responses: mpsc::Sender<Result<Bytes, Status>>,
 }
 
 type Types = BTreeMap<ResourceKind, Subscription>;
@@ -108,7 +125,7 @@ impl Stream {
         store: Arc<Store>,
         subject: Subject,
         metrics: Metrics,
-        responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+        responses: mpsc::Sender<Result<Bytes, Status>>,
     ) -> Self {
         Self {
             store,
@@ -120,7 +137,20 @@ impl Stream {
     }
 
     /// Runs until the stream ends, and says why it did.
-    pub async fn run(&self, mut requests: Streaming<DeltaDiscoveryRequest>) -> StreamEnd {
+    ///
+    /// `opening` has the places for streams whose first requests are being read; without one, HTTP/2 keeps what the
+    /// client sends.
+    pub async fn run(
+        &self,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+        opening: &Semaphore,
+    ) -> StreamEnd {
+        let place = tokio::select! {
+            place = opening.acquire() => place,
+            () = self.responses.closed() => return StreamEnd::Closed,
+        };
+        // The semaphore is never closed.
+        let mut place = place.ok();
         // Registered before the first look at the index, so that no change is missed.
         let registration = self.store.register(self.scope.clone());
         let mut types = Types::new();
@@ -128,12 +158,17 @@ impl Stream {
         let token_end = tokio::time::sleep(remaining(self.subject.expires_at()));
         tokio::pin!(token_end);
         let mut answer_by = opened + FIRST_REQUEST_LIMIT;
+        let place_end = tokio::time::sleep(OPENING_LIMIT);
+        tokio::pin!(place_end);
         loop {
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => {
                         if let Err(end) = self.request(&mut types, &request, &registration) {
                             return end;
+                        }
+                        if types.len() >= LARGE_TYPES {
+                            place = None;
                         }
                     }
                     Ok(None) => return StreamEnd::Closed,
@@ -149,7 +184,6 @@ impl Stream {
                         let names = match (kind.proxy(), kind) {
                             (Some(kind), _) => dirty.proxies.get(&kind).cloned().unwrap_or_default(),
                             (None, ResourceKind::Authorization) => dirty.authorizations.clone(),
-                            (None, ResourceKind::Address) => dirty.addresses.clone(),
                             (None, ResourceKind::NodePod) => dirty.node_pods.clone(),
                             (None, _) => BTreeSet::new(),
                         };
@@ -157,10 +191,13 @@ impl Stream {
                     }
                 }
                 () = self.responses.closed() => return StreamEnd::Closed,
+                () = &mut place_end, if place.is_some() => place = None,
                 () = &mut token_end => return StreamEnd::TokenExpired,
                 () = tokio::time::sleep_until(answer_by) => return StreamEnd::Silent,
             }
-            self.respond(&mut types);
+            if self.respond(&mut types).is_err() {
+                return StreamEnd::FellBehind;
+            }
             let waiting = types.values().filter_map(Subscription::waits_since);
             answer_by = match waiting.min() {
                 Some(since) => Instant::from_std(since) + ANSWER_LIMIT,
@@ -190,7 +227,13 @@ impl Stream {
             return Err(StreamEnd::ForbiddenType(kind.type_url()));
         }
         let Some(subscription) = types.get_mut(&kind) else {
-            let subscription = Subscription::new(kind, request).map_err(StreamEnd::Protocol)?;
+            let subscription = match kind {
+                ResourceKind::Address => {
+                    Subscription::following(kind, request, self.store.addresses.clone())
+                }
+                _ => Subscription::new(kind, request),
+            };
+            let subscription = subscription.map_err(StreamEnd::Protocol)?;
             types.insert(kind, subscription);
             return Ok(());
         };
@@ -257,51 +300,67 @@ impl Stream {
 
     /// Sends what there is to say. To a proxy, what others refer to comes before what refers to it, and
     /// goes after it: a listener never points at a route that the proxy does not have yet, or any more.
-    fn respond(&self, types: &mut Types) {
+    fn respond(&self, types: &mut Types) -> Result<(), FellBehind> {
         if matches!(self.scope, Scope::Node(_)) {
-            self.respond_to_node(types);
-            return;
+            return self.respond_to_node(types);
         }
         for (kind, subscription) in types.iter_mut() {
-            self.send(*kind, subscription, Part::Updates);
+            self.send(*kind, subscription, Part::Updates)?;
             if subscription.has_updates() {
-                return;
+                return Ok(());
             }
         }
         for (kind, subscription) in types.iter_mut().rev() {
-            self.send(*kind, subscription, Part::Removals);
+            self.send(*kind, subscription, Part::Removals)?;
             if subscription.has_removals() {
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Sends what there is to say to a node agent. Policies come before the workloads that list them, and
     /// go after these: a workload never lists a policy that the agent does not have yet, or any more.
-    fn respond_to_node(&self, types: &mut Types) {
+    fn respond_to_node(&self, types: &mut Types) -> Result<(), FellBehind> {
         const POLICIES: ResourceKind = ResourceKind::Authorization;
         if let Some(policies) = types.get_mut(&POLICIES) {
-            self.send(POLICIES, policies, Part::Updates);
+            self.send(POLICIES, policies, Part::Updates)?;
             if policies.has_updates() {
-                return;
+                return Ok(());
             }
         }
         let mut is_said = true;
         for (kind, subscription) in types.iter_mut().filter(|(kind, _)| **kind != POLICIES) {
-            self.send(*kind, subscription, Part::All);
+            self.send(*kind, subscription, Part::All)?;
             is_said &= !subscription.has_updates();
         }
         if let Some(policies) = types.get_mut(&POLICIES).filter(|_| is_said) {
-            self.send(POLICIES, policies, Part::Removals);
+            self.send(POLICIES, policies, Part::Removals)?;
         }
+        Ok(())
     }
 
-    fn send(&self, kind: ResourceKind, subscription: &mut Subscription, part: Part) {
-        let response = {
+    fn send(
+        &self,
+        kind: ResourceKind,
+        subscription: &mut Subscription,
+        part: Part,
+    ) -> Result<(), FellBehind> {
+        let said = {
             let index = self.store.index();
-            subscription.respond(&View::new(&index, &self.scope, kind), part)
+            subscription.say(&View::new(&index, &self.scope, kind), part)?
         };
-        let Some(response) = response else { return };
+        let (resources, removed, frame) = match said {
+            None => return Ok(()),
+            Some(Said::Own(response)) => {
+                let counts = (response.resources.len(), response.removed_resources.len());
+                (counts.0, counts.1, framed(&response))
+            }
+            Some(Said::Shared(push)) => {
+                let removed = push.names.len() - push.resources;
+                (push.resources, removed, push.frame.clone())
+            }
+        };
         let label = ResourceType {
             r#type: kind.label(),
         };
@@ -309,17 +368,18 @@ impl Stream {
         self.metrics
             .xds_resources
             .get_or_create(&label)
-            .inc_by(response.resources.len() as u64);
+            .inc_by(resources as u64);
         debug!(
             r#type = kind.label(),
             node = self.subject.node(),
             proxy = self.subject.proxy(),
-            resources = response.resources.len(),
-            removed = response.removed_resources.len(),
+            resources,
+            removed,
             "sent"
         );
         // There is a place for each type. If the transport is gone, `closed` says so.
-        let _ = self.responses.try_send(Ok(response));
+        let _ = self.responses.try_send(Ok(frame));
+        Ok(())
     }
 }
 

@@ -18,7 +18,10 @@ use karst_api::{
 use karst_core::Rendered;
 use prost::Message as _;
 
-use super::resources::{ResourceKind, View};
+use super::{
+    journal::{FellBehind, Journal, Push, Snapshot},
+    resources::{ResourceKind, View},
+};
 use crate::store::Problems;
 
 /// Names one type may be subscribed to besides everything.
@@ -67,11 +70,37 @@ pub enum Part {
     Removals,
 }
 
+/// The next response.
+#[derive(Debug)]
+pub enum Said {
+    /// To this client alone.
+    Own(DeltaDiscoveryResponse),
+    /// What others are told as well.
+    Shared(Arc<Push>),
+}
+
+/// Where the subscription stands in the journal of its kind.
+#[derive(Debug)]
+struct Followed {
+    journal: Arc<Journal>,
+    /// Number of the last change that it has looked at.
+    at: u64,
+    /// Whether the client has, but for what is noted in the subscription, all that there was then. What it has is not
+    /// kept by name then.
+    is_in_step: bool,
+    /// The first state that it is being told, and the next part of it.
+    first: Option<(Arc<Snapshot>, usize)>,
+    /// When it had been told everything for the first time. Who comes later has not waited for earlier changes.
+    told_at: Option<Instant>,
+}
+
 /// A response that has not been answered.
 #[derive(Debug)]
 struct Outstanding {
     nonce: String,
     sent: Vec<Sent>,
+    /// What was sent to others as well.
+    push: Option<Arc<Push>>,
     since: Instant,
     /// When the first change came that it tells of.
     changed_at: Option<Instant>,
@@ -95,6 +124,7 @@ struct Draft {
 pub struct Subscription {
     kind: ResourceKind,
     everything: bool,
+    followed: Option<Followed>,
     names: BTreeSet<String>,
     /// Name to version, as last sent or claimed by the client.
     has: HashMap<String, String>,
@@ -127,6 +157,7 @@ impl Subscription {
             // Naming nothing at all asks for everything.
             everything: first.resource_names_subscribe.is_empty()
                 && first.resource_names_unsubscribe.is_empty(),
+            followed: None,
             names: BTreeSet::new(),
             has: HashMap::new(),
             rejected: HashMap::new(),
@@ -156,6 +187,23 @@ impl Subscription {
         Ok(subscription)
     }
 
+    /// The same for a kind of which a journal says what has changed; [`Subscription::changed`] is then not needed.
+    pub fn following(
+        kind: ResourceKind,
+        first: &DeltaDiscoveryRequest,
+        journal: Arc<Journal>,
+    ) -> Result<Self, ProtocolError> {
+        let mut subscription = Self::new(kind, first)?;
+        subscription.followed = Some(Followed {
+            journal,
+            at: 0,
+            is_in_step: false,
+            first: None,
+            told_at: None,
+        });
+        Ok(subscription)
+    }
+
     /// Takes a later request: an answer, a change of subscription, or both.
     pub fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Answer, ProtocolError> {
         let answer = self.answer(request);
@@ -173,6 +221,9 @@ impl Subscription {
 
     /// Everything may have changed, the first of it at `since`.
     pub fn everything_changed(&mut self, since: Option<Instant>) {
+        if self.followed.is_some() {
+            return;
+        }
         self.changed_at = self.changed_at.or(since);
         self.compare = true;
         self.dirty.clear();
@@ -209,7 +260,14 @@ impl Subscription {
 
     /// Whether [`Part::Updates`] may have something to say, now or when the last response is answered.
     pub fn has_updates(&self) -> bool {
-        self.compare || !self.dirty.is_empty() || !self.asked.is_empty() || !self.answered_once
+        let is_behind =
+            |followed: &Followed| followed.first.is_some() || followed.at < followed.journal.head();
+        self.has_own() || !self.answered_once || self.followed.as_ref().is_some_and(is_behind)
+    }
+
+    /// Whether there is something to say that is not in the journal.
+    fn has_own(&self) -> bool {
+        self.compare || !self.dirty.is_empty() || !self.asked.is_empty()
     }
 
     /// Whether [`Part::Removals`] has something to say.
@@ -218,10 +276,95 @@ impl Subscription {
     }
 
     /// The next response, if there is something to say and the last one has been answered.
-    pub fn respond(&mut self, view: &View<'_>, part: Part) -> Option<DeltaDiscoveryResponse> {
+    ///
+    /// # Errors
+    /// When what has changed since the client was told last is not known any more.
+    pub fn say(&mut self, view: &View<'_>, part: Part) -> Result<Option<Said>, FellBehind> {
         if self.outstanding.is_some() {
-            return None;
+            return Ok(None);
         }
+        self.follow(view);
+        if let Some(followed) = &mut self.followed
+            && followed.is_in_step
+            && self.dirty.is_empty()
+            && self.asked.is_empty()
+            && (self.answered_once || followed.first.is_some())
+        {
+            let push = followed.next(view)?;
+            return Ok(push.map(|push| Said::Shared(self.sent(push))));
+        }
+        Ok(self.respond(view, part).map(Said::Own))
+    }
+
+    /// Looks at what the journal says.
+    fn follow(&mut self, view: &View<'_>) {
+        let Some(followed) = &mut self.followed else {
+            return;
+        };
+        if self.everything {
+            if std::mem::take(&mut self.compare) {
+                followed.is_in_step = true;
+                let has = std::mem::take(&mut self.has);
+                if has.is_empty() {
+                    let snapshot = followed.journal.snapshot(view);
+                    followed.at = snapshot.to;
+                    followed.first = Some((snapshot, 0));
+                } else {
+                    followed.at = followed.journal.head();
+                    followed.told_at = Some(Instant::now());
+                    let all = view.all().into_iter();
+                    let differs = all.filter(|one| has.get(&one.name) != Some(&one.version));
+                    self.dirty.extend(differs.map(|one| one.name.clone()));
+                    let gone = has.into_keys().filter(|name| view.get(name).is_none());
+                    self.dirty.extend(gone);
+                }
+            }
+            return;
+        }
+        if std::mem::take(&mut followed.is_in_step) {
+            // What the client has of the names that it goes on with is not known: it is told again.
+            followed.first = None;
+            followed.at = followed.journal.head();
+            self.dirty.clear();
+            self.asked.extend(self.names.iter().cloned());
+        }
+        let changes = followed.journal.since(followed.at);
+        let Ok((names, at, since)) = changes else {
+            followed.at = followed.journal.head();
+            self.compare = true;
+            return;
+        };
+        followed.at = at;
+        let concerns = |name: &str| {
+            self.has.contains_key(name) || view.get(name).is_some_and(|one| self.wants(one))
+        };
+        let names = names.iter().filter(|name| concerns(name));
+        let names = names.map(|name| name.to_string()).collect();
+        self.changed(names, since);
+    }
+
+    /// Notes that a shared response is being sent.
+    fn sent(&mut self, push: Arc<Push>) -> Arc<Push> {
+        self.answered_once = true;
+        let told_at = self.followed.as_ref().and_then(|followed| followed.told_at);
+        let is_new = |since: &Instant| told_at.is_some_and(|told_at| *since >= told_at);
+        self.outstanding = Some(Outstanding {
+            nonce: push.nonce.clone(),
+            sent: Vec::new(),
+            since: Instant::now(),
+            changed_at: push.since.filter(is_new),
+            push: Some(push.clone()),
+        });
+        push
+    }
+
+    fn is_in_step(&self) -> bool {
+        let followed = self.followed.as_ref();
+        followed.is_some_and(|followed| followed.is_in_step)
+    }
+
+    /// The next response to this client alone.
+    fn respond(&mut self, view: &View<'_>, part: Part) -> Option<DeltaDiscoveryResponse> {
         self.expand(view);
         if part != Part::Updates {
             self.dirty.append(&mut self.withheld);
@@ -264,6 +407,7 @@ impl Subscription {
         self.outstanding = Some(Outstanding {
             nonce,
             sent: draft.sent,
+            push: None,
             since: Instant::now(),
             changed_at: self.changed_at,
         });
@@ -321,20 +465,21 @@ impl Subscription {
 
     /// Whether the client has a resource that it is not to have any more.
     fn is_gone(&self, view: &View<'_>, name: &str) -> bool {
-        self.has.contains_key(name) && !view.get(name).is_some_and(|rendered| self.wants(rendered))
+        (self.is_in_step() || self.has.contains_key(name))
+            && !view.get(name).is_some_and(|rendered| self.wants(rendered))
     }
 
     /// Says what has become of a resource, if the client does not know it yet.
     fn put_changed(&mut self, view: &View<'_>, name: &str, draft: &mut Draft) {
         match view.get(name) {
             Some(rendered) if self.wants(rendered) => {
-                if self.has.get(name) != Some(&rendered.version) {
+                if self.is_in_step() || self.has.get(name) != Some(&rendered.version) {
                     self.put(rendered, draft);
                 }
             }
             // Gone, or not any more under the name by which the client asked for it.
             _ => {
-                if self.has.remove(name).is_some() {
+                if self.has.remove(name).is_some() || self.is_in_step() {
                     draft.remove(name);
                 }
             }
@@ -352,7 +497,9 @@ impl Subscription {
         draft
             .sent
             .push((rendered.name.clone(), Some(version.clone())));
-        self.has.insert(rendered.name.clone(), version);
+        if !self.is_in_step() {
+            self.has.insert(rendered.name.clone(), version);
+        }
     }
 
     /// Whether the client has subscribed to a resource, by any of its names.
@@ -403,8 +550,10 @@ impl Subscription {
             return Answer::None;
         };
         let Some(detail) = &request.error_detail else {
-            for (name, _) in &outstanding.sent {
-                self.rejected.remove(name);
+            if !self.rejected.is_empty() {
+                for (name, _) in outstanding.all() {
+                    self.rejected.remove(name);
+                }
             }
             self.propagation = outstanding.changed_at.map(|changed| changed.elapsed());
             return Answer::Ack;
@@ -414,21 +563,54 @@ impl Subscription {
             .iter()
             .map(|(name, error)| (name.as_str(), error.as_str()))
             .collect();
-        for (name, version) in outstanding.sent {
+        for (name, version) in outstanding.all() {
             // A client that does not say which resources it means means all of them.
-            let error = match reasons.get(name.as_str()) {
+            let error = match reasons.get(name) {
                 Some(error) => *error,
                 None if named.is_empty() => detail.message.as_str(),
                 None => {
-                    self.rejected.remove(&name);
+                    self.rejected.remove(name);
                     continue;
                 }
             };
-            // It stays in `has`: the same version is not sent again, the next one is.
-            let version = version.unwrap_or_default();
-            self.rejected.insert(name, (version, error.to_owned()));
+            // It counts as told: the same version is not sent again, the next one is.
+            let version = version.cloned().unwrap_or_default();
+            self.rejected
+                .insert(name.to_owned(), (version, error.to_owned()));
         }
         Answer::Nack(named, detail.message.clone())
+    }
+}
+
+impl Followed {
+    /// What everybody who stands here is told next.
+    fn next(&mut self, view: &View<'_>) -> Result<Option<Arc<Push>>, FellBehind> {
+        if let Some((snapshot, next)) = self.first.take()
+            && let Some(part) = snapshot.parts.get(next)
+        {
+            let part = part.clone();
+            if next + 1 < snapshot.parts.len() {
+                self.first = Some((snapshot, next + 1));
+            } else {
+                self.told_at = Some(Instant::now());
+            }
+            return Ok(Some(part));
+        }
+        let push = self.journal.push(self.at, view)?;
+        if let Some(push) = &push {
+            self.at = push.to;
+        }
+        Ok(push)
+    }
+}
+
+impl Outstanding {
+    /// Names and versions of what was sent; those of a shared response have none.
+    fn all(&self) -> impl Iterator<Item = (&str, Option<&String>)> {
+        let own = self.sent.iter();
+        let own = own.map(|(name, version)| (name.as_str(), version.as_ref()));
+        let shared = self.push.iter().flat_map(|push| &push.names);
+        own.chain(shared.map(|name| (&**name, None)))
     }
 }
 

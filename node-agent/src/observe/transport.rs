@@ -128,10 +128,10 @@ mod tests {
         let collector = Workload {
             uid: Arc::from("otel"),
             addresses: vec![std::net::Ipv4Addr::LOCALHOST.into()],
-            services: vec![ServiceMembership {
+            services: Arc::from([ServiceMembership {
                 service: Arc::from("obs/otel"),
                 ports: vec![(4317, port)],
-            }],
+            }]),
             ..Workload::default()
         };
         let service = ServiceSpec {

@@ -49,10 +49,10 @@ fn workload(name: &str, ip: &str) -> Workload {
         identity: SpiffeId::new("cluster.local", "ns", name).ok(),
         addresses: vec![ip.parse().expect("ip")],
         protocol: Protocol::Hbone,
-        services: vec![ServiceMembership {
+        services: Arc::from([ServiceMembership {
             service: Arc::from("ns/svc"),
             ports: vec![(80, 8080)],
-        }],
+        }]),
         ..Workload::default()
     }
 }
@@ -227,10 +227,10 @@ fn through() -> Via {
 
 fn waypoint_pod(name: &str, ip: &str) -> Workload {
     Workload {
-        services: vec![ServiceMembership {
+        services: Arc::from([ServiceMembership {
             service: Arc::from(WAYPOINT),
             ports: vec![(15008, 15008)],
-        }],
+        }]),
         ..workload(name, ip)
     }
 }
@@ -539,10 +539,10 @@ fn endpoint(ip: &str) -> Change {
         uid: Arc::from(uid),
         identity: None,
         protocol: Protocol::Tcp,
-        services: vec![ServiceMembership {
+        services: Arc::from([ServiceMembership {
             service: Arc::from("out/api.example.com"),
             ports: vec![(443, 8443)],
-        }],
+        }]),
         ..workload("endpoint", ip)
     })
 }
@@ -619,7 +619,7 @@ fn nodes_are_known_while_workloads_share_their_addresses() {
         Change::Workload(Workload {
             host_network: true,
             protocol: Protocol::Tcp,
-            services: Vec::new(),
+            services: Arc::default(),
             ..workload("agent", "172.30.0.1")
         })
     };

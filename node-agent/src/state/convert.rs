@@ -75,7 +75,7 @@ pub fn workload(p: &proto::Workload, network: &str) -> Result<Workload, FieldErr
         protocol,
         via,
         health,
-        locality: locality(p),
+        locality: Arc::new(locality(p)),
         host_network: p.network_mode() == proto::NetworkMode::HostNetwork,
         canonical_name: Arc::from(p.canonical_name.as_str()),
         canonical_revision: Arc::from(p.canonical_revision.as_str()),
@@ -114,7 +114,7 @@ fn locality(p: &proto::Workload) -> Locality {
     }
 }
 
-fn memberships(p: &proto::Workload) -> Result<Vec<ServiceMembership>, FieldError> {
+fn memberships(p: &proto::Workload) -> Result<Arc<[ServiceMembership]>, FieldError> {
     let one = |(service, list): (&String, &proto::PortList)| {
         let pair = |entry: &proto::Port| {
             let service_port = port("services.ports.service_port", entry.service_port)?;

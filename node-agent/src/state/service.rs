@@ -206,9 +206,9 @@ mod tests {
         Arc::new(Workload {
             uid: Arc::from(uid),
             addresses: vec![std::net::IpAddr::from([10, 0, 0, 1])],
-            locality,
+            locality: Arc::new(locality),
             health,
-            services: vec![membership],
+            services: Arc::from([membership]),
             ..Workload::default()
         })
     }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use karst_api::node::is_endpoint_uid;
 
+use super::claims::Claims;
 use super::endpoint::EndpointStats;
+use super::intern::Interner;
 use super::outside::OutsideTable;
 use super::service::{Service, ServiceSpec};
 use super::workload::{Locality, Workload};
@@ -40,6 +42,7 @@ pub struct Effect {
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<MeshState>,
+    interner: Interner,
     local: Locality,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     services: HashMap<Arc<str>, ServiceSpec>,
@@ -47,11 +50,11 @@ pub struct Store {
     members: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Address -> uids that claim it, the newest last. More than one while a
     /// pod's address goes over to another pod.
-    owners: HashMap<IpAddr, Vec<Arc<str>>>,
+    owners: Claims,
     /// VIP -> keys of services that claim it, the newest last.
-    vip_owners: HashMap<IpAddr, Vec<Arc<str>>>,
+    vip_owners: Claims,
     /// Address of a node -> uids of workloads that use it too.
-    node_owners: HashMap<IpAddr, Vec<Arc<str>>>,
+    node_owners: Claims,
 }
 
 impl Store {
@@ -60,13 +63,14 @@ impl Store {
     pub fn new(shared: Arc<MeshState>, local: Locality) -> Self {
         Self {
             shared,
+            interner: Interner::default(),
             local,
             workloads: HashMap::new(),
             services: HashMap::new(),
             members: HashMap::new(),
-            owners: HashMap::new(),
-            vip_owners: HashMap::new(),
-            node_owners: HashMap::new(),
+            owners: Claims::default(),
+            vip_owners: Claims::default(),
+            node_owners: Claims::default(),
         }
     }
 
@@ -90,6 +94,7 @@ impl Store {
     }
 
     fn put_workload(&mut self, mut workload: Workload, batch: &mut Batch, effect: &mut Effect) {
+        self.interner.share(&mut workload);
         let uid = Arc::clone(&workload.uid);
         let old = self.workloads.get(&uid).cloned();
         workload.stats = old
@@ -113,7 +118,7 @@ impl Store {
         if workload.locality.node == self.local.node && !workload.locality.node.is_empty() {
             self.learn_locality(&workload.locality, batch);
         }
-        for membership in &workload.services {
+        for membership in workload.services.iter() {
             let members = self
                 .members
                 .entry(Arc::clone(&membership.service))
@@ -127,8 +132,7 @@ impl Store {
                 false => &mut self.owners,
             };
             for address in &workload.addresses {
-                let claims = owners.entry(*address).or_default();
-                claims.push(Arc::clone(&uid));
+                owners.add(*address, &uid);
                 batch.addresses.insert(*address);
             }
         }
@@ -147,7 +151,7 @@ impl Store {
 
     /// Takes a workload out of the indices, before removal or replacement.
     fn unlink(&mut self, workload: &Workload, batch: &mut Batch) {
-        for membership in &workload.services {
+        for membership in workload.services.iter() {
             if let Some(members) = self.members.get_mut(&membership.service) {
                 members.remove(&workload.uid);
                 if members.is_empty() {
@@ -157,8 +161,8 @@ impl Store {
             batch.services.insert(Arc::clone(&membership.service));
         }
         for address in &workload.addresses {
-            remove_claim(&mut self.owners, *address, &workload.uid);
-            remove_claim(&mut self.node_owners, *address, &workload.uid);
+            self.owners.remove(*address, &workload.uid);
+            self.node_owners.remove(*address, &workload.uid);
             batch.addresses.insert(*address);
         }
     }
@@ -169,10 +173,7 @@ impl Store {
         let is_inside = spec.outside.is_none();
         batch.outside_changed |= !is_inside;
         for vip in spec.vips.iter().filter(|_| is_inside) {
-            self.vip_owners
-                .entry(*vip)
-                .or_default()
-                .push(Arc::clone(&key));
+            self.vip_owners.add(*vip, &key);
             batch.addresses.insert(*vip);
         }
         self.services.insert(key, spec);
@@ -185,7 +186,7 @@ impl Store {
         };
         batch.outside_changed |= old.outside.is_some();
         for vip in &old.vips {
-            remove_claim(&mut self.vip_owners, *vip, key);
+            self.vip_owners.remove(*vip, key);
             batch.addresses.insert(*vip);
         }
     }
@@ -230,7 +231,7 @@ impl Store {
         batch.outside_changed |= assembled.values().flatten().any(is_outside);
         self.shared.services.write(assembled);
         let of_nodes = addresses.iter().map(|ip| {
-            let is_used = self.node_owners.contains_key(ip);
+            let is_used = self.node_owners.contains(*ip);
             (*ip, is_used.then_some(()))
         });
         self.shared.node_addresses.write(of_nodes);
@@ -274,10 +275,10 @@ impl Store {
 
     /// A workload wins over a service, as on every node of the mesh.
     fn resolve(&self, ip: IpAddr) -> Option<Address> {
-        if let Some(uid) = self.owners.get(&ip).and_then(|uids| uids.last()) {
+        if let Some(uid) = self.owners.newest(ip) {
             return self.workloads.get(uid).cloned().map(Address::Workload);
         }
-        let key = self.vip_owners.get(&ip)?.last()?;
+        let key = self.vip_owners.newest(ip)?;
         self.shared.services.get(key).map(Address::Service)
     }
 
@@ -298,13 +299,4 @@ struct Batch {
     services: HashSet<Arc<str>>,
     addresses: HashSet<IpAddr>,
     outside_changed: bool,
-}
-
-fn remove_claim(claims: &mut HashMap<IpAddr, Vec<Arc<str>>>, ip: IpAddr, name: &Arc<str>) {
-    if let Some(list) = claims.get_mut(&ip) {
-        list.retain(|n| n != name);
-        if list.is_empty() {
-            claims.remove(&ip);
-        }
-    }
 }

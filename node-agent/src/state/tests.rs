@@ -22,10 +22,10 @@ fn workload(name: &str, address: &str) -> Workload {
         namespace: Arc::from("ns"),
         identity: SpiffeId::new("cluster.local", "ns", name).ok(),
         addresses: vec![ip(address)],
-        services: vec![ServiceMembership {
+        services: Arc::from([ServiceMembership {
             service: Arc::from("ns/svc"),
             ports: vec![(80, 8080)],
-        }],
+        }]),
         ..Workload::default()
     }
 }
@@ -140,7 +140,7 @@ fn host_network_and_foreign_network_addresses_are_not_indexed() {
         ..Locality::default()
     };
     let foreign = Workload {
-        locality,
+        locality: Arc::new(locality),
         ..workload("foreign", "10.0.0.9")
     };
     store.apply(vec![Change::Workload(host), Change::Workload(foreign)]);
@@ -165,11 +165,11 @@ fn locality_learned_later_reorders_endpoints() {
         ..Locality::default()
     };
     let far = Workload {
-        locality: zone("y", "n2"),
+        locality: Arc::new(zone("y", "n2")),
         ..workload("far", "10.0.0.2")
     };
     let near = Workload {
-        locality: zone("z", "n3"),
+        locality: Arc::new(zone("z", "n3")),
         ..workload("near", "10.0.0.3")
     };
     let spec = ServiceSpec {
@@ -184,10 +184,10 @@ fn locality_learned_later_reorders_endpoints() {
     ]);
     assert!(endpoints(&state, "10.96.0.1").is_empty());
     let mut local = Workload {
-        locality: zone("z", "n1"),
+        locality: Arc::new(zone("z", "n1")),
         ..workload("local", "10.0.0.1")
     };
-    local.services.clear();
+    local.services = Arc::default();
     store.apply(vec![Change::Workload(local)]);
     assert_eq!(endpoints(&state, "10.96.0.1"), ["near"]);
 }

@@ -66,7 +66,7 @@ pub struct Locality {
 }
 
 /// Ports of one service this workload serves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ServiceMembership {
     /// `namespace/hostname` of the service.
     pub service: Arc<str>,
@@ -100,7 +100,7 @@ pub struct Workload {
     /// Readiness.
     pub health: Health,
     /// Where it runs.
-    pub locality: Locality,
+    pub locality: Arc<Locality>,
     /// Whether it shares its node's addresses.
     pub host_network: bool,
     /// `app` of metrics: canonical service name.
@@ -112,7 +112,7 @@ pub struct Workload {
     /// Name of the owner, for metrics and baggage.
     pub workload_name: Arc<str>,
     /// Services it belongs to.
-    pub services: Vec<ServiceMembership>,
+    pub services: Arc<[ServiceMembership]>,
     /// Names of selector policies that apply to it (`namespace/name`).
     pub authorization_policies: Vec<Arc<str>>,
     /// Load and failures seen by this agent.
@@ -147,13 +147,13 @@ impl Default for Workload {
             protocol: Protocol::default(),
             via: Via::default(),
             health: Health::default(),
-            locality: Locality::default(),
+            locality: Arc::default(),
             host_network: false,
             canonical_name: Arc::clone(&empty),
             canonical_revision: Arc::clone(&empty),
             workload_type: "pod",
             workload_name: empty,
-            services: Vec::new(),
+            services: Arc::default(),
             authorization_policies: Vec::new(),
             stats: Arc::default(),
         }

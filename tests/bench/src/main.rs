@@ -21,6 +21,7 @@ mod parts;
 mod peer;
 mod process;
 mod report;
+mod scale;
 mod spread;
 mod stage;
 mod tools;
@@ -57,6 +58,11 @@ enum Command {
     Observe(observe::Args),
     /// All of them, and one report.
     All(all::Args),
+    /// A controller with a large cluster, and what an agent keeps of it.
+    Scale(scale::Args),
+    /// Used by `scale`: an agent's state and control-plane client.
+    #[command(hide = true)]
+    MeshAgent(scale::agent::Args),
     /// Used by `observe`: what the recorders of agents and waypoints use by themselves.
     #[command(hide = true)]
     Recorders(observe::alone::Args),
@@ -82,6 +88,8 @@ fn main() -> Result<()> {
         Command::Waypoint(args) => waypoint::run(&args),
         Command::Observe(args) => observe::run(&args),
         Command::All(args) => all::run(&args),
+        Command::Scale(args) => scale::run(&args),
+        Command::MeshAgent(args) => scale::agent::run(&args),
         Command::Recorders(args) => observe::alone::run(&args),
         Command::Envoy(args) => waypoint::launch::run(&args),
         Command::Rate(args) => load::rate(&args),

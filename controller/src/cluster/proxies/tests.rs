@@ -165,15 +165,16 @@ async fn what_is_wanted_no_more_is_removed() {
     assert_eq!(writes(&fake).len(), 5);
     // It is there, but of another class.
     let gvk = kube::core::GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
-    let gateway =
-        serde_json::from_value(json!({"metadata": {"name": "front", "namespace": "shop"}}));
     let key = ObjectKey {
         kind: Kind::Gateway,
         namespace: "shop".to_owned(),
         name: "front".to_owned(),
     };
     let resource = Arc::new(ApiResource::from_gvk(&gvk));
-    writer.facts.note_status(&key, &resource, &gateway.unwrap());
+    let nothing = serde_json::Value::Null;
+    writer
+        .facts
+        .note_status(&key, &resource, String::new(), &nothing);
     assert_eq!(writer.bring(&front()).await, Verdict::Done);
     assert_eq!(
         writes(&fake)[5..],

@@ -19,15 +19,13 @@ fn route() -> ObjectKey {
 fn stale(facts: &Facts, version: &str) {
     let gvk = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
     let parent = |controller: &str| json!({"parentRef": {"name": "x"}, "controllerName": controller, "conditions": []});
-    let object = serde_json::from_value(json!({
-        "metadata": {"name": "web", "namespace": "shop", "resourceVersion": version},
-        "status": {"parents": [
-            parent("example.org/other"), parent(ProxyClass::Waypoint.controller())]},
-    }));
+    let status = json!({"parents": [
+        parent("example.org/other"), parent(ProxyClass::Waypoint.controller())]});
     facts.note_status(
         &route(),
         &Arc::new(ApiResource::from_gvk(&gvk)),
-        &object.unwrap(),
+        version.to_owned(),
+        &status,
     );
 }
 

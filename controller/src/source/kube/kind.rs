@@ -7,15 +7,15 @@ use std::{
 
 use karst_core::{Kind, Object, ObjectError, ObjectKey};
 use kube::{
-    Api,
-    core::{ApiResource, DynamicObject, GroupVersionKind},
+    Api, Resource as _,
+    core::{ApiResource, GroupVersionKind},
 };
-use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::{
     Message,
+    raw::Raw,
     served::{Place, Served},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub struct Follow {
     /// Where the objects are had from now; `None`: it is not known yet, `Some(None)`: nowhere.
     place: Option<Option<Place>>,
     /// What is asked; none where the kind is not served.
-    follower: Option<Follower<DynamicObject>>,
+    follower: Option<Follower<Raw>>,
     resource: Arc<ApiResource>,
     messages: mpsc::Sender<Message>,
     facts: Arc<Facts>,
@@ -125,7 +125,7 @@ impl Follow {
             info!(kind, version = place.version, "kind is served");
         }
         let resource = resource(self.kind, &place);
-        let api: Api<DynamicObject> = Api::all_with(self.cluster.client(), &resource);
+        let api: Api<Raw> = Api::all_with(self.cluster.client(), &resource);
         let follower = Follower::new(&self.cluster, api, label(self.kind));
         self.follower = Some(match self.kind {
             Kind::Secret => follower.fields(TLS_SECRETS).page(LARGE_PAGE),
@@ -137,7 +137,7 @@ impl Follow {
     }
 
     /// What an event means.
-    fn take(&mut self, event: Event<DynamicObject>) -> Vec<Message> {
+    fn take(&mut self, event: Event<Raw>) -> Vec<Message> {
         match event {
             Event::Started => {
                 self.objects.listed.clear();
@@ -207,12 +207,14 @@ impl Follow {
     }
 
     /// Reduces an object and reports what is wrong with it.
-    fn reduce(&mut self, key: ObjectKey, raw: DynamicObject) -> Option<Object> {
-        self.facts.note(&key, &raw.metadata);
+    fn reduce(&mut self, key: ObjectKey, raw: Raw) -> Option<Object> {
+        self.facts.note(&key, raw.meta());
         if has_status(self.kind) {
-            self.facts.note_status(&key, &self.resource, &raw);
+            let version = raw.meta().resource_version.clone().unwrap_or_default();
+            self.facts
+                .note_status(&key, &self.resource, version, raw.status());
         }
-        let (object, faults) = match Object::from_value(value(&self.resource, raw)) {
+        let (object, faults) = match Object::from_value(raw.into_value(&self.resource)) {
             Ok(Some(object)) => {
                 let findings = object.findings.clone();
                 (Some(object), findings)
@@ -245,11 +247,11 @@ impl Follow {
     }
 }
 
-fn key(kind: Kind, raw: &DynamicObject) -> ObjectKey {
+fn key(kind: Kind, raw: &Raw) -> ObjectKey {
     ObjectKey {
         kind,
-        namespace: raw.metadata.namespace.clone().unwrap_or_default(),
-        name: raw.metadata.name.clone().unwrap_or_default(),
+        namespace: raw.meta().namespace.clone().unwrap_or_default(),
+        name: raw.meta().name.clone().unwrap_or_default(),
     }
 }
 
@@ -350,32 +352,11 @@ async fn moved(
     }
 }
 
-async fn next(follower: &mut Option<Follower<DynamicObject>>) -> Event<DynamicObject> {
+async fn next(follower: &mut Option<Follower<Raw>>) -> Event<Raw> {
     match follower {
         Some(follower) => follower.next().await,
         None => std::future::pending().await,
     }
-}
-
-/// The object as a document, without what nobody reads. Its memory is given back as soon as it has
-/// been reduced.
-fn value(resource: &ApiResource, raw: DynamicObject) -> Value {
-    let mut metadata = raw.metadata;
-    metadata.managed_fields = None;
-    metadata.finalizers = None;
-    let mut document = match raw.data {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    };
-    document.insert(
-        "apiVersion".to_owned(),
-        Value::from(resource.api_version.as_str()),
-    );
-    document.insert("kind".to_owned(), Value::from(resource.kind.as_str()));
-    // Metadata is text and lists of text, which always have a JSON form.
-    let metadata = serde_json::to_value(metadata).unwrap_or_default();
-    document.insert("metadata".to_owned(), metadata);
-    Value::Object(document)
 }
 
 #[cfg(test)]

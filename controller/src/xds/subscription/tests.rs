@@ -24,7 +24,9 @@ fn resource(name: &str) -> String {
 fn said(subscription: &mut Subscription, index: &Index, part: Part) -> Option<Vec<String>> {
     let scope = Scope::Node("n".to_owned());
     let view = View::new(index, &scope, ResourceKind::Address);
-    let response = subscription.respond(&view, part)?;
+    let Said::Own(response) = subscription.say(&view, part).unwrap()? else {
+        panic!("nothing is shared without a journal");
+    };
     let ack = DeltaDiscoveryRequest {
         response_nonce: response.nonce.clone(),
         ..DeltaDiscoveryRequest::default()
@@ -100,13 +102,13 @@ fn an_unanswered_response_keeps_updates_waiting() {
     let scope = Scope::Node("n".to_owned());
     let now = index(&["a"]);
     let view = View::new(&now, &scope, ResourceKind::Address);
-    assert!(subscription.respond(&view, Part::Updates).is_some());
+    assert!(subscription.say(&view, Part::Updates).unwrap().is_some());
     assert!(
         !subscription.has_updates(),
         "others may be told what refers to it"
     );
     changed(&mut subscription, &["a"]);
-    assert!(subscription.respond(&view, Part::Updates).is_none());
+    assert!(subscription.say(&view, Part::Updates).unwrap().is_none());
     assert!(subscription.has_updates(), "others wait");
 }
 
@@ -167,4 +169,236 @@ fn rejections_are_told_of_what_is_made_of_objects() {
     for kind in [ResourceKind::Backend, ResourceKind::Address] {
         assert_eq!(told(kind), [""; 0], "{kind:?}");
     }
+}
+
+/// A client of a journal: what it has been told, taken together.
+struct Follower {
+    subscription: Subscription,
+    has: BTreeMap<String, String>,
+}
+
+fn following(first: &DeltaDiscoveryRequest, journal: &Arc<Journal>) -> Follower {
+    let kind = ResourceKind::Address;
+    let subscription = Subscription::following(kind, first, journal.clone()).unwrap();
+    let has = first.initial_resource_versions.clone();
+    Follower { subscription, has }
+}
+
+impl Follower {
+    /// Takes all there is to say; returns names, each with `+` or `-`.
+    fn take(&mut self, index: &Index) -> Vec<String> {
+        let scope = Scope::Node("n".to_owned());
+        let view = View::new(index, &scope, ResourceKind::Address);
+        let mut told = Vec::new();
+        while let Some(said) = self.subscription.say(&view, Part::All).unwrap() {
+            let response = match said {
+                Said::Own(response) => response,
+                Said::Shared(push) => DeltaDiscoveryResponse::decode(&push.frame[5..]).unwrap(),
+            };
+            for one in response.resources {
+                told.push(format!("+{}", one.name));
+                self.has.insert(one.name, one.version);
+            }
+            for name in response.removed_resources {
+                told.push(format!("-{name}"));
+                self.has.remove(&name);
+            }
+            self.answer(&response.nonce);
+        }
+        assert!(!self.subscription.has_updates());
+        told
+    }
+
+    fn answer(&mut self, nonce: &str) {
+        let ack = DeltaDiscoveryRequest {
+            response_nonce: nonce.to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        assert_eq!(self.subscription.request(&ack), Ok(Answer::Ack));
+    }
+
+    fn has(&self) -> Vec<&str> {
+        self.has.keys().map(String::as_str).collect()
+    }
+}
+
+fn note(journal: &Journal, names: &[&str]) {
+    let names: Vec<String> = names.iter().map(|name| resource(name)).collect();
+    journal.note(&names, Instant::now());
+}
+
+fn resources(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| resource(name)).collect()
+}
+
+#[test]
+fn who_follows_everything_has_what_there_is() {
+    let journal = Arc::new(Journal::new(ResourceKind::Address));
+    let mut follower = following(&DeltaDiscoveryRequest::default(), &journal);
+    assert!(follower.subscription.has_updates());
+    follower.take(&index(&["a", "b"]));
+    assert_eq!(follower.has(), resources(&["a", "b"]));
+    note(&journal, &["a", "c"]);
+    assert!(follower.subscription.has_updates());
+    let now = index(&["b", "c"]);
+    follower.take(&now);
+    assert_eq!(follower.has(), resources(&["b", "c"]));
+    assert!(follower.take(&now).is_empty());
+    assert!(
+        follower.subscription.has.is_empty(),
+        "nothing is kept by name"
+    );
+    assert!(
+        follower.subscription.propagation().is_some(),
+        "its time is known"
+    );
+}
+
+#[test]
+fn who_comes_back_is_told_the_difference_and_then_follows() {
+    let journal = Arc::new(Journal::new(ResourceKind::Address));
+    note(&journal, &["a", "b"]);
+    let now = index(&["a", "b"]);
+    let mut first = following(&DeltaDiscoveryRequest::default(), &journal);
+    first.take(&now);
+    let mut versions = first.has.clone();
+    versions.insert(resource("old"), "1".to_owned());
+    versions.insert(resource("b"), "another".to_owned());
+    let again = DeltaDiscoveryRequest {
+        initial_resource_versions: versions,
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut follower = following(&again, &journal);
+    let told = follower.take(&now);
+    assert_eq!(
+        told,
+        [
+            format!("+{}", resource("b")),
+            format!("-{}", resource("old"))
+        ]
+    );
+    assert_eq!(follower.has, first.has);
+    assert_eq!(
+        follower.subscription.propagation(),
+        None,
+        "it has not waited"
+    );
+    note(&journal, &["c"]);
+    let told = follower.take(&index(&["a", "b", "c"]));
+    assert_eq!(told, [format!("+{}", resource("c"))]);
+    assert!(follower.subscription.has.is_empty());
+}
+
+#[test]
+fn who_has_everything_already_is_told_so() {
+    let journal = Arc::new(Journal::new(ResourceKind::Address));
+    let now = index(&["a"]);
+    let mut first = following(&DeltaDiscoveryRequest::default(), &journal);
+    first.take(&now);
+    let again = DeltaDiscoveryRequest {
+        initial_resource_versions: first.has,
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut follower = following(&again, &journal);
+    let scope = Scope::Node("n".to_owned());
+    let view = View::new(&now, &scope, ResourceKind::Address);
+    let said = follower.subscription.say(&view, Part::All).unwrap();
+    let Some(Said::Own(response)) = said else {
+        panic!("the client must learn that its state is complete");
+    };
+    assert!(response.resources.is_empty() && !response.is_partial());
+}
+
+#[test]
+fn who_names_resources_is_told_of_those_alone() {
+    let journal = Arc::new(Journal::new(ResourceKind::Address));
+    note(&journal, &["a", "b"]);
+    let first = DeltaDiscoveryRequest {
+        resource_names_subscribe: resources(&["a", "later"]),
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut follower = following(&first, &journal);
+    let told = follower.take(&index(&["a", "b"]));
+    assert_eq!(
+        told,
+        [
+            format!("+{}", resource("a")),
+            format!("-{}", resource("later"))
+        ]
+    );
+    note(&journal, &["b", "later"]);
+    let told = follower.take(&index(&["a", "b", "later"]));
+    assert_eq!(told, [format!("+{}", resource("later"))]);
+    note(&journal, &["a"]);
+    follower.take(&index(&["b", "later"]));
+    assert_eq!(follower.has(), resources(&["later"]));
+}
+
+#[test]
+fn who_stops_to_follow_everything_goes_on_with_names() {
+    let journal = Arc::new(Journal::new(ResourceKind::Address));
+    let mut follower = following(&DeltaDiscoveryRequest::default(), &journal);
+    follower.take(&index(&["a", "b"]));
+    let change = DeltaDiscoveryRequest {
+        resource_names_subscribe: resources(&["a", "b"]),
+        resource_names_unsubscribe: vec![WILDCARD.to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    // One of them goes before the controller comes to read this.
+    note(&journal, &["b", "c"]);
+    follower.subscription.request(&change).unwrap();
+    follower.take(&index(&["a", "c"]));
+    assert_eq!(follower.has(), resources(&["a"]));
+    note(&journal, &["a", "c"]);
+    let told = follower.take(&index(&["c"]));
+    assert_eq!(told, [format!("-{}", resource("a"))]);
+    // And back.
+    let change = DeltaDiscoveryRequest {
+        resource_names_subscribe: vec![WILDCARD.to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    follower.subscription.request(&change).unwrap();
+    follower.take(&index(&["c"]));
+    assert_eq!(follower.has(), resources(&["c"]));
+}
+
+#[test]
+fn what_is_rejected_of_a_shared_response_is_known_until_it_is_right() {
+    let journal = Arc::new(Journal::new(ResourceKind::Address));
+    let mut follower = following(&DeltaDiscoveryRequest::default(), &journal);
+    follower.take(&index(&["a"]));
+    note(&journal, &["a", "b"]);
+    let now = index(&["a", "b"]);
+    let scope = Scope::Node("n".to_owned());
+    let view = View::new(&now, &scope, ResourceKind::Address);
+    let Some(Said::Shared(push)) = follower.subscription.say(&view, Part::All).unwrap() else {
+        panic!("all who follow are told the same");
+    };
+    let rejected = RejectedResource {
+        name: resource("b"),
+        error: "bad".to_owned(),
+    };
+    let nack = DeltaDiscoveryRequest {
+        response_nonce: push.nonce.clone(),
+        error_detail: Some(Status {
+            details: vec![prost_types::Any {
+                type_url: REJECTED_RESOURCE_TYPE.to_owned(),
+                value: rejected.encode_to_vec(),
+            }],
+            ..Status::default()
+        }),
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert!(matches!(
+        follower.subscription.request(&nack),
+        Ok(Answer::Nack(..))
+    ));
+    let left = |follower: &Follower| follower.subscription.rejected().count();
+    assert_eq!(left(&follower), 1);
+    note(&journal, &["a"]);
+    follower.take(&now);
+    assert_eq!(left(&follower), 1, "that was another one");
+    note(&journal, &["b"]);
+    follower.take(&now);
+    assert_eq!(left(&follower), 0);
 }

@@ -10,7 +10,7 @@ fn follow() -> Follow {
     Follow::new(Kind::Pod, &cluster, messages, Arc::new(Facts::default()))
 }
 
-fn pod(name: &str) -> DynamicObject {
+fn pod(name: &str) -> Raw {
     serde_json::from_value(json!({
         "metadata": {
             "name": name, "namespace": "a", "uid": format!("uid-{name}"),
@@ -21,7 +21,7 @@ fn pod(name: &str) -> DynamicObject {
     .unwrap()
 }
 
-fn taken(follow: &mut Follow, event: Event<DynamicObject>) -> Vec<String> {
+fn taken(follow: &mut Follow, event: Event<Raw>) -> Vec<String> {
     said(follow.take(event))
 }
 
@@ -85,7 +85,7 @@ fn place(version: &'static str) -> Option<Place> {
     })
 }
 
-fn gateway(name: &str) -> DynamicObject {
+fn gateway(name: &str) -> Raw {
     serde_json::from_value(json!({
         "metadata": {"name": name, "namespace": "a", "uid": name, "resourceVersion": "1"},
         "spec": {"gatewayClassName": "karst", "listeners": []},
