@@ -14,7 +14,7 @@ use crate::state::{Address, MeshState};
 
 /// The services that have an endpoint among `pods`.
 pub fn with_endpoints(pods: &[LocalPod], state: &MeshState) -> Vec<Arc<Service>> {
-    let memberships = pods.iter().flat_map(|pod| &pod.workload.services);
+    let memberships = pods.iter().flat_map(|pod| pod.workload.services.iter());
     let keys: HashSet<&Arc<str>> = memberships.map(|one| &one.service).collect();
     let mut services: Vec<_> = keys
         .into_iter()

@@ -75,7 +75,7 @@ async fn follow(args: &Args) -> Result<()> {
             "istio-system".to_owned(),
         ),
         events,
-        WorkerSet(Vec::new()),
+        WorkerSet::default(),
     );
     let (ads, task) = DeltaAds::new(AdsConfig {
         controller: ControllerConfig {
