@@ -482,10 +482,10 @@ fn with_service(spec: ServiceSpec) -> BTreeMap<SocketAddr, LocalEndpoints> {
             2 => vec![(80, 8080), (81, 8081)],
             _ => vec![(80, 8080)],
         };
-        workload.services = vec![ServiceMembership {
+        workload.services = Arc::from([ServiceMembership {
             service: Arc::from("ns0/svc"),
             ports,
-        }];
+        }]);
         changes.push(Change::Workload(workload));
     }
     store.apply(changes);
