@@ -252,12 +252,12 @@ impl RawMap {
     }
 }
 
+/// The bytes of a key and of its value.
+type RawEntry = (Vec<u8>, Vec<u8>);
+
 /// Key and value of every entry of the hash `spec` names that is pinned in `folder`, whatever the size of its
 /// values: of another layout.
-pub(crate) fn all_entries(
-    folder: &Path,
-    spec: &MapSpec,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DatapathError> {
+pub(crate) fn all_entries(folder: &Path, spec: &MapSpec) -> Result<Vec<RawEntry>, DatapathError> {
     let Some(fd) = sys::open_pin(&folder.join(spec.name)).map_err(spec.failed("open"))? else {
         return Ok(Vec::new());
     };

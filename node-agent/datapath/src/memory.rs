@@ -41,10 +41,10 @@ mod tests {
     use std::hint::black_box;
 
     fn anonymous_kib() -> u64 {
-        let rollup = fs::read_to_string("/proc/self/smaps_rollup").expect("smaps");
+        let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
         let line = rollup.lines().find(|line| line.starts_with("Anonymous:"));
-        let words = line.expect("a line of it").split_whitespace();
-        words.rev().nth(1).expect("a number").parse().expect("KiB")
+        let words = line.unwrap().split_whitespace();
+        words.rev().nth(1).unwrap().parse().unwrap()
     }
 
     /// Pieces in use between those that are freed keep the allocator from doing it by itself.
