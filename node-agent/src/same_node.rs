@@ -310,7 +310,7 @@ impl SameNode {
                 };
                 let (from, to) = (&flow.tuple.source, &flow.tuple.destination);
                 let ips = (from.ip.to_ip_addr(), to.ip.to_ip_addr());
-                let why = match verdicts::decide(source, destination, ips, to.port as u16) {
+                let why = match verdicts::decide(source, destination, ips, to.port) {
                     Decision::Refused(why) => why,
                     Decision::Incomplete if missing == Missing::Refuses => {
                         Box::new(crate::reason::Reason::PolicyUnknown.into())

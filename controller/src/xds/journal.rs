@@ -101,6 +101,9 @@ struct Change {
     since: Instant,
 }
 
+/// Names of what has changed, with where a stream stands that has looked at them and when the first of the changes came.
+pub type Changed = (Vec<Arc<str>>, u64, Option<Instant>);
+
 impl Journal {
     /// A journal of a kind of resource.
     pub fn new(kind: ResourceKind) -> Self {
@@ -131,9 +134,8 @@ impl Journal {
         self.state().head
     }
 
-    /// Names of what has changed after `from`, with where a stream stands that has looked at them and when the first of
-    /// the changes came.
-    pub fn since(&self, from: u64) -> Result<(Vec<Arc<str>>, u64, Option<Instant>), FellBehind> {
+    /// Names of what has changed after `from`.
+    pub fn since(&self, from: u64) -> Result<Changed, FellBehind> {
         let state = self.state();
         state.check(from)?;
         let changes = state.changes.range(from + 1..);

@@ -35,7 +35,8 @@ pub(crate) fn return_free() {
     let _ = unsafe { libc::malloc_trim(0) };
 }
 
-#[cfg(all(test, target_env = "gnu"))]
+#[cfg(test)]
+#[cfg(target_env = "gnu")]
 mod tests {
     use std::fs;
     use std::hint::black_box;

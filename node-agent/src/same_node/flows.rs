@@ -303,11 +303,6 @@ impl Flows {
         }
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.live.len()
-    }
-
     /// For the admin socket.
     pub fn views(&self) -> Vec<ConnectionView> {
         let views = |live: &Live| {

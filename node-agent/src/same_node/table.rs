@@ -74,7 +74,7 @@ impl Verdicts {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
@@ -186,7 +186,7 @@ impl Services {
     }
 
     /// How many addresses and ports there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.held.len()
     }
 

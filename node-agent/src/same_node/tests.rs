@@ -360,7 +360,7 @@ fn no_step_between_two_tables_allows_what_neither_does() {
         table.become_(&from, &kernel).expect("never fails");
         let changed = table.become_(&to, &kernel).expect("never fails");
         let now = kernel.verdicts.borrow();
-        assert_eq!(table.len(), now.len());
+        assert_eq!(table.count(), now.len());
         for (key, verdict) in &to {
             let pair = (key.source, key.destination);
             let port = u16::try_from(key.port).expect("a port");
@@ -553,6 +553,6 @@ fn services_change_without_a_number_being_used_twice() {
         services.become_(&of(&[2, 3, 4], 4), &kernel).expect("full"),
         1
     );
-    assert_eq!(services.len(), 2);
+    assert_eq!(services.count(), 2);
     assert_eq!(verdicts::all(&[]), BTreeMap::new());
 }

@@ -30,12 +30,12 @@ impl Counted {
                 continue;
             };
             match name {
-                "istio_tcp_connections_opened_total" => {
-                    if label(labels, "reporter") == Some("source") {
-                        counted.connections.opened += value;
-                        if label(labels, "connection_security_policy") == Some("same_node") {
-                            counted.connections.bypassed += value;
-                        }
+                "istio_tcp_connections_opened_total"
+                    if label(labels, "reporter") == Some("source") =>
+                {
+                    counted.connections.opened += value;
+                    if label(labels, "connection_security_policy") == Some("same_node") {
+                        counted.connections.bypassed += value;
                     }
                 }
                 "karst_bpf_events_total" => {

@@ -110,7 +110,7 @@ fn forge(
         );
         Ok(probe)
     })??;
-    ensure!(counter(&datapath, "probe_authorised")? == 1);
+    ensure!(counter(datapath, "probe_authorised")? == 1);
     let taken = probe.local_addr()?;
     world.hand_over_node_address(Host::Stranger, Host::B)?;
     world.app(Host::Stranger)?.run(|| {
