@@ -3,7 +3,6 @@
 //! and told of.
 
 use core::mem::offset_of;
-use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops};
@@ -155,19 +154,17 @@ fn tell(
     let retransmits = field::<{ offset_of!(bpf_sock_ops, total_retrans) }>(c);
     // SAFETY: the helper takes nothing.
     let at_ns = unsafe { bpf_ktime_get_ns() };
-    let to = record.as_mut_ptr();
-    // SAFETY: the record is ours until it is submitted, is as large as the type and aligned to 8 bytes;
-    // every field is written.
-    unsafe {
-        (&raw mut (*to).kind).write(kind);
-        (&raw mut (*to).old_state).write(old_state);
-        (&raw mut (*to).socket).write(socket);
-        (&raw mut (*to).at_ns).write(at_ns);
-        (&raw mut (*to).sent).write(sent);
-        (&raw mut (*to).received).write(received);
-        (&raw mut (*to).rtt_us).write(rtt_us);
-        (&raw mut (*to).retransmits).write(retransmits);
-        ptr::copy_nonoverlapping(ptr::from_ref(flow), &raw mut (*to).flow, 1);
-    }
+    // SAFETY: the record is ours until it is submitted, is as large as the type and aligned to 8 bytes; every bit
+    // pattern is one of the type, and every field is written.
+    let to = unsafe { &mut *record.as_mut_ptr() };
+    to.kind = kind;
+    to.old_state = old_state;
+    to.socket = socket;
+    to.at_ns = at_ns;
+    to.sent = sent;
+    to.received = received;
+    to.rtt_us = rtt_us;
+    to.retransmits = retransmits;
+    to.flow = *flow;
     record.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
