@@ -67,7 +67,7 @@ async fn starved() {
     for _ in 0..CLIENTS {
         clients.push(TcpStream::connect(address).await.expect("connects"));
     }
-    let free = leave(LEFT);
+    let _taken = leave(LEFT);
     let accepted = Rc::new(Cell::new(0));
     let held = Rc::new(RefCell::new(Vec::new()));
     let (_gate, gate) = watch::channel(Gate::Open);
@@ -84,7 +84,7 @@ async fn starved() {
     let accepting = tokio::task::spawn_local(accepting);
 
     until("descriptors run out", || failures() > 0).await;
-    assert_eq!(accepted.get(), free, "all that there are descriptors for");
+    assert_eq!(accepted.get(), LEFT, "all that there are descriptors for");
     // It waits between two tries instead of turning round and round.
     let (before, since) = (failures(), Instant::now());
     sleep(BACKOFF * 10).await;
@@ -103,26 +103,19 @@ async fn starved() {
     accepting.abort();
 }
 
-/// Lowers the limit so that this many more descriptors can be opened, or a few less where there are
-/// gaps; says how many.
-fn leave(count: usize) -> usize {
-    let open = || -> Vec<u64> {
-        let entries = std::fs::read_dir("/proc/self/fd").expect("descriptors");
-        let names = entries.map(|entry| entry.expect("entry").file_name());
-        names
-            .map(|name| name.to_string_lossy().parse().expect("number"))
-            .collect()
-    };
-    let highest = open().into_iter().max().expect("some are open");
-    let limit = highest + count as u64;
+/// Lowers the limit and takes descriptors, so that this many more can be opened as long as what is returned lives.
+fn leave(count: usize) -> Vec<std::fs::File> {
+    /// Far above what this program has open, so that there are enough to be taken.
+    const LIMIT: u64 = 1024;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limit");
-    setrlimit(Resource::RLIMIT_NOFILE, limit, hard).expect("lowers the limit");
-    // What can really be opened now, gaps included.
+    setrlimit(Resource::RLIMIT_NOFILE, LIMIT, hard).expect("lowers the limit");
     let mut files = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         files.push(file);
     }
-    files.len()
+    assert!(files.len() > count, "only {} are left", files.len());
+    files.truncate(files.len() - count);
+    files
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {

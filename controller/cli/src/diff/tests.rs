@@ -416,7 +416,12 @@ fn entries_of_maps() {
     let address = format!("KARST1105 POD_ADDRESSES[{IP}]");
     assert_eq!(
         of_kernel(|kernel| kernel.pods.clear()),
-        [format!("KARST1102 {POD}"), address, link.to_owned()]
+        [
+            format!("KARST1102 {POD}"),
+            address,
+            link.to_owned(),
+            "KARST1113 link syn_check-u-1".to_owned()
+        ]
     );
     let list = of_kernel(|kernel| {
         let stale = PodEntry {
@@ -575,7 +580,7 @@ fn a_difference_is_a_line_that_says_what_to_do() {
     let expected = "\
 intent   manifests: 1 pods of n in the mesh
 agent    NOT READ: no agent at /x: gone
-kernel   6 links, 2 maps, 1 pods
+kernel   7 links, 2 maps, 1 pods
 sockets  1 network namespaces
 not compared: programs with those that the agent loaded, CONFIG, certificates, what agent and proxies hold
 KARST1001 AgentUnreachable intent/agent agent of n: expected an answer; found no agent at /x: gone; do: start the \

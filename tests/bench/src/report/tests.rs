@@ -158,8 +158,8 @@ fn two_nodes_are_held_to_a_stock_ztunnel() {
         goal.unwrap_or_else(|| panic!("no goal {name} of {row}"))
             .holds
     };
-    // The ratio is 0.25 where 0.351 and 0.286 are asked for, 0.3375 and 0.21 of connections.
-    assert!(!holds("throughput_1", "ratio") && !holds("throughput_8", "ratio"));
+    // The median of the ratios is 0.3 where 0.351 and 0.286 are asked for, 0.3375 and 0.21 of connections.
+    assert!(!holds("throughput_1", "ratio") && holds("throughput_8", "ratio"));
     assert!(holds("connections_c1", "ratio") && !holds("connections_c16", "ratio"));
     assert!(holds("throughput_1", "CPU") && holds("connections_c16", "CPU"));
     assert!(holds("client's agent", "bytes") && !holds("server's agent", "bytes"));
