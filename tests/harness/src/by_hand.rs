@@ -3,7 +3,7 @@
 /// Bytes of a pod's uid in `PODS` (`karst_bpf_common::layout::Pod`).
 const UID_BYTES: usize = 64;
 
-/// An entry of `PODS` for a pod that is nowhere: two addresses, the length of the uid, the uid. Without an address both
+/// An entry of `PODS` for a pod that is nowhere: two addresses, the length of the uid, the uid, no interface. Without an address both
 /// are the unspecified one.
 pub fn pods_value(uid: &str, v4: Option<[u8; 4]>) -> Vec<u8> {
     let mut value = vec![0; 32];
@@ -13,7 +13,8 @@ pub fn pods_value(uid: &str, v4: Option<[u8; 4]>) -> Vec<u8> {
     }
     value.extend((uid.len() as u32).to_ne_bytes());
     value.extend(uid.as_bytes());
-    value.resize(36 + UID_BYTES, 0);
+    // Behind the uid, the interface at which handshakes are checked: none.
+    value.resize(36 + UID_BYTES + 4, 0);
     value
 }
 
