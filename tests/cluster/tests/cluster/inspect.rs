@@ -71,7 +71,7 @@ fn look(cluster: &Cluster, waypoint: &str) -> Result<()> {
         Ok(())
     })?;
     let programs = json(cluster, &["prog", "--node", "node1"])?;
-    ensure!(items(&programs)?.len() == 6, "{programs}");
+    ensure!(items(&programs)?.len() == 7, "{programs}");
     let others = json(cluster, &["prog", "--node", "node2"])?;
     let ids = |list: &Value| -> Result<Vec<Value>> {
         Ok(items(list)?.iter().map(|p| p["id"].clone()).collect())
@@ -218,7 +218,7 @@ fn rights(cluster: &Cluster, waypoint: &str) -> Result<()> {
     let as_looker = ["--kubeconfig", file.to_str().context("a path")?];
     let json = |words: &[&str]| json(cluster, &[words, &as_looker].concat());
     let looked = until("the rights to be known", LIMIT, || {
-        ensure!(items(&json(&["prog", "--node", "node1"])?)?.len() == 6);
+        ensure!(items(&json(&["prog", "--node", "node1"])?)?.len() == 7);
         ensure!(!items(&json(&["xds", "--pod", waypoint])?)?.is_empty());
         Ok(())
     });
