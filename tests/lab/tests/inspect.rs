@@ -408,7 +408,7 @@ fn every_map_dumps_decoded() -> Result<()> {
         let shown = String::from_utf8(output.stdout)?;
         ensure!(shown.contains("Found "), "{map}: {shown}");
         let note = String::from_utf8(output.stderr)?;
-        let is_special = ["SKST", "AYA_LOGS"].contains(&map);
+        let is_special = ["SKST", "AYA_LOGS", "FLOW_EVENTS"].contains(&map);
         ensure!(
             note.starts_with(&format!("{map}: ")) == is_special,
             "{map}: {note}"
