@@ -19,7 +19,7 @@ pub mod verdicts;
 #[path = "same_node/tests.rs"]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,12 +35,13 @@ use tokio::time::MissedTickBehavior;
 use crate::context::Context;
 use crate::enrol::PodTable;
 use crate::pod::Pod;
+use crate::proxy::connection::Refused;
+use crate::reason::Reason;
 use crate::state::READY_WAIT;
-use crate::state::service::Service;
 use crate::state::workload::{Protocol, Via};
 use crate::worker::{Command, Snapshot, Worker};
 
-use flows::Flows;
+use flows::{Flows, is_young};
 use table::{Services, Verdicts};
 use verdicts::{Decision, LocalPod};
 
@@ -61,11 +62,14 @@ const COMPARE_EVERY: Duration = Duration::from_secs(30);
 /// is noted by then.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Looks at most.
+/// Looks in a row at most; after these, another one [`LOOK_LATER`].
 const MAX_LOOKS: usize = 5;
 
+/// After a look that could not be made, or did not end what it found.
+const LOOK_LATER: Duration = Duration::from_secs(1);
+
 /// Workloads of this node that the programs may connect to past the agent, by uid.
-pub type Reachable = ArcSwap<std::collections::HashSet<Arc<str>>>;
+pub type Reachable = ArcSwap<HashSet<Arc<str>>>;
 
 /// What the task works on.
 pub struct SameNode {
@@ -76,13 +80,18 @@ pub struct SameNode {
     encrypt: bool,
     enrolled: Vec<EnrolledPod>,
     known: HashMap<NetnsCookie, LocalPod>,
-    known_services: Vec<u64>,
+    /// The state has been there: what a former agent knew is no longer what holds.
+    begun: bool,
+    /// The kernel's tables are what they should be.
+    held: bool,
     verdicts: Verdicts,
     services: Services,
     flows: Flows,
     events: FlowEvents,
-    /// When connections are cut whose policies have not come by then.
-    recheck_at: Option<Instant>,
+    /// Since when there are connections to a pod that lists a policy which has not come.
+    incomplete_since: Option<Instant>,
+    /// When to look for connections that must not go on, besides after changes.
+    look_at: Option<Instant>,
 }
 
 impl SameNode {
@@ -111,9 +120,11 @@ impl SameNode {
             encrypt,
             enrolled: Vec::new(),
             known: HashMap::new(),
-            known_services: Vec::new(),
+            begun: false,
+            held: false,
             flows: Flows::new(Rc::clone(&worker)),
-            recheck_at: None,
+            incomplete_since: None,
+            look_at: None,
         })
     }
 
@@ -126,15 +137,12 @@ impl SameNode {
             tick
         });
         let [mut confirm, mut take, mut compare] = ticks;
-        if self.encrypt {
-            self.say(self.datapath.confirm_verdicts(Duration::ZERO));
-        }
         self.read_enrolled();
         self.update().await;
         loop {
-            let recheck_at = self.recheck_at;
-            let recheck = async {
-                match recheck_at {
+            let look_at = self.look_at;
+            let look = async {
+                match look_at {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
@@ -156,10 +164,7 @@ impl SameNode {
                 _ = confirm.tick() => self.confirm(),
                 _ = take.tick() => self.take(),
                 _ = compare.tick() => self.compare().await,
-                () = recheck => {
-                    self.recheck_at = None;
-                    self.sweep(Missing::Refuses).await;
-                }
+                () = look => self.sweep().await,
             }
         }
     }
@@ -172,16 +177,15 @@ impl SameNode {
         done.inspect_err(report).ok()
     }
 
-    /// Without state verdicts are not confirmed: those of a former agent end by themselves.
+    /// Verdicts that are what they should be go on holding, others end. Before there is a state, those of a former
+    /// agent end by themselves.
     fn confirm(&self) {
-        if self.is_ready() && !self.encrypt {
-            self.say(self.datapath.confirm_verdicts(HOLD));
-        }
-    }
-
-    /// Before the state is there, what a former agent knew holds.
-    fn is_ready(&self) -> bool {
-        self.context.state.is_ready() && self.pods.borrow().settled
+        let hold = match self.held && !self.encrypt {
+            true => HOLD,
+            false if self.begun || self.encrypt => Duration::ZERO,
+            false => return,
+        };
+        self.say(self.datapath.confirm_verdicts(hold));
     }
 
     fn read_enrolled(&mut self) {
@@ -192,80 +196,65 @@ impl SameNode {
 
     /// Brings the kernel's tables to what they should be, and resets what may not go on.
     async fn update(&mut self) {
-        if !self.is_ready() {
-            return;
+        self.begun |= self.context.state.is_ready() && self.pods.borrow().settled;
+        if !self.begun {
+            return self.confirm();
         }
         let pods = self.local_pods();
-        let same = pods.len() == self.known.len()
-            && pods
-                .iter()
-                .all(|pod| self.known.get(&pod.cookie).is_some_and(|it| it.is(pod)));
-        let services = services::with_endpoints(&pods, &self.context.state);
-        let revisions: Vec<u64> = services.iter().map(|service| service.revision).collect();
-        let same_services = revisions == self.known_services;
-        if same && same_services {
-            return;
-        }
+        let is_known = |pod: &LocalPod| self.known.get(&pod.cookie).is_some_and(|it| it.is(pod));
+        let same = self.held && pods.len() == self.known.len() && pods.iter().all(is_known);
         if !same {
             self.known = pods.iter().map(|pod| (pod.cookie, pod.clone())).collect();
-            self.decide_all(&pods);
         }
-        let complete = self.balance(&services, &pods);
-        // What failed is done with the next change, at the latest when pods are looked at again.
-        self.known_services = if complete { revisions } else { Vec::new() };
+        self.held = (same || self.decide_all(&pods)) && self.balance(&pods);
         self.confirm();
         if !same {
-            self.sweep(Missing::MayCome).await;
+            self.sweep().await;
         }
     }
 
-    fn decide_all(&mut self, pods: &[LocalPod]) {
+    /// Whether it could be done. What could not is done with the next change, or when tables are compared.
+    fn decide_all(&mut self, pods: &[LocalPod]) -> bool {
         let wanted = match self.encrypt {
-            true => Default::default(),
+            true => BTreeMap::new(),
             false => verdicts::all(pods),
         };
         let changed = self.verdicts.become_(&wanted, &*self.datapath);
-        match self.say(changed) {
-            Some(changed) => {
-                if !changed.left_out.is_empty() {
-                    let pairs = changed.left_out.len();
-                    tracing::warn!(
-                        pairs,
-                        "no room for the verdicts of some pairs of pods, whose connections go through the agent"
-                    );
-                }
-            }
-            // Nothing must hold that may be out of date; the next change begins again.
-            None => {
-                self.say(self.datapath.confirm_verdicts(Duration::ZERO));
-                self.known.clear();
-            }
-        }
-        let reachable = pods.iter().filter(|pod| pod.guarded && !self.encrypt);
+        let reachable = pods
+            .iter()
+            .filter(|pod| pod.is_reachable() && !self.encrypt);
         let reachable = reachable.map(|pod| Arc::clone(&pod.workload.uid)).collect();
         self.context.reachable.store(Arc::new(reachable));
+        let changed = self.say(changed);
+        let left_out = changed.as_ref().map_or(0, |changed| changed.left_out.len());
+        if left_out > 0 {
+            tracing::warn!(
+                pairs = left_out,
+                "no room for the verdicts of some pairs of pods, whose connections go through the agent"
+            );
+        }
+        changed.is_some()
     }
 
-    fn balance(&mut self, services: &[Arc<Service>], pods: &[LocalPod]) -> bool {
+    /// Likewise of services. What they are is made anew each time: an address may have become another's.
+    fn balance(&mut self, pods: &[LocalPod]) -> bool {
+        let state = &self.context.state;
         let wanted = match self.encrypt {
-            true => Default::default(),
-            false => services::all(services, pods, &self.context.state),
+            true => BTreeMap::new(),
+            false => services::all(&services::with_endpoints(pods, state), pods, state),
         };
         let left_out = self.services.become_(&wanted, &*self.datapath);
-        match self.say(left_out) {
-            Some(0) => true,
-            Some(left_out) => {
-                tracing::warn!(
-                    left_out,
-                    "no room for some services in the kernel, which the agent resolves"
-                );
-                true
-            }
-            None => false,
+        let left_out = self.say(left_out);
+        if let Some(left_out) = left_out.filter(|left_out| *left_out > 0) {
+            tracing::warn!(
+                left_out,
+                "no room for some services in the kernel, which the agent resolves"
+            );
         }
+        left_out.is_some()
     }
 
-    /// The enrolled pods about which enough is known, and nothing that asks for the agent.
+    /// The enrolled pods whose workloads and policies are known.
     fn local_pods(&self) -> Vec<LocalPod> {
         let table = self.pods.borrow();
         let state = &self.context.state;
@@ -282,9 +271,10 @@ impl SameNode {
                 && !workload.host_network
                 && workload.identity.as_ref() == Some(&pod.identity)
                 && pod.addresses.iter().all(|ip| here(*ip));
-            plain.then(|| LocalPod {
+            Some(LocalPod {
                 cookie: enrolled.netns_cookie,
                 guarded: enrolled.guarded,
+                plain,
                 pod: Arc::clone(pod),
                 waypoints: Arc::clone(&view.waypoints),
                 policies: state.policies.effective(&workload),
@@ -295,45 +285,28 @@ impl SameNode {
     }
 
     /// Resets connections that may not go on, until a look finds none.
-    async fn sweep(&mut self, missing: Missing) {
+    async fn sweep(&mut self) {
+        self.look_at = None;
         for look in 0..MAX_LOOKS {
             if look > 0 {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
             let Some(noted) = self.say(self.datapath.flows()) else {
-                return;
+                break;
             };
-            let mut refused = HashMap::new();
-            for (socket, flow) in &noted {
-                let Some((source, destination)) = self.pods_of(flow) else {
-                    continue;
-                };
-                let (from, to) = (&flow.tuple.source, &flow.tuple.destination);
-                let ips = (from.ip.to_ip_addr(), to.ip.to_ip_addr());
-                let why = match verdicts::decide(source, destination, ips, to.port) {
-                    Decision::Refused(why) => why,
-                    Decision::Incomplete if missing == Missing::Refuses => {
-                        Box::new(crate::reason::Reason::PolicyUnknown.into())
-                    }
-                    Decision::Incomplete => {
-                        self.recheck_at.get_or_insert(Instant::now() + READY_WAIT);
-                        continue;
-                    }
-                    Decision::Past | Decision::Agent => continue,
-                };
-                refused.insert(*socket, (Arc::clone(&source.pod), why));
-            }
-            if refused.is_empty() && look > 0 {
-                return;
-            }
+            let refused = self.refused(&noted);
             if refused.is_empty() {
+                if look > 0 {
+                    return;
+                }
                 continue;
             }
-            let mut by_pod: HashMap<Arc<str>, (Arc<Pod>, Vec<u64>)> = HashMap::new();
-            for (socket, (pod, why)) in refused {
+            let mut by_pod: HashMap<NetnsCookie, (Arc<Pod>, HashSet<u64>)> = HashMap::new();
+            for (socket, source, why) in refused {
                 self.flows.cut(socket, why);
-                let entry = by_pod.entry(Arc::clone(&pod.uid));
-                entry.or_insert_with(|| (pod, Vec::new())).1.push(socket);
+                let entry = by_pod.entry(source.cookie);
+                let (_, sockets) = entry.or_insert_with(|| (source.pod, HashSet::new()));
+                sockets.insert(socket);
             }
             let pods = by_pod.into_values().collect();
             match tokio::task::spawn_blocking(move || reset(pods)).await {
@@ -349,13 +322,51 @@ impl SameNode {
                 Err(_) => tracing::error!("resetting connections has panicked"),
             }
         }
+        self.look_by(Instant::now() + LOOK_LATER);
     }
 
-    fn pods_of(&self, flow: &Noted) -> Option<(&LocalPod, &LocalPod)> {
-        Some((
-            self.known.get(&flow.source)?,
-            self.known.get(&flow.destination)?,
-        ))
+    fn look_by(&mut self, at: Instant) {
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// Which of these connections may not go on, where from, and why. While a policy has not come they go on for as
+    /// long as one would wait for it.
+    fn refused(&mut self, noted: &[(u64, Noted)]) -> Vec<(u64, LocalPod, Box<Refused>)> {
+        let now = Instant::now();
+        let waited = self
+            .incomplete_since
+            .map(|since| now.saturating_duration_since(since));
+        let gave_up = waited.is_some_and(|waited| waited >= READY_WAIT);
+        let (mut refused, mut incomplete) = (Vec::new(), false);
+        for (socket, flow) in noted {
+            let pods = (
+                self.known.get(&flow.source),
+                self.known.get(&flow.destination),
+            );
+            let (Some(source), Some(destination)) = pods else {
+                // One of them was let go: what lives is its own.
+                continue;
+            };
+            let (from, to) = (&flow.tuple.source, &flow.tuple.destination);
+            let ips = (from.ip.to_ip_addr(), to.ip.to_ip_addr());
+            let why = match verdicts::decide(source, destination, ips, to.port) {
+                Decision::Refused(why) => why,
+                Decision::Incomplete => {
+                    incomplete = true;
+                    if !gave_up {
+                        continue;
+                    }
+                    Box::new(Reason::PolicyUnknown.into())
+                }
+                Decision::Past | Decision::Agent => continue,
+            };
+            refused.push((*socket, source.clone(), why));
+        }
+        self.incomplete_since = incomplete.then(|| self.incomplete_since.unwrap_or(now));
+        if let Some(since) = self.incomplete_since.filter(|_| !gave_up) {
+            self.look_by(since + READY_WAIT);
+        }
+        refused
     }
 
     fn take(&mut self) {
@@ -366,44 +377,75 @@ impl SameNode {
 
     async fn compare(&mut self) {
         self.take();
-        if let Some(noted) = self.say(self.datapath.flows()) {
-            let now_ns = self.datapath.now_ns();
-            self.flows.compare(&noted, &self.known, now_ns);
-        }
-        self.measure().await;
-        // What failed before is tried again.
+        self.read_enrolled();
         self.update().await;
+        self.sweep().await;
+        let Some(noted) = self.say(self.datapath.flows()) else {
+            return;
+        };
+        let now_ns = self.datapath.now_ns();
+        self.flows.compare(&noted, &self.known, now_ns);
+        let Some(found) = self.measure(&noted).await else {
+            return;
+        };
+        // A socket that is gone without having told so: nothing was attached at that moment.
+        let gone = noted.iter().filter(|(socket, flow)| {
+            let looked = found.pods.contains(&flow.source);
+            looked && !is_young(flow, now_ns) && !found.sockets.contains(socket)
+        });
+        let mut forgotten = false;
+        for (socket, _) in gone {
+            forgotten |= self.say(self.datapath.forget_flow(*socket)).is_some();
+        }
+        if forgotten {
+            self.say(self.datapath.recount_flows());
+        }
     }
 
-    /// Asks the kernel for the bytes of live connections.
-    async fn measure(&mut self) {
-        let pods = self.flows.sources();
-        if pods.is_empty() {
-            return;
+    /// Asks the kernel for the bytes of these connections, as far as the pods are known that they come from.
+    async fn measure(&mut self, noted: &[(u64, Noted)]) -> Option<Found> {
+        let mut wanted: HashMap<NetnsCookie, (Arc<Pod>, HashSet<u64>)> = HashMap::new();
+        for (socket, flow) in noted {
+            if let Some(source) = self.known.get(&flow.source) {
+                let entry = wanted.entry(flow.source);
+                let (_, sockets) =
+                    entry.or_insert_with(|| (Arc::clone(&source.pod), HashSet::new()));
+                sockets.insert(*socket);
+            }
         }
-        let measured = tokio::task::spawn_blocking(move || {
-            let sockets = pods.iter().filter_map(|pod| {
-                let found = sock_diag::tcp_sockets(&pod.netns);
+        let asked = tokio::task::spawn_blocking(move || {
+            let (mut pods, mut all) = (HashSet::new(), Vec::new());
+            for (cookie, (pod, sockets)) in wanted {
                 // A pod that is gone has no connections.
-                found.ok().map(|found| found.sockets)
-            });
-            sockets.flatten().collect::<Vec<TcpSocket>>()
+                if let Ok(found) = those_of(&pod, &sockets) {
+                    pods.insert(cookie);
+                    all.extend(found);
+                }
+            }
+            (pods, all)
         });
-        if let Ok(sockets) = measured.await {
-            self.flows.measured(&sockets);
+        let (pods, all) = asked.await.ok()?;
+        self.flows.measured(&all);
+        let sockets = all.iter().map(|socket| socket.cookie).collect();
+        Some(Found { pods, sockets })
+    }
+
+    /// What is known of live connections, up to now.
+    async fn catch_up(&mut self) {
+        self.take();
+        if let Some(noted) = self.say(self.datapath.flows()) {
+            self.measure(&noted).await;
         }
     }
 
     async fn obey(&mut self, command: Command) {
         match command {
             Command::FlushMetrics(done) => {
-                self.take();
-                self.measure().await;
+                self.catch_up().await;
                 let _ = done.send(());
             }
             Command::Snapshot(reply) => {
-                self.take();
-                self.measure().await;
+                self.catch_up().await;
                 let snapshot = Snapshot {
                     connections: self.flows.views(),
                     tunnels: Vec::new(),
@@ -421,22 +463,29 @@ impl SameNode {
     }
 }
 
-/// What becomes of live connections while a policy that applies to them has not come.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
-    MayCome,
-    Refuses,
+/// What a look at sockets has found.
+struct Found {
+    /// Where it looked.
+    pods: HashSet<NetnsCookie>,
+    /// Cookies of those that are there.
+    sockets: HashSet<u64>,
 }
 
-fn reset(pods: Vec<(Arc<Pod>, Vec<u64>)>) -> io::Result<usize> {
-    let mut count = 0;
+fn those_of(pod: &Pod, sockets: &HashSet<u64>) -> io::Result<Vec<TcpSocket>> {
+    let wanted = |socket: &TcpSocket| sockets.contains(&socket.cookie);
+    Ok(sock_diag::tcp_sockets_with(&pod.netns, wanted)?.sockets)
+}
+
+/// One pod's failure does not keep the connections of others: the first error comes after all were tried.
+fn reset(pods: Vec<(Arc<Pod>, HashSet<u64>)>) -> io::Result<usize> {
+    let (mut count, mut failed) = (0, None);
     for (pod, sockets) in pods {
-        let found = sock_diag::tcp_sockets(&pod.netns)?.sockets;
-        let found: Vec<TcpSocket> = found
-            .into_iter()
-            .filter(|socket| sockets.contains(&socket.cookie))
-            .collect();
-        count += sock_diag::destroy(&pod.netns, &found)?;
+        let done =
+            those_of(&pod, &sockets).and_then(|found| sock_diag::destroy(&pod.netns, &found));
+        match done {
+            Ok(reset) => count += reset,
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    Ok(count)
+    failed.map_or(Ok(count), Err)
 }

@@ -28,7 +28,13 @@ pub const fn may_leave(destination: &Ip) -> bool {
 /// the pod itself.
 #[inline(always)]
 pub const fn should_capture(pod: &Pod, destination: &Ip) -> bool {
-    may_leave(destination) && !destination.same(&pod.v4) && !destination.same(&pod.v6)
+    may_leave(destination) && !is_own(pod, destination)
+}
+
+/// Whether an address is one of the pod's own.
+#[inline(always)]
+pub const fn is_own(pod: &Pod, ip: &Ip) -> bool {
+    ip.same(&pod.v4) || ip.same(&pod.v6)
 }
 
 /// Where a captured connection is sent instead.

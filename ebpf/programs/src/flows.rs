@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_TCP_CLOSE, bpf_sock,
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::SockOpsContext;
 use karst_bpf_common::CounterId;
-use karst_bpf_common::decide::payload_received;
+use karst_bpf_common::decide::{is_own, payload_received};
 use karst_bpf_common::layout::{
     AUTHORISED_DIRECT, Authorisation, FLOW_CLOSED, FLOW_OPENED, Flow, FlowEvent, SOCKET_DIRECT,
     SocketState, Tuple,
@@ -74,9 +74,10 @@ fn attempt(ctx: &SockOpsContext, socket: *mut bpf_sock, state: &SocketState) -> 
     add_flow();
     // Only now: who takes a verdict back and reads FLOWS afterwards either finds this connection there,
     // or we find that the verdict is gone.
-    // SAFETY: only whether there is an element matters, not what is in it.
-    let enrolled = unsafe { PODS.get(&source) }.is_some();
-    if !enrolled || !verdicts_hold() || !is_allowed(source, destination, remote.port) {
+    // The verdict is about the pod's own addresses, and no others that it has or claims to have.
+    // SAFETY: elements are freed after a grace period that cannot end while we run.
+    let own = unsafe { PODS.get(&source) }.is_some_and(|pod| is_own(pod, &local.ip));
+    if !own || !verdicts_hold() || !is_allowed(source, destination, remote.port) {
         forget(socket);
         return CounterId::BypassRevoked;
     }

@@ -123,11 +123,19 @@ impl TcpSocket {
 /// The namespace cannot be entered (no `CAP_SYS_ADMIN`), or the kernel does not answer
 /// (`CONFIG_INET_DIAG` and `CONFIG_INET_TCP_DIAG` are needed).
 pub fn tcp_sockets(netns: &Netns) -> io::Result<Sockets> {
+    tcp_sockets_with(netns, |_| true)
+}
+
+/// As [`tcp_sockets`], of those alone for which `keep` says so: how many others there are does not matter then.
+///
+/// # Errors
+/// As [`tcp_sockets`].
+pub fn tcp_sockets_with(netns: &Netns, keep: impl Fn(&TcpSocket) -> bool) -> io::Result<Sockets> {
     let socket = open(netns)?;
     let until = Instant::now() + LIMIT;
     let mut found = Sockets::default();
     for family in [AF_INET, AF_INET6] {
-        dump(&socket, family, &mut found, until)?;
+        dump(&socket, family, (&mut found, &keep), until)?;
     }
     Ok(found)
 }
@@ -223,7 +231,12 @@ fn open(netns: &Netns) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn dump(socket: &Socket, family: u8, found: &mut Sockets, until: Instant) -> io::Result<()> {
+fn dump(
+    socket: &Socket,
+    family: u8,
+    (found, keep): (&mut Sockets, impl Fn(&TcpSocket) -> bool),
+    until: Instant,
+) -> io::Result<()> {
     let socket_id = match family {
         AF_INET6 => SocketId::new_v6(),
         _ => SocketId::new_v4(),
@@ -256,8 +269,11 @@ fn dump(socket: &Socket, family: u8, found: &mut Sockets, until: Instant) -> io:
             let length = (message.header.length as usize).next_multiple_of(4);
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    if found.sockets.len() < MAX_SOCKETS {
-                        found.sockets.push(describe(&response));
+                    let described = describe(&response);
+                    if !keep(&described) {
+                        // Not asked for.
+                    } else if found.sockets.len() < MAX_SOCKETS {
+                        found.sockets.push(described);
                     } else {
                         // The rest is read and thrown away, so that the next dump does not meet it.
                         found.truncated = true;

@@ -250,11 +250,8 @@ impl Flows {
     /// Takes over what lives in the kernel and is not known, as after a restart of the agent, and ends what is known and
     /// has not been there for two looks: a record of it was lost.
     pub fn compare(&mut self, noted: &[(u64, Noted)], pods: &HashMap<u64, LocalPod>, now_ns: u64) {
-        /// A handshake may be under way, and the record of its end.
-        const YOUNG_NS: u64 = 10_000_000_000;
         for (socket, flow) in noted {
-            let young = now_ns.saturating_sub(flow.started_ns) < YOUNG_NS;
-            if young || self.live.contains_key(socket) {
+            if is_young(flow, now_ns) || self.live.contains_key(socket) {
                 continue;
             }
             if let Some(ends) = self.ends(flow, pods, now_ns) {
@@ -279,13 +276,6 @@ impl Flows {
                 self.end(live, lasted, None, None);
             }
         }
-    }
-
-    /// The pods that connections come from, for [`Self::measured`].
-    pub fn sources(&self) -> Vec<Arc<Pod>> {
-        let pods = self.live.values().map(|live| &live.ends.client.pod);
-        let pods: HashMap<&str, &Arc<Pod>> = pods.map(|pod| (&*pod.uid, pod)).collect();
-        pods.into_values().cloned().collect()
     }
 
     /// Takes over what was measured of sockets, and adds it to the metrics.
@@ -328,6 +318,12 @@ impl Flows {
             }
         }
     }
+}
+
+/// Whether a handshake may still be under way, or the record of its end.
+pub fn is_young(flow: &Noted, now_ns: u64) -> bool {
+    const YOUNG_NS: u64 = 10_000_000_000;
+    now_ns.saturating_sub(flow.started_ns) < YOUNG_NS
 }
 
 fn party(pod: &LocalPod, addr: SocketAddr) -> Party {

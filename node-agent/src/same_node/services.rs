@@ -33,7 +33,7 @@ pub fn all(
 ) -> BTreeMap<SocketAddr, LocalEndpoints> {
     let here: BTreeMap<&str, &LocalPod> = pods
         .iter()
-        .filter(|pod| pod.guarded)
+        .filter(|pod| pod.is_reachable())
         .map(|pod| (&*pod.workload.uid, pod))
         .collect();
     let mut all = BTreeMap::new();

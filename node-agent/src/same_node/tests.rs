@@ -170,6 +170,7 @@ fn pod(number: usize, workload: Workload, policies: &Policies) -> LocalPod {
     LocalPod {
         cookie: 100 + number as u64,
         guarded: true,
+        plain: true,
         pod: Arc::new(Pod::new(spec, netns)),
         waypoints: Arc::default(),
         policies: policies.effective(&workload),
@@ -195,6 +196,7 @@ fn drawn(random: &mut Random) -> Vec<LocalPod> {
         }
         let mut pod = pod(number, workload, &policies);
         pod.guarded = !random.one_in(10);
+        pod.plain = !random.one_in(10);
         if random.one_in(6) {
             let requirement = Requirement {
                 ports: random.sometimes(2, Random::port),
@@ -219,7 +221,8 @@ fn expected(source: &LocalPod, destination: &LocalPod, port: u16) -> bool {
         }
     }
     let past = |ends| matches!(decide(source, destination, ends, port), Decision::Past);
-    destination.guarded && !pairs.is_empty() && pairs.into_iter().all(past)
+    let may = source.plain && destination.plain && destination.guarded;
+    may && !pairs.is_empty() && pairs.into_iter().all(past)
 }
 
 /// The kernel's tables. `watch` is called after every step.

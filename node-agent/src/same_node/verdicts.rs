@@ -29,6 +29,8 @@ pub struct LocalPod {
     pub cookie: NetnsCookie,
     /// Whether handshakes that go to it past the agent are checked.
     pub guarded: bool,
+    /// Whether nothing about it asks for the agent: no waypoint, no doubt about who it is.
+    pub plain: bool,
     /// The pod.
     pub pod: Arc<Pod>,
     /// Its workload.
@@ -40,9 +42,14 @@ pub struct LocalPod {
 }
 
 impl LocalPod {
+    /// Whether it may be reached past the agent, by those whom policies allow it.
+    pub fn is_reachable(&self) -> bool {
+        self.guarded && self.plain
+    }
+
     /// Whether it is the same as `other` in all that verdicts depend on.
     pub fn is(&self, other: &Self) -> bool {
-        self.guarded == other.guarded
+        (self.guarded, self.plain) == (other.guarded, other.plain)
             && Arc::ptr_eq(&self.pod, &other.pod)
             && self.workload.revision == other.workload.revision
             && self.waypoints == other.waypoints
@@ -110,11 +117,12 @@ pub fn decide(
 /// The verdicts of all pairs.
 pub fn all(pods: &[LocalPod]) -> BTreeMap<VerdictKey, u32> {
     let mut verdicts = BTreeMap::new();
-    for destination in pods.iter().filter(|pod| pod.guarded) {
+    for destination in pods.iter().filter(|pod| pod.is_reachable()) {
         let Some(ports) = named_ports(destination) else {
             continue;
         };
-        for source in pods.iter().filter(|pod| pod.cookie != destination.cookie) {
+        let others = pods.iter().filter(|pod| pod.cookie != destination.cookie);
+        for source in others.filter(|pod| pod.plain) {
             pair(source, destination, &ports, &mut verdicts);
         }
     }

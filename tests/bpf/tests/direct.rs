@@ -356,3 +356,24 @@ fn what_is_rewritten_after_us_is_decided_about_anew() -> Result<()> {
     ensure!(flows.len() == 1 && flows[0].1.tuple.destination.to_socket_addr() == to);
     Ok(())
 }
+
+#[test]
+fn from_another_address_than_its_own_a_pod_goes_to_the_agent() -> Result<()> {
+    let pair = Pair::allowed()?;
+    let other = "192.0.2.7";
+    pair.world.app(Host::A)?.run(|| -> Result<()> {
+        let mut ip = std::process::Command::new("ip");
+        let added = ip.args(["address", "add", other, "dev", "lo"]).status()?;
+        ensure!(added.success(), "{added}");
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(other.parse()?, 0).into())?;
+        // Nobody knows the way back to that address.
+        ensure!(socket.connect_timeout(&app4().into(), QUIET).is_err());
+        Ok(())
+    })??;
+    ensure!(counter(&pair.datapath, "bypass_chosen")? == 1);
+    ensure!(counter(&pair.datapath, "bypass_revoked")? == 1);
+    ensure!(counter(&pair.datapath, "bypass_authorised")? == 0);
+    ensure!(accept(&pair.app, QUIET)?.is_none());
+    pair.forgotten()
+}
